@@ -1,0 +1,123 @@
+"""A private Ray cluster on this machine, on loopback, for the demo, the tests and the benchmarks.
+
+It has free ports and a temporary folder of its own, so that several live side by side. Every process of it, and of the
+jobs submitted to it, inherits a marker in its environment; `stop` ends exactly those, and nothing else on the machine.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+MARKER = "SLIME_CROSS_JOB_CLUSTER"
+START_S = 90.0
+_READY = "will now block forever"
+
+
+class LocalCluster:
+    """Start with `with LocalCluster() as cluster:`; `cluster.address` is for ray.init, `cluster.api` for Ray's job API.
+
+    Args:
+        num_cpus: logical CPUs, so that both jobs of a small machine are scheduled.
+        object_store_bytes: size of the object store.
+        env: more environment variables for all processes of the cluster.
+
+    Raises:
+        RuntimeError: Ray did not start; the message holds the end of its log.
+    """
+
+    def __init__(
+        self, num_cpus: int = 8, object_store_bytes: int = 500_000_000, env: dict[str, str] | None = None, num_gpus: int = 0
+    ):
+        self.marker = uuid.uuid4().hex
+        self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", MARKER)}
+        self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", MARKER: self.marker, **(env or {})}
+        self._args = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--object-store-memory={object_store_bytes}"]
+        self.folder = Path(tempfile.mkdtemp(prefix="xjob"))  # short: Ray puts sockets there, whose paths are limited
+        self.address = ""
+        self.api = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "LocalCluster":
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        client_port, agent_port = _free_ports(2)
+        log = self.folder / "start.log"
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+            "--node-ip-address=127.0.0.2",  # loopback too, but Ray replaces 127.0.0.1 by the machine's outer address
+            *("--port=0", "--dashboard-port=0", "--dashboard-host=127.0.0.1", f"--temp-dir={self.folder}/ray"),
+            *(f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"),
+            *("--min-worker-port=0", "--max-worker-port=0"),  # the system's choice: two clusters never meet
+            *("--disable-usage-stats", "--log-color=false", *self._args),
+        ]
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                command, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline = time.monotonic() + START_S
+        while _READY not in (text := log.read_text(errors="replace")):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                state = "did not come up in time" if self._process.poll() is None else "ended"
+                raise RuntimeError(f"the local Ray cluster {state}:\n{text[-2000:]}")
+            time.sleep(0.1)
+        self.address = (self.folder / "ray" / "ray_current_cluster").read_text().strip()
+        found = re.search(r"RAY_(?:API_SERVER_)?ADDRESS='(http://[^']+)'", text) or re.search(r"(127\.0\.0\.1:\d+)\S* to", text)
+        if found is None:
+            raise RuntimeError(f"the local Ray cluster names no address for jobs:\n{text[-2000:]}")
+        self.api = found.group(1) if found.group(1).startswith("http") else f"http://{found.group(1)}"
+
+    def pids(self) -> list[int]:
+        """Process ids of the cluster and of everything that runs in it."""
+        wanted = f"{MARKER}={self.marker}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                        found.append(int(entry.name))
+        return found
+
+    def stop(self) -> None:
+        """End all processes of the cluster, gently first, and remove its folder."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(15)
+        deadline = time.monotonic() + 15
+        while (left := self.pids()) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        if self._process is not None:
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()

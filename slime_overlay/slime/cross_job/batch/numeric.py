@@ -1,0 +1,184 @@
+"""Lists of Python numbers into one typed array, exactly and fast.
+
+The element type is found while packing: it starts as uint8 and widens (int32, int64, uint64, or float64) when a row
+does not fit, keeping what was packed so far. Exact means that every element comes back equal; what no type holds
+exactly (integers over 64 bits, 2**60 beside 0.5) is refused with `NotNumbers`, and the column becomes a tree.
+"""
+
+import array
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_INTS = ("B", "i", "q", "Q")
+_DTYPES = {"B": np.uint8, "i": np.int32, "q": np.int64, "Q": np.uint64, "d": np.float64}
+_EXACT_FLOAT = 2**53  # every integer up to here has a float64 of its own
+_NARROW_BLOCK = 1 << 15  # elements; keeps the round trip through float32 inside the cache
+
+
+class NotNumbers(Exception):
+    """The rows hold something other than numbers, or numbers that no common type holds exactly."""
+
+
+class NumberRows:
+    """`values` (the elements of all rows, in order) and `valid` (False where an element is None, or no Nones at all)."""
+
+    def __init__(self, total: int) -> None:
+        self._buffer: npt.NDArray[Any] = np.empty(total, np.uint8)
+        self._used = 0
+        self._code = "B"
+        self._all_bool = True
+        self.valid: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        return self._buffer
+
+    @property
+    def python_type(self) -> str:
+        if self._code == "d":
+            return "float"
+        return "bool" if self._all_bool and self._used else "int"
+
+    def add(self, row: "list[Any] | tuple[Any, ...] | array.array[Any]") -> None:
+        """Append one row. Raises NotNumbers."""
+        if isinstance(row, array.array):
+            self._add_typed(row)
+        elif len(row) and not self._add_fast(row):
+            self._add_any(list(row))
+
+    def _add_fast(self, row: list[Any] | tuple[Any, ...]) -> bool:
+        """The common rows, at C speed: whatever is not certain to be exact is left to `_add_any`.
+
+        `bytes` and `struct` accept anything that has `__index__`, which is exact by definition; the first element's
+        type keeps out lists of tensors. Their opposite for floats, `__float__`, may round (a Fraction, a longdouble),
+        so that floats go through np.array, which finds out whether all elements are numbers.
+        """
+        kind = type(row[0])
+        start, end = self._used, self._used + len(row)
+        if self._code == "d":
+            if kind is not float and kind is not int:
+                return False
+            try:
+                chunk = np.array(row)
+            except Exception:  # whatever an element's own conversion raises
+                return False
+            if chunk.dtype != np.float64 or chunk.ndim != 1 or (np.abs(chunk) >= _EXACT_FLOAT).any():
+                return False
+            self._buffer[start:end] = chunk
+        else:
+            if kind is bool:
+                if self._all_bool and set(map(type, row)) != {bool}:
+                    return False
+            elif kind is not int:
+                return False
+            try:
+                if self._code == "B":
+                    self._buffer[start:end] = np.frombuffer(bytes(row), np.uint8)
+                else:
+                    dtype = self._buffer.dtype
+                    struct.pack_into(f"{len(row)}{self._code}", self._buffer.data, start * dtype.itemsize, *row)
+            except (struct.error, TypeError, ValueError, OverflowError):
+                return False
+            self._all_bool = self._all_bool and kind is bool
+        self._used = end
+        return True
+
+    def _add_any(self, row: list[Any]) -> None:
+        """The other rows: with Nones or NumPy scalars, mixed, or too wide for the present type."""
+        start, end = self._used, self._used + len(row)
+        types = set(map(type, row))
+        if type(None) in types:
+            if self.valid is None:
+                self.valid = np.ones(len(self._buffer), np.bool_)
+            self.valid[start:end] = [value is not None for value in row]
+            row = [value for value in row if value is not None]
+            types.discard(type(None))
+        if any(issubclass(kind, np.generic) for kind in types):
+            row = [value.item() if isinstance(value, np.generic) else value for value in row]
+            types = set(map(type, row))
+        if not types <= {int, float, bool}:
+            raise NotNumbers
+        chunk = np.zeros(0, np.uint8) if not row else _floats(row) if float in types else _ints(row)
+        self._all_bool = self._all_bool and types <= {bool}
+        self._store(chunk, None if len(row) == end - start else self._mask(start, end), end)
+
+    def _add_typed(self, row: "array.array[Any]") -> None:
+        if row.typecode not in "bBhHiIlLqQfd":
+            raise NotNumbers
+        chunk = np.frombuffer(row, row.typecode) if len(row) else np.empty(0, np.uint8)
+        if row.typecode in "fd":
+            chunk = chunk.astype(np.float64)
+        elif len(row):
+            chunk = chunk.astype(_DTYPES[_int_code(int(chunk.min()), int(chunk.max()))])
+        self._all_bool = self._all_bool and not len(row)
+        self._store(chunk, None, self._used + len(row))
+
+    def _mask(self, start: int, end: int) -> npt.NDArray[np.bool_] | None:
+        return None if self.valid is None else self.valid[start:end]
+
+    def _store(self, chunk: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, end: int) -> None:
+        if chunk.size:
+            chunk = self._widen(chunk)
+        target = self._buffer[self._used : end]
+        if mask is None:
+            target[:] = chunk
+        else:
+            target[:] = 0
+            target[mask] = chunk
+        self._used = end
+
+    def _widen(self, chunk: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Make the type of the buffer hold the chunk's as well; the chunk in that type."""
+        code = next(code for code, dtype in _DTYPES.items() if dtype == chunk.dtype)
+        used = self._buffer[: self._used]
+        if "d" in (code, self._code):
+            wide = "d"
+            ints = [part for part in (chunk, used) if part.dtype.itemsize == 8 and part.dtype.kind != "f" and part.size]
+            if any(int(part.max()) > _EXACT_FLOAT or int(part.min()) < -_EXACT_FLOAT for part in ints):
+                raise NotNumbers
+        else:
+            wide = max(code, self._code, key=_INTS.index)
+            if wide == "Q" and any(part.size and int(part.min()) < 0 for part in (chunk, used)):
+                raise NotNumbers
+        if wide != self._code:
+            buffer = np.empty(len(self._buffer), _DTYPES[wide])
+            buffer[: self._used] = used
+            self._buffer, self._code = buffer, wide
+        return chunk.astype(_DTYPES[wide], copy=False)
+
+
+def fits_float32(values: npt.NDArray[np.float64]) -> bool:
+    """Whether float32 holds every value bit for bit: NaN payloads, signed zeros and infinities included."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for start in range(0, len(values), _NARROW_BLOCK):
+            block = values[start : start + _NARROW_BLOCK]
+            again = block.astype(np.float32).astype(np.float64)
+            if not np.array_equal(again.view(np.uint64), block.view(np.uint64)):
+                return False
+    return True
+
+
+def _ints(row: list[int]) -> npt.NDArray[Any]:
+    return np.array(row, _DTYPES[_int_code(min(row), max(row))])
+
+
+def _int_code(low: int, high: int) -> str:
+    for code in _INTS:
+        bounds = np.iinfo(_DTYPES[code])
+        if bounds.min <= low and high <= bounds.max:
+            return code
+    raise NotNumbers
+
+
+def _floats(row: list[Any]) -> npt.NDArray[np.float64]:
+    try:
+        values = np.array(row, np.float64)
+    except OverflowError:
+        raise NotNumbers from None
+    for index in np.flatnonzero(np.abs(values) >= _EXACT_FLOAT):
+        if float(values[index]) != row[index]:  # Python compares int and float exactly: an int that float64 rounds
+            raise NotNumbers
+    return values

@@ -1,0 +1,144 @@
+"""The train side: demand rollouts, claim them, read them, ack them; publish new weights."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from .batch import Batch
+from .errors import BadInput, EndOfStream
+from .member import Member, get_parts
+from .types import Located, check_rollout_id
+from .weights import KEY, pack_weights
+
+
+class Rollout:
+    """A published rollout in the hands of a consumer; the payload is read when it is first looked at.
+
+    As a context manager it is acked when the block ends without an exception, else given back.
+
+    Attributes:
+        rollout_id, version, weight_version, num_samples, nbytes, meta, published_at (wall clock, s): as published.
+    """
+
+    def __init__(self, consumer: "Consumer", located: Located):
+        self._consumer = consumer
+        self._located = located
+        self.rollout_id = located.rollout_id
+        self.version = located.version
+        self.weight_version = located.payload.weight_version
+        self.num_samples = located.payload.num_samples
+        self.nbytes = located.payload.nbytes
+        self.meta = located.payload.meta
+        self.published_at = located.published_at
+
+    @cached_property
+    def refs(self) -> list[Any]:
+        """Ray refs to the parts, owned by a vault: other actors may `ray.get` them on their own nodes."""
+        return self._consumer.link.open_refs(self._located.payload)
+
+    @cached_property
+    def parts(self) -> list[Any]:
+        """All parts, zero-copy where they lie on this node. Raises PayloadLost."""
+        return get_parts(self.refs, f"rollout {self.rollout_id} of job {self._located.job_id}")
+
+    @property
+    def batch(self) -> Batch:
+        """The batch of a rollout with one part (or whatever was published through a ref)."""
+        if len(self.parts) != 1:
+            raise BadInput(f"rollout {self.rollout_id} has {len(self.parts)} parts: read .parts")
+        return self.parts[0]
+
+    def ack(self) -> None:
+        """See Consumer.ack."""
+        self._consumer.ack(self.rollout_id)
+
+    def release(self) -> None:
+        """See Consumer.release."""
+        self._consumer.release(self.rollout_id)
+
+    def __enter__(self) -> "Rollout":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.ack()
+        else:
+            self.release()
+
+
+class Consumer(Member):
+    """Claims rollouts of one job. Consumers of one group share them; every group gets all of them.
+
+    Example:
+        with Consumer("exp1") as consumer:
+            for rollout_id in range(100):
+                consumer.demand(rollout_id)
+                with consumer.claim(rollout_id, timeout_s=600) as rollout:
+                    train(rollout.batch)
+                consumer.publish_weights(rollout_id + 1, model.state_dict())
+    """
+
+    role = "consumer"
+
+    def __init__(self, job_id: str, group: str = "train", **settings: Any):
+        if not isinstance(group, str) or not group:
+            raise BadInput(f"a consumer group is a non-empty name, not {group!r}")
+        super().__init__(job_id, group=group, **settings)
+
+    def demand(self, rollout_id: int) -> None:
+        """Ask that a rollout be generated; returns at once. Raises RolloutNotFound when it was acked and freed."""
+        self.check()
+        self.link.call("demand", self.info.client_id, check_rollout_id(rollout_id))
+
+    def claim(
+        self, rollout_id: int | None = None, version: int | None = None, timeout_s: float | None = None
+    ) -> Rollout:
+        """Wait for a rollout (default: the lowest that nobody of the group has) and hold it under a lease.
+
+        Raises:
+            EndOfStream: the producer finished, and there is no such rollout. PeerFailed: it failed or died.
+            WaitTimeout: with a verdict on the producer, or on who holds the lease.
+            RolloutNotFound, Fenced, BrokerLost.
+        """
+        rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
+        what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
+        grace_s = self.settings.peer_grace_s
+        return Rollout(self, self._wait(timeout_s, what, "claim", rollout_id, version, grace_s=grace_s))
+
+    def get(self, rollout_id: int, version: int | None = None) -> Rollout:
+        """Read a published rollout without a lease (default: its newest version). Raises RolloutNotFound."""
+        self.check()
+        return Rollout(self, self.link.call("get", self.job_id, check_rollout_id(rollout_id), version))
+
+    def ack(self, rollout_id: int) -> None:
+        """The rollout has taken effect for good; its payload may be freed. Acking twice is once. Raises NotOwner."""
+        self.check()
+        self.link.call("ack", self.info.client_id, check_rollout_id(rollout_id))
+
+    def release(self, rollout_id: int) -> None:
+        """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""
+        self.check()
+        self.link.call("release", self.info.client_id, check_rollout_id(rollout_id))
+
+    def catalog(self) -> list[Located]:
+        """Newest version of every rollout of this job that can be read, by id."""
+        return self.link.call("catalog", self.job_id)
+
+    def versions(self, rollout_id: int) -> list[Located]:
+        """Every readable version of a rollout, oldest first. Raises RolloutNotFound."""
+        return self.link.call("versions", self.job_id, check_rollout_id(rollout_id))
+
+    def publish_weights(self, version: int, params: Mapping[str, Any], timeout_s: float | None = None) -> int:
+        """Publish weights as `version`, which must grow; the older version is freed. Returns the version."""
+        return self.publish_value(KEY, pack_weights(params), version, timeout_s)
+
+    def __iter__(self) -> Iterator[Rollout]:
+        """Claim one rollout after the other until the stream ends."""
+        while True:
+            try:
+                yield self.claim()
+            except EndOfStream:
+                return

@@ -1,0 +1,117 @@
+"""Every error of slime cross-job, split by what the caller can do next.
+
+    CrossJobError                 exit code 1
+    ├── BadInput (ValueError)     2  the call is wrong: correct it and call again
+    │   └── BatchError               a value, column or buffer that is no batch
+    ├── Refused                   3  the broker says no: the message names who holds the place
+    │   ├── JobIdTaken               a live rollout job has this job id already
+    │   ├── Fenced                   this incarnation was replaced; a newer one took its place
+    │   ├── ProtocolMismatch         the broker was made by another protocol version
+    │   └── NotOwner                 the lease is not (or no longer) this consumer's
+    ├── Unreachable               4  something that should answer does not
+    │   ├── ClusterUnreachable       no Ray cluster at the address
+    │   ├── BrokerLost               the broker died, or restarted and forgot its clients
+    │   ├── PayloadLost              the vault that owned the payload is gone
+    │   └── ActorLost                the producer's actor died in its method; nothing of that call was published
+    ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
+    ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
+    ├── PeerFailed                6  the other job failed or died; `verdict` says how
+    └── EndOfStream               0  the other job finished: there is nothing more to come
+
+The errors survive pickling, because Ray carries them between processes: each is rebuilt from its `args`.
+"""
+
+
+class CrossJobError(Exception):
+    """Root of the tree. `exit_code` is what a job that ends with this error returns to its shell."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class BadInput(CrossJobError, ValueError):
+    """The call cannot be carried out as it was made; the message says which argument and what would do."""
+
+    exit_code = 2
+
+
+class BatchError(BadInput):
+    """Columns that do not make a batch, or bytes that are not one; names the column and the sample."""
+
+
+class Refused(CrossJobError):
+    """The broker refuses; repeating the call does not help until what the message names has changed."""
+
+    exit_code = 3
+
+
+class JobIdTaken(Refused):
+    """A live rollout job holds this job id."""
+
+
+class Fenced(Refused):
+    """A newer incarnation took this one's place; this one must stop."""
+
+
+class ProtocolMismatch(Refused):
+    """Broker and client speak different protocol versions."""
+
+
+class NotOwner(Refused):
+    """The lease does not belong to this consumer, or it ended."""
+
+
+class Unreachable(CrossJobError):
+    """Something that should answer does not."""
+
+    exit_code = 4
+
+
+class ClusterUnreachable(Unreachable):
+    """No Ray cluster answers at the address."""
+
+
+class BrokerLost(Unreachable):
+    """The broker does not answer, or it restarted without the state of its clients."""
+
+
+class PayloadLost(Unreachable):
+    """The vault that owned a payload is gone, and the payload with it."""
+
+
+class ActorLost(Unreachable):
+    """The producer's actor died while its method ran; nothing of that call was published."""
+
+
+class WaitTimeout(CrossJobError, TimeoutError):
+    """A deadline passed. `verdict` (a dict) says who was waited for, its last sign of life and what it was doing."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, verdict: dict | None = None):
+        super().__init__(message, verdict)
+        self.verdict = verdict or {}
+
+
+class RolloutNotFound(CrossJobError, KeyError):
+    """No such rollout, version or value, or it was acked and freed."""
+
+    exit_code = 2
+
+
+class PeerFailed(CrossJobError):
+    """The other job failed or died. `verdict` (a dict) holds who, when, its Ray job's status and its error."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, verdict: dict | None = None):
+        super().__init__(message, verdict)
+        self.verdict = verdict or {}
+
+
+class EndOfStream(CrossJobError):
+    """The other job said that it is done: nothing more will be published, or nothing more is wanted."""
+
+    exit_code = 0

@@ -1,0 +1,107 @@
+"""The names of the original proposal, on top of the same broker and with its guarantees.
+
+For code that thinks in "store a ref, get a ref": every ref that is handed in is copied into a vault that owns it, so
+what was stored outlives the process that made it. New code uses Producer and Consumer.
+"""
+
+import threading
+from typing import Any
+
+import ray
+
+from .errors import BadInput, Fenced, RolloutNotFound
+from .link import Link
+from .member import Member
+from .producer import Producer
+from .types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
+
+
+class CrossJobDataBroker:
+    """Store and look up rollouts by (job id, rollout id). See `setup_cross_job_communication`."""
+
+    def __init__(self, namespace: str = DEFAULT_NAMESPACE):
+        self.namespace = namespace
+        self._link = Link(namespace)
+        self._producers: dict[str, Producer] = {}
+        self._lock = threading.Lock()
+
+    def store_rollout_data(self, job_id: str, rollout_id: int, data_ref: Any) -> int:
+        """Publish what `data_ref` stands for (an ObjectRef to anything, columns, or a Batch); returns its version.
+
+        The first call for a job id attaches this process as the job's producer, until `close`.
+
+        Raises:
+            BadInput, JobIdTaken, and whatever Producer.publish raises.
+        """
+        check_rollout_id(rollout_id)
+        with self._lock:
+            try:
+                return self._producer(job_id).publish(rollout_id, data_ref).version
+            except Fenced:  # another process of this Ray job stored something since: take over again
+                self._producers.pop(job_id)
+                return self._producer(job_id).publish(rollout_id, data_ref).version
+
+    def get_rollout_data(self, job_id: str, rollout_id: int) -> Any:
+        """A ref to the newest version, owned by a vault, for `ray.get`; claims nothing. Raises RolloutNotFound."""
+        payload = self._link.call("get", check_job_id(job_id), check_rollout_id(rollout_id)).payload
+        if payload.parts != 1:
+            raise BadInput(f"rollout {rollout_id} of job {job_id} has {payload.parts} parts: read it with a Consumer")
+        return self._link.open_refs(payload)[0]
+
+    def list_available_rollouts(self, job_id: str | None = None) -> list[tuple[str, int]]:
+        """(job id, rollout id) of every rollout that can be read, sorted; of one job, or of all."""
+        if job_id is not None and check_job_id(job_id) not in self._link.call("status"):
+            return []
+        return [(located.job_id, located.rollout_id) for located in self._link.call("catalog", job_id)]
+
+    def close(self) -> None:
+        """End the stream of every job that was stored to."""
+        with self._lock:
+            for producer in self._producers.values():
+                producer.finish()
+            self._producers.clear()
+
+    def __enter__(self) -> "CrossJobDataBroker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _producer(self, job_id: str) -> Producer:
+        if job_id not in self._producers:
+            self._producers[job_id] = Producer(job_id, namespace=self.namespace)
+        return self._producers[job_id]
+
+
+class DataProducer(Member):
+    """Keep named data for other jobs: newest wins, older ones are freed. Owned by a vault, not by this process.
+
+    Any number of them may write to one job id.
+    """
+
+    role = "writer"
+
+    def __init__(self, job_id: str = "data", namespace: str = DEFAULT_NAMESPACE):
+        super().__init__(job_id, namespace=namespace)
+
+    def produce_data(self, key: str, data: Any) -> Any:
+        """Publish `data` (an ObjectRef, or anything that Ray serialises) under `key`; returns a ref to it."""
+        self.publish_value(key, data if isinstance(data, ray.ObjectRef) else ray.put(data))
+        return self.get_data_ref(key)
+
+    def get_data_ref(self, key: str) -> Any:
+        """A ref to the newest data of `key`, owned by a vault. Raises RolloutNotFound."""
+        self.check()
+        located = self.link.call("get_value", self.job_id, key)
+        if located is None:
+            raise RolloutNotFound(f"no data under {key!r} in job {self.job_id}")
+        return self.link.open_refs(located.payload)[0]
+
+
+def setup_cross_job_communication(namespace: str = DEFAULT_NAMESPACE) -> CrossJobDataBroker:
+    """Find the broker of `namespace` on this Ray cluster, or create it (race-free); returns access to it.
+
+    Raises:
+        ClusterUnreachable, ProtocolMismatch, WaitTimeout.
+    """
+    return CrossJobDataBroker(namespace)

@@ -1,0 +1,187 @@
+"""The way to the broker and the vaults: find or create them race-free, call them with a deadline, read their errors.
+
+Names and namespace are given explicitly on create and on get, so that any Ray job reaches them from any namespace.
+"""
+
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from .broker import Broker
+from .errors import (
+    BrokerLost,
+    ClusterUnreachable,
+    CrossJobError,
+    PayloadLost,
+    ProtocolMismatch,
+    Unreachable,
+    WaitTimeout,
+)
+from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, Payload
+from .vault import Vault
+
+logger = logging.getLogger(__name__)
+
+START_S = 30.0
+"""Deadline for a broker or vault to start: they need no CPU, only a worker process."""
+POLL_S = 5.0
+"""Longest single long poll; a dead broker is noticed within one."""
+
+
+class Deadline:
+    """A point on the monotonic clock, `timeout_s` seconds from now."""
+
+    def __init__(self, timeout_s: float):
+        self.timeout_s = timeout_s
+        self._at = time.monotonic() + timeout_s
+
+    def left(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._at - time.monotonic())
+
+    def __bool__(self) -> bool:
+        return self.left() > 0
+
+
+def ensure_ray(address: str | None = None, probe_s: float = 5.0) -> None:
+    """Connect this process to Ray if it is not connected: to `address`, else to RAY_ADDRESS.
+
+    Raises:
+        ClusterUnreachable: no address is known, or no cluster answers there.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ClusterUnreachable(
+            "this process belongs to no Ray cluster: call ray.init(address='HOST:PORT'), set RAY_ADDRESS, or start it "
+            "with `ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in address:
+        try:
+            socket.create_connection((host, int(port)), probe_s).close()
+        except OSError as error:
+            raise ClusterUnreachable(
+                f"no Ray cluster at {address} ({error}): check that it runs, and the address"
+            ) from None
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
+
+
+class Link:
+    """A connection to the broker of one namespace, without identity: reads the catalogue and the status.
+
+    Raises:
+        ClusterUnreachable, BrokerLost, ProtocolMismatch.
+    """
+
+    def __init__(self, namespace: str = DEFAULT_NAMESPACE):
+        ensure_ray()
+        self.namespace = namespace
+        self._vaults: dict[str, Any] = {}
+        self._broker: Any = None
+        self._find_broker()
+
+    def hello(self) -> dict[str, Any]:
+        """What the broker says of itself: {"protocol", "namespace", "actor_id"}."""
+        return get(self._broker.hello.remote(), Deadline(START_S), f"the broker of namespace {self.namespace!r}")
+
+    def call(self, operation: str, *args: Any, timeout_s: float = START_S, **kwargs: Any) -> Any:
+        """A ledger operation on the broker, once; raises what the ledger raises, BrokerLost, or WaitTimeout."""
+        return self._ask("call", Deadline(timeout_s), operation, *args, **kwargs)
+
+    def wait(self, deadline: Deadline, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Long-poll a ledger operation until it finds something; None at the deadline."""
+        while True:
+            slice_s = min(POLL_S, deadline.left())
+            found = self._ask("wait", Deadline(slice_s + START_S), slice_s, operation, *args, **kwargs)
+            if found is not None or not deadline:
+                return found
+
+    def vault(self, name: str) -> Any:
+        """Handle of an existing vault. Raises PayloadLost when it is gone."""
+        if name not in self._vaults:
+            try:
+                self._vaults[name] = ray.get_actor(name, namespace=self.namespace)
+            except ValueError:
+                raise PayloadLost(f"{name} is gone, and what it held: its node died or left the cluster") from None
+        return self._vaults[name]
+
+    def open_refs(self, payload: Payload) -> list[Any]:
+        """Refs to the parts of a payload, owned by its vault; any Ray process of the cluster may `ray.get` them.
+
+        Raises:
+            PayloadLost: it was freed, or its vault is gone. Unreachable: the vault does not answer.
+        """
+        try:
+            return get(self.vault(payload.vault).open.remote(payload.token), Deadline(START_S), "the vault")
+        except ray.exceptions.RayActorError as error:
+            raise Unreachable(f"{payload.vault}, which holds the payload, does not answer: {error}") from None
+
+    def vault_on(self, node_id: str) -> Any:
+        """The vault of a node, created if the node has none yet. Raises WaitTimeout when it cannot start."""
+        name = f"{VAULT_NAME}_{node_id}"
+        if name not in self._vaults:
+            actor = ray.remote(Vault).options(
+                name=name,
+                namespace=self.namespace,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+                max_concurrency=1000,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
+            )
+            handle = actor.remote(name, self.namespace)
+            get(handle.hello.remote(), Deadline(START_S), f"the vault of node {node_id[:8]}")
+            self._vaults[name] = handle
+        return self._vaults[name]
+
+    def _find_broker(self) -> None:
+        options: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
+        options |= {"max_restarts": -1, "max_concurrency": 10_000}
+        handle = (
+            ray.remote(Broker).options(name=BROKER_NAME, namespace=self.namespace, **options).remote(self.namespace)
+        )
+        self._broker = handle
+        hello = self.hello()
+        if hello["protocol"] != PROTOCOL:
+            raise ProtocolMismatch(
+                f"the broker of namespace {self.namespace!r} speaks protocol {hello['protocol']}, "
+                f"this client {PROTOCOL}: give both jobs the same slime cross-job, or another --cross-job-namespace"
+            )
+
+    def _ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
+        pause_s = 0.1
+        while True:
+            try:
+                return get(getattr(self._broker, method).remote(*args, **kwargs), deadline, "the broker")
+            except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
+                if not deadline:
+                    raise BrokerLost(f"the broker does not answer for {deadline.timeout_s:.0f} s: {error}") from None
+            time.sleep(min(pause_s, deadline.left()))
+            pause_s = min(2 * pause_s, 2.0)
+
+
+def get(ref: Any, deadline: Deadline, what: str) -> Any:
+    """`ray.get` within a deadline; raises the CrossJobError that the other side raised, without Ray's wrapping."""
+    try:
+        return ray.get(ref, timeout=deadline.left())
+    except ray.exceptions.GetTimeoutError:
+        raise WaitTimeout(
+            f"{what} did not answer within {deadline.timeout_s:.0f} s: it may be waiting for a free worker process "
+            "or be stuck; see `ray list actors`"
+        ) from None
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, CrossJobError):
+            raise cause from None
+        raise

@@ -1,0 +1,251 @@
+"""What producer and consumer have in common: attaching, signs of life, values of the job, ending."""
+
+import logging
+import os
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from .batch import Batch
+from .errors import BadInput, BrokerLost, CrossJobError, Fenced, JobIdTaken, PayloadLost, Unreachable, WaitTimeout
+from .link import START_S, Deadline, Link, ensure_ray, get
+from .records import FAILED, FINISHED
+from .settings import Settings
+from .types import ClientInfo, check_job_id
+from .vault import FromMethod, FromRefs, Target
+
+logger = logging.getLogger(__name__)
+
+_TAKEN_RETRY_S = 5.0  # a job that was killed a moment ago still holds its job id until Ray has noticed
+
+
+class Member:
+    """An attached client with a heartbeat thread. Leaving the `with` block ends it: as finished, or as failed with the
+    exception that passes through. A process that dies without a word is noticed by the broker.
+
+    Args:
+        job_id: name of the experiment.
+        settings: see Settings; keyword arguments of the same names may be given instead.
+
+    Raises:
+        BadInput, ClusterUnreachable, BrokerLost, ProtocolMismatch, Refused (and its JobIdTaken).
+    """
+
+    role = ""
+
+    def __init__(self, job_id: str, *, settings: Settings | None = None, group: str = "", **overrides: Any):
+        if settings is not None and overrides:
+            raise BadInput("give either settings= or single settings, not both")
+        self.settings = settings or Settings(**overrides)
+        self.job_id = check_job_id(job_id)
+        ensure_ray()
+        self.link = Link(self.settings.namespace)
+        self.info = self._introduce(group)
+        self._activity = "attached"
+        self._fault: CrossJobError | None = None
+        self._ended = threading.Event()
+        granted = self._attach()
+        self.epoch: int = granted["epoch"]
+        self.max_ahead: int = granted["max_ahead"]
+        threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+            return
+        try:
+            last = traceback.format_exception_only(kind, error)[-1].strip()
+            self.fail(last)
+        except CrossJobError as other:  # the error that passes through matters more
+            logger.warning("could not tell the broker of the failure: %s", other)
+
+    def finish(self, reason: str = "") -> None:
+        """End as planned: the other side learns it as the end of the stream."""
+        self._end(FINISHED, reason)
+
+    def fail(self, reason: str) -> None:
+        """End with an error: the other side raises it as PeerFailed."""
+        self._end(FAILED, reason)
+
+    def status(self) -> dict[str, Any]:
+        """Figures of this job: published, claimed, acked, queue_depth, staleness, clients (see status.py)."""
+        return self.link.call("status", self.job_id)[self.job_id]
+
+    def doing(self, activity: str) -> None:
+        """Say what this client is at (one short line); it is shown to whoever waits for it."""
+        self._activity = activity[:200]
+
+    def publish_value(
+        self,
+        key: str,
+        value: Mapping[str, Any] | Batch | Any,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Publish a value of the job under `key` (columns, a batch, an ObjectRef); newest wins, older are freed.
+
+        Returns its version: `version`, which must grow, or one more than the last (from 0).
+        """
+        if not isinstance(key, str) or not key:
+            raise BadInput(f"a key is a non-empty str, not {key!r}")
+        source = as_source(value)
+        target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version)
+        return self._hand_over(target, source, self.info.node_id, timeout_s, f"value {key!r}").version
+
+    def value(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
+        """Newest (version, value) of `key`; None if within `timeout_s` there is none newer than `newer_than`."""
+        deadline = Deadline(timeout_s)
+        while True:
+            self.check()
+            located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
+            if located is None:
+                return None
+            try:
+                return located.version, self._open(located.payload, f"value {key!r} {located.version}")[0]
+            except Unreachable:  # replaced between the two calls: the newer one is there
+                newer = self.link.call("get_value", self.job_id, key, located.version)
+                if newer is None:
+                    raise
+
+    def check(self) -> None:
+        """Raise what the heartbeat learned (Fenced, BrokerLost), or that this client has ended."""
+        if self._fault is not None:
+            raise self._fault
+        if self._ended.is_set():
+            raise BadInput(f"this {self.role} of job {self.job_id} has ended: make a new one")
+
+    # ------------------------------------------------------------------ inside
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
+
+    def _wait(self, timeout_s: float | None, what: str, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Long-poll; at the deadline WaitTimeout with the verdict on whoever is waited for."""
+        self.check()
+        deadline = self._deadline(timeout_s)
+        self.doing(f"waiting for {what}")
+        try:
+            found = self.link.wait(deadline, operation, self.info.client_id, *args, **kwargs)
+            if found is None:
+                asked = [a for a in args[:1] if isinstance(a, int)]
+                verdict = self.link.call(
+                    "peer_verdict", self.info.client_id, *(asked if self.role == "consumer" else [])
+                )
+                raise WaitTimeout(
+                    f"no {what} of job {self.job_id} within {deadline.timeout_s:g} s: {verdict['message']}", verdict
+                )
+            return found
+        finally:
+            self.doing(f"nothing here since it waited for {what}")
+
+    def _hand_over(
+        self, target: Target, source: FromRefs | FromMethod, node_id: str, timeout_s: float | None, what: str
+    ) -> Any:
+        self.check()
+        vault = self.link.vault_on(node_id)
+        deadline = self._deadline(timeout_s)
+        self.doing(f"publishing {what}")
+        try:
+            while True:
+                slice_s = min(START_S, deadline.left())
+                recorded = get(
+                    vault.hand_over.remote(target, source, slice_s), Deadline(slice_s + START_S), "the vault"
+                )
+                self.check()
+                if recorded is not None:
+                    return recorded
+                if not deadline:
+                    raise WaitTimeout(
+                        f"{what} of job {self.job_id} was not published within {deadline.timeout_s:g} s: its "
+                        "producer's method is still running; it is published when that returns, unless this client ends"
+                    )
+        except ray.exceptions.RayActorError as error:
+            raise Unreachable(f"the vault died while {what} was handed over: {error}; publish it again") from None
+        finally:
+            self.doing(f"nothing here since {what} was handed over")
+
+    def _open(self, payload: Any, what: str) -> list[Any]:
+        """The parts of a payload, read zero-copy where they lie on this node."""
+        return get_parts(self.link.open_refs(payload), what)
+
+    def _attach(self) -> dict[str, Any]:
+        stated = {"max_ahead": self.settings.max_ahead, "retain": self.settings.retain}
+        stated["dead_after_s"] = self.settings.dead_after_s  # type: ignore[assignment]
+        deadline = Deadline(_TAKEN_RETRY_S)
+        while True:
+            try:
+                return self.link._ask("attach", Deadline(START_S), self.info, stated)
+            except JobIdTaken:
+                if not deadline:
+                    raise
+                time.sleep(0.5)
+
+    def _introduce(self, group: str) -> ClientInfo:
+        context = ray.get_runtime_context()
+        return ClientInfo(
+            client_id=uuid.uuid4().hex,
+            job_id=self.job_id,
+            role=self.role,
+            group=group,
+            ray_job_id=context.get_job_id(),
+            actor_id=context.get_actor_id() or "",
+            node_id=context.get_node_id(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.settings.heartbeat_s):
+            try:
+                self.link.call("heartbeat", self.info.client_id, self._activity, timeout_s=self.settings.dead_after_s)
+            except (Fenced, BrokerLost) as error:
+                if not self._ended.is_set():
+                    self._fault = error
+                    logger.error("job %s: %s must stop: %s", self.job_id, self.role, error)
+                return
+            except Exception as error:  # a lost heartbeat is no failure: the next one counts
+                logger.warning("job %s: heartbeat of %s: %s", self.job_id, self.role, error)
+
+    def _end(self, state: str, reason: str) -> None:
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self.link.call("end", self.info.client_id, state, reason)
+
+
+def as_source(value: Any) -> FromRefs:
+    """What a vault can own of `value`: columns are packed, a batch is put, an ObjectRef is taken as it is (opaque).
+
+    Raises:
+        BatchError: columns that make no batch. BadInput: anything else.
+    """
+    if isinstance(value, ray.ObjectRef):
+        return FromRefs([value], {"nbytes": 0, "num_samples": -1})
+    if isinstance(value, Mapping) and not isinstance(value, Batch):
+        value = Batch.pack(value)
+    if not isinstance(value, Batch):
+        raise BadInput(
+            f"cannot publish a {type(value).__name__}: give a mapping of columns, a Batch, or an ObjectRef to "
+            "anything that Ray can serialise"
+        )
+    return FromRefs([ray.put(value)], {"nbytes": value.nbytes, "num_samples": value.num_samples})
+
+
+def get_parts(refs: list[Any], what: str, timeout_s: float = 600.0) -> list[Any]:
+    """`ray.get` of the parts of a payload. Raises PayloadLost, or WaitTimeout after `timeout_s` seconds."""
+    try:
+        return get(refs, Deadline(timeout_s), f"the object store ({what})")
+    except ray.exceptions.ObjectLostError as error:
+        raise PayloadLost(f"{what} is lost: {error}") from None

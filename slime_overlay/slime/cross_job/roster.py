@@ -1,0 +1,142 @@
+"""The roster: which producers and consumers are attached, in which incarnation, and when each was last heard.
+
+The membership half of the ledger (ledger.py); pure state with an injected clock, like it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .errors import BadInput, BrokerLost, Fenced, JobIdTaken, Refused
+from .records import DEAD, Client, Group, Job
+from .types import ClientInfo, check_job_id
+from .verdicts import who
+
+
+class Roster:
+    """Jobs and clients of one namespace.
+
+    Args:
+        clock: monotonic seconds, for everything that is waited for.
+        wall: wall-clock seconds, for what is shown to people.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
+        self._clock = clock
+        self._wall = wall
+        self.jobs: dict[str, Job] = {}
+        self.clients: dict[str, Client] = {}
+
+    def attach(
+        self, info: ClientInfo, max_ahead: int | None = None, retain: int | None = None, dead_after_s: float = 30.0
+    ) -> dict[str, Any]:
+        """Let a client in; returns {"epoch", "max_ahead", "retain"} as they hold for the job.
+
+        A producer replaces an earlier one that ended, or that belongs to the same Ray job (which is fenced).
+
+        Raises:
+            JobIdTaken: a producer of another Ray job is alive under this job id.
+            Refused: the job's settings were stated otherwise by a client that is alive.
+        """
+        job = self._job_for_attach(check_job_id(info.job_id))
+        self._agree(job, info.client_id, {"max_ahead": max_ahead, "retain": retain})
+        now, wall = self._clock(), self._wall()
+        if info.role == "producer":
+            self._admit_producer(job, info)
+            job.producer_epoch += 1
+            client = Client(info, job.producer_epoch, dead_after_s, wall, now, wall)
+            job.producer = client
+        elif info.role == "consumer":
+            group = job.groups.get(info.group)
+            if group is None:
+                group = job.groups[info.group] = Group(info.group)
+                group.ready = sorted(job.rollouts)
+            group.epoch += 1
+            client = Client(info, group.epoch, dead_after_s, wall, now, wall)
+            group.last, group.live = client, group.live + 1
+        elif info.role == "writer":  # publishes values only; any number a job
+            client = Client(info, 1, dead_after_s, wall, now, wall)
+        else:
+            raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
+        self.clients[info.client_id] = client
+        return {"epoch": client.epoch, "max_ahead": job.max_ahead, "retain": job.retain}
+
+    def heartbeat(self, client_id: str, activity: str) -> None:
+        """Record a sign of life. Raises Fenced when the client was replaced or counted as dead."""
+        client = self._live(client_id)
+        client.last_beat, client.last_beat_wall, client.activity = self._clock(), self._wall(), activity
+
+    def end(self, client_id: str, state: str, reason: str = "") -> None:
+        """A client ends as `finished`, `failed` or `dead`. Its leases are given back. Ending twice changes nothing."""
+        client = self.clients.get(client_id)
+        if client is None or not client.live:
+            return
+        client.state, client.reason, client.ended_at = state, reason, self._clock()
+        if client.info.role == "consumer":
+            self.jobs[client.info.job_id].groups[client.info.group].live -= 1
+        self._ended(self.jobs[client.info.job_id], client)
+
+    def silent(self, longer_than_s: float) -> list[Client]:
+        """Live clients without a sign of life for `longer_than_s` seconds: those that are worth asking Ray about."""
+        now = self._clock()
+        return [c for c in self.clients.values() if c.live and now - c.last_beat > longer_than_s]
+
+    def tick(self) -> list[Client]:
+        """Count clients as dead whose silence exceeds their own limit; returns them."""
+        now = self._clock()
+        gone = [c for c in self.clients.values() if c.live and now - c.last_beat > c.dead_after_s]
+        for client in gone:
+            self.end(client.info.client_id, DEAD, f"no sign of life for {now - client.last_beat:.1f} s")
+        return gone
+
+    # ------------------------------------------------------------------ inside
+
+    def _ended(self, job: Job, client: Client) -> None:
+        """Called when a client has ended, whatever the way; the ledger gives its leases back."""
+
+    def _job_for_attach(self, job_id: str) -> Job:
+        job = self.jobs.get(job_id)
+        if job is None or job.complete:  # a complete job holds nothing; its name begins a new one
+            job = self.jobs[job_id] = Job(job_id)
+        return job
+
+    def _agree(self, job: Job, client_id: str, stated: dict[str, int | None]) -> None:
+        for name, value in stated.items():
+            if value is None:
+                continue
+            holder = self.clients.get(job.settings_by.get(name, ""))
+            if holder is not None and holder.live and getattr(job, name) != value:
+                flag = "--cross-job-" + name.replace("_", "-")
+                raise Refused(
+                    f"{flag} is {value} here and {getattr(job, name)} at the {who(holder)}: "
+                    "give both jobs the same value"
+                )
+        for name, value in stated.items():
+            if value is not None:
+                setattr(job, name, value)
+                job.settings_by[name] = client_id
+
+    def _admit_producer(self, job: Job, info: ClientInfo) -> None:
+        old = job.producer
+        if old is None or not old.live:
+            return
+        if info.ray_job_id and old.info.ray_job_id == info.ray_job_id:
+            self.end(old.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
+            return
+        silent = self._clock() - old.last_beat
+        raise JobIdTaken(
+            f"job id {job.job_id} is taken: the {who(old)} is alive (last sign of life {silent:.1f} s ago). "
+            "Stop that job, or choose another --job-id"
+        )
+
+    def _live(self, client_id: str, role: str | None = None) -> Client:
+        client = self.clients.get(client_id)
+        if client is None:
+            raise BrokerLost("the broker does not know this client: it was restarted since; start this job again")
+        if not client.live:
+            raise Fenced(
+                f"this {who(client)} was ended ({client.state}: {client.reason or 'closed'}): it can do nothing more"
+            )
+        if role is not None and client.info.role != role:
+            raise BadInput(f"only a {role} can do this, not a {client.info.role}")
+        return client

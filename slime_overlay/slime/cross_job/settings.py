@@ -1,0 +1,79 @@
+"""All settings of cross-job, one frozen dataclass, read from the command line in one place."""
+
+import argparse
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import BadInput
+from .types import DEFAULT_NAMESPACE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a client behaves. `max_ahead` and `retain` belong to the job: both sides' statements must agree
+    (None: as the other side says, or the default). The rest is the client's own.
+
+    Raises:
+        BadInput: a value that is out of range, naming the flag.
+    """
+
+    namespace: str = DEFAULT_NAMESPACE
+    max_ahead: int | None = (
+        None  # rollouts generated beyond the last one demanded; 0: slime's train.py, 1: train_async.py
+    )
+    retain: int | None = None  # acked rollouts that are kept before their payload is freed
+    heartbeat_s: float = 1.0
+    dead_after_s: float = 30.0  # silence after which a client is dead although Ray still calls its job running
+    peer_grace_s: float = 0.0  # how long a waiting side lets a failed peer come back before it raises
+    timeout_s: float = 3600.0  # deadline of a wait that was given none
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.namespace, str) or not self.namespace.strip():
+            raise BadInput("--cross-job-namespace must be a name, the same in both jobs")
+        for name, least in (
+            ("max_ahead", 0),
+            ("retain", 0),
+            ("peer_grace_s", 0),
+            ("heartbeat_s", 0.05),
+            ("timeout_s", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise BadInput(f"{_flag(name)} {value} is too small: at least {least}")
+        if self.dead_after_s < 3 * self.heartbeat_s:
+            raise BadInput(
+                f"{_flag('dead_after_s')} {self.dead_after_s:g} must be at least 3 times {_flag('heartbeat_s')} "
+                f"({self.heartbeat_s:g}), or one late heartbeat counts as a death"
+            )
+
+    @classmethod
+    def from_args(cls, args: Any) -> "Settings":
+        """Read the `cross_job_*` attributes of `args` (slime's, or any argparse namespace); absent: defaults."""
+        given = {f.name: getattr(args, f"cross_job_{f.name}", None) for f in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+_HELP = {
+    "namespace": "Ray namespace of the broker and the vaults, the same in both jobs",
+    "max_ahead": "rollouts generated beyond the last one demanded (0: train.py's order, 1: train_async.py's)",
+    "retain": "how many acked rollouts are kept before they are freed",
+    "heartbeat_s": "seconds between two signs of life",
+    "dead_after_s": "seconds of silence after which a client counts as dead though its Ray job still runs",
+    "peer_grace_s": "seconds that a waiting job gives a failed peer to come back before it fails too",
+    "timeout_s": "seconds after which a wait ends with a verdict",
+}
+
+
+def _flag(name: str) -> str:
+    return "--cross-job-" + name.replace("_", "-")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add `--job-id` and the `--cross-job-*` flags to `parser` and return it. Defaults stay those of `Settings`."""
+    group = parser.add_argument_group("cross-job", "rollout and training as separate Ray jobs")
+    group.add_argument("--job-id", default=None, help="name of the experiment, the same in its rollout and train job")
+    for f in fields(Settings):
+        kind = str if f.name == "namespace" else (int if f.name in ("max_ahead", "retain") else float)
+        default = 0 if f.default is None else f.default
+        group.add_argument(_flag(f.name), type=kind, default=None, help=f"{_HELP[f.name]} (default: {default})")
+    return parser

@@ -1,0 +1,76 @@
+"""A job's figures for people and audits, as one JSON-able dict. Pure functions over the ledger's records."""
+
+from typing import Any
+
+from .records import Client, Job
+from .types import Located
+
+
+def job_status(job: Job, now: float) -> dict[str, Any]:
+    """Counts, queue, staleness, bytes and clients of `job`; `now` is the ledger's monotonic clock.
+
+    `queue_depth` counts published rollouts that some open group has not acked; `staleness` is the distance between the
+    newest weight version and that of the oldest rollout in the queue (None while either is unknown).
+    """
+    queue = [r for r in job.rollouts if r not in job.done]
+    weights = job.values.get("weights")
+    oldest = job.rollouts[min(queue)][-1].payload.weight_version if queue else None
+    held = [v.payload.nbytes for versions in job.rollouts.values() for v in versions]
+    held += [value.payload.nbytes for value in job.values.values()]
+    return {
+        "job_id": job.job_id,
+        "complete": job.complete,
+        "max_ahead": job.max_ahead,
+        "retain": job.retain,
+        "published": job.published,
+        "republished": job.republished,
+        "claimed": job.claimed,
+        "acked": job.acked,
+        "requeued": job.requeued,
+        "freed": len(job.freed),
+        "retained": len(job.rollouts),
+        "queue_depth": len(queue),
+        "leased": sum(len(g.leases) for g in job.groups.values()),
+        "last_demanded": job.last_demanded,
+        "last_published": job.last_published,
+        "weight_version": weights.version if weights else None,
+        "staleness": weights.version - oldest if weights and oldest is not None else None,
+        "held_bytes": sum(held),
+        "producer": _client(job.producer, now),
+        "consumers": {name: _client(g.last, now) for name, g in sorted(job.groups.items())},
+    }
+
+
+def located_dict(located: Located) -> dict[str, Any]:
+    """A version as a JSON-able dict."""
+    payload = located.payload
+    return {
+        "job_id": located.job_id,
+        "rollout_id": located.rollout_id,
+        "version": located.version,
+        "num_samples": payload.num_samples,
+        "nbytes": payload.nbytes,
+        "parts": payload.parts,
+        "weight_version": payload.weight_version,
+        "published_at": located.published_at,
+        "vault": payload.vault,
+        "meta": payload.meta,
+    }
+
+
+def _client(client: Client | None, now: float) -> dict[str, Any] | None:
+    if client is None:
+        return None
+    info = client.info
+    return {
+        "state": client.state,
+        "reason": client.reason,
+        "activity": client.activity,
+        "epoch": client.epoch,
+        "silent_s": round(now - client.last_beat, 3),
+        "ray_job_id": info.ray_job_id,
+        "submission_id": info.submission_id,
+        "node_id": info.node_id,
+        "host": info.host,
+        "pid": info.pid,
+    }

@@ -1,0 +1,184 @@
+"""The vault: a detached actor, one per node, that OWNS the payloads published on its node.
+
+Ray gives an object to whoever called the method that returned it, and loses the object when that owner dies. So a
+vault calls the producer's method itself (one copy, straight into shared memory), or copies a value that a driver has
+put (two copies). A payload is recorded with the broker only once the vault owns it, and the producer is told last:
+what was called published survives `kill -9` of the producer, of its driver, and the end of its Ray job.
+
+It does not survive the vault's own death; that is what durable stores are for.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from .batch import Batch
+from .errors import ActorLost, BadInput, BrokerLost, PayloadLost
+from .types import BROKER_NAME, PROTOCOL, Payload
+
+logger = logging.getLogger(__name__)
+
+HEADER = "slime_cross_job"
+"""Key that marks the header of what a producer's method returns; see producer.returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Under what a payload is recorded: a rollout (`rollout_id`) or a value of the job (`key`, `version`)."""
+
+    token: str
+    client_id: str
+    rollout_id: int | None = None
+    key: str | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FromRefs:
+    """Objects that the caller owns: the vault copies each. The refs travel inside this container, unresolved."""
+
+    refs: list[Any]
+    header: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FromMethod:
+    """A method that returns (header, part, ...): the vault calls it and so owns what it returns."""
+
+    actor: Any
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parts: int
+
+
+class Vault:
+    """See the module. Undecorated, so that it can be tested without Ray; `link.py` makes the actor."""
+
+    def __init__(self, name: str, namespace: str):
+        self._name = name
+        self._namespace = namespace
+        self._held: dict[str, list[Any]] = {}
+        self._nbytes: dict[str, int] = {}
+        self._under_way: dict[str, asyncio.Task[Any]] = {}
+
+    async def hello(self) -> dict[str, Any]:
+        """Who is here, and on which node."""
+        return {"protocol": PROTOCOL, "name": self._name, "node_id": ray.get_runtime_context().get_node_id()}
+
+    async def hand_over(self, target: Target, source: FromRefs | FromMethod, wait_s: float) -> Any:
+        """Own the payload, record it, return what the broker recorded; None if that takes longer than `wait_s`.
+
+        Calling again with the same token joins what is under way, or returns what it came to.
+        """
+        task = self._under_way.get(target.token)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._hand_over(target, source))
+            self._under_way[target.token] = task
+        done, _ = await asyncio.wait([task], timeout=wait_s)
+        if not done:
+            return None
+        self._under_way.pop(target.token, None)
+        return task.result()
+
+    async def open(self, token: str) -> list[Any]:
+        """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
+        if token not in self._held:
+            raise PayloadLost(f"vault {self._name} holds no payload {token}: it was freed, or the vault was restarted")
+        return self._held[token]
+
+    async def drop(self, tokens: list[str]) -> None:
+        """Forget payloads; Ray frees each as soon as its last reader lets go."""
+        for token in tokens:
+            self._held.pop(token, None)
+            self._nbytes.pop(token, None)
+
+    async def stats(self) -> dict[str, int]:
+        """{"payloads", "nbytes"} that this vault owns."""
+        return {"payloads": len(self._held), "nbytes": sum(self._nbytes.values())}
+
+    async def _hand_over(self, target: Target, source: FromRefs | FromMethod) -> Any:
+        if isinstance(source, FromMethod):
+            header, refs = await self._call(source)
+        else:
+            header, refs = source.header, [await _copy(ref) for ref in source.refs]
+        self._held[target.token], self._nbytes[target.token] = refs, header["nbytes"]
+        recorded = None
+        try:
+            recorded = await self._record(target, self._payload(target, header, len(refs)), refs)
+            return recorded
+        finally:
+            if recorded is None or recorded.payload.token != target.token:  # refused, or the same as what is there
+                await self.drop([target.token])
+
+    async def _call(self, source: FromMethod) -> tuple[dict[str, Any], list[Any]]:
+        method = getattr(source.actor, source.method)
+        refs = method.options(num_returns=1 + source.parts).remote(*source.args, **source.kwargs)
+        try:
+            header = await refs[0]
+        except ray.exceptions.RayActorError as error:
+            raise ActorLost(
+                f"the actor died in {source.method}(): {error}. Nothing of this call was published"
+            ) from None
+        if not isinstance(header, dict) or header.get(HEADER) != PROTOCOL:
+            raise BadInput(
+                f"{source.method}() must return slime.cross_job.producer.returned(columns, ...), "
+                f"a header and {source.parts} part(s); its first value is a {type(header).__name__}"
+            )
+        return header, refs[1:]
+
+    def _payload(self, target: Target, header: dict[str, Any], parts: int) -> Payload:
+        return Payload(
+            token=target.token,
+            vault=self._name,
+            nbytes=header["nbytes"],
+            parts=parts,
+            num_samples=header["num_samples"],
+            weight_version=header.get("weight_version"),
+            meta=header.get("meta") or {},
+        )
+
+    async def _record(self, target: Target, payload: Payload, refs: list[Any]) -> Any:
+        if target.key is not None:
+            return await self._broker("put_value", target.client_id, target.key, payload, target.version)
+        call = ("publish", target.client_id, target.rollout_id, payload)
+        recorded, located = await self._broker(*call, compare=payload.num_samples >= 0)
+        if not recorded and not await self._equal(located.payload, refs):
+            recorded, located = await self._broker(*call, compare=False)
+        return located
+
+    async def _equal(self, old: Payload, refs: list[Any]) -> bool:
+        """Whether the bytes of an earlier version equal these; only asked where all else is the same."""
+        try:
+            vault = self if old.vault == self._name else None
+            handle = None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
+            old_refs = await (vault.open(old.token) if vault else _answer(handle.open.remote(old.token)))
+            pairs = [(await old_ref, await ref) for old_ref, ref in zip(old_refs, refs, strict=True)]
+            return await asyncio.to_thread(lambda: all(_same_bytes(*pair) for pair in pairs))
+        except (PayloadLost, ValueError, ray.exceptions.RayError):
+            return False
+
+    async def _broker(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            broker = await asyncio.to_thread(ray.get_actor, BROKER_NAME, namespace=self._namespace)
+            return await broker.call.remote(operation, *args, **kwargs)
+        except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
+            raise error.cause from None
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            raise BrokerLost(f"the broker did not answer vault {self._name}: {error}") from None
+
+
+async def _copy(ref: Any) -> Any:
+    value = await ref  # zero-copy for a batch
+    return await asyncio.to_thread(ray.put, value)  # copies in a thread: hundreds of megabytes take a while
+
+
+def _same_bytes(old: Any, new: Any) -> bool:
+    return isinstance(old, Batch) and isinstance(new, Batch) and old.ipc.equals(new.ipc)
+
+
+async def _answer(ref: Any) -> Any:
+    return await ref

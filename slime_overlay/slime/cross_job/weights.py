@@ -1,0 +1,37 @@
+"""Weights as a value of the job: named arrays or tensors in one batch, read zero-copy, newest wins."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .batch import Batch
+from .errors import BatchError
+
+KEY = "weights"
+
+
+def pack_weights(params: Mapping[str, Any]) -> Batch:
+    """Named arrays or tensors as a batch with one row a parameter. Raises BatchError."""
+    if not params:
+        raise BatchError("no weights: give a mapping of at least one name to an array or tensor")
+    return Batch.pack({"name": [*params], "tensor": [*params.values()]})
+
+
+class Weights(Mapping[str, Any]):
+    """A weight version: parameter name -> what was published (array or tensor), read-only views of shared memory.
+
+    Copy what you keep: the memory is freed once a newer version has replaced it and the last view is gone.
+    """
+
+    def __init__(self, version: int, batch: Batch):
+        self.version = version
+        self.batch = batch
+        self._rows = {name: row for row, name in enumerate(batch["name"])}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.batch["tensor"][self._rows[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
