@@ -1,12 +1,6 @@
-"""Shared by all tests: where things are, and a table of what was not run and why."""
-
-import sys
-from pathlib import Path
+"""Shared by all tests: a table of what was not run and why."""
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

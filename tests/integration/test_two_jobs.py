@@ -5,7 +5,7 @@ import time
 
 import pytest
 import ray
-from conftest import wait_for
+from ray_jobs import wait_for
 from speak import columns
 
 from slime.cross_job import Consumer
@@ -49,7 +49,11 @@ def test_a_job_that_ended_normally_is_end_of_stream_for_one_that_waits(submit, j
 
 @pytest.mark.parametrize(
     ("end", "verdict"),
-    [("raise", "the reward model is on fire"), ("sigkill", "its Ray job is FAILED"), ("silent", "its Ray job is SUCCEEDED")],
+    [
+        ("raise", "the reward model is on fire"),
+        ("sigkill", "its Ray job is FAILED"),
+        ("silent", "its Ray job is SUCCEEDED"),
+    ],
 )
 def test_a_crashed_rollout_job_fails_the_train_job_within_15_s(submit, job_id, end, verdict):
     consumer = submit("consume.py", job_id, "--timeout", 120)
@@ -65,7 +69,9 @@ def test_a_crashed_rollout_job_fails_the_train_job_within_15_s(submit, job_id, e
     assert verdict in consumer.logs
 
 
-@pytest.mark.parametrize(("end", "verdict"), [("raise", "the loss is not a number"), ("sigkill", "its Ray job is FAILED")])
+@pytest.mark.parametrize(
+    ("end", "verdict"), [("raise", "the loss is not a number"), ("sigkill", "its Ray job is FAILED")]
+)
 def test_a_crashed_train_job_fails_a_rollout_job_that_waits_for_demand(submit, job_id, end, verdict):
     rollout = submit("demand_driven.py", job_id)
     train = submit("consume.py", job_id, "--demand", 1, "--samples", 8, "--end", end)

@@ -37,7 +37,9 @@ with Producer(args.job_id) as producer:
         elif args.how == "ref":
             producer.publish(rollout_id, ray.put(columns(rollout_id, args.samples)))
         else:
-            producer.publish(rollout_id, columns(rollout_id, args.samples), meta={"by": "value"}, weight_version=rollout_id)
+            producer.publish(
+                rollout_id, columns(rollout_id, args.samples), meta={"by": "value"}, weight_version=rollout_id
+            )
     say(pid=os.getpid(), actor_pid=ray.get(generator.pid.remote()), ray_job_id=ray.get_runtime_context().get_job_id())
     if args.end == "linger":
         time.sleep(600)

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -53,7 +54,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class LeafType:
-    """`token` is what is written (a dtype string, a list of fields, a torch dtype name), `dtype` how bytes are seen."""
+    """`token` is what is written (a dtype string, fields, a torch dtype's name), `dtype` how the bytes are seen."""
 
     library: str
     token: Any
@@ -72,7 +73,7 @@ class LeafType:
             if library == "numpy":
                 dtype = _dtype_from_token(token, _MAX_DTYPE_DEPTH)
                 if dtype.itemsize > 0 and not dtype.hasobject:
-                    return LeafType(library, token, dtype)
+                    return LeafType(library, _frozen(token), dtype)
         raise BatchError(f"unknown array type {_short(value)}")
 
 
@@ -89,7 +90,7 @@ class Leaf:
         return math.prod(self.shape) * self.type.dtype.itemsize
 
     def write(self, out: npt.NDArray[np.uint8]) -> None:
-        """Copy the elements in C order into `out`, which is exactly `nbytes` long. One pass, also for strided input."""
+        """Copy the elements in C order into `out`, exactly `nbytes` long; one pass, also from strided input."""
         if not out.size:
             return
         if self.type.library == "torch":
@@ -137,7 +138,7 @@ def leaf_type(value: Any) -> LeafType:
 
 
 def view(type_: LeafType, shape: Sequence[Any], raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    """The array of that type and shape at the start of `raw`, without copying. Raises BatchError if it does not fit."""
+    """The array of that type and shape at the start of `raw`, not copied. Raises BatchError if it does not fit."""
     if len(shape) > MAX_DIMS or any(type(size) is not int or size < 0 for size in shape):
         raise BatchError(f"impossible array shape {_short(list(shape))}")
     nbytes = math.prod(shape) * type_.dtype.itemsize
@@ -159,15 +160,19 @@ def restore(type_: LeafType, array: npt.NDArray[Any]) -> Any:
 def _numpy_type(array: npt.NDArray[Any]) -> LeafType:
     if type(array) not in (np.ndarray, np.memmap):
         raise Unsupported(f"array subclass {_name(array)}: turn it into a plain one with np.array(x)")
-    dtype = array.dtype
-    if dtype.hasobject or dtype.kind not in "biufcSUVmM" or not dtype.itemsize:
+    return _numpy_leaf_type(array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _numpy_leaf_type(dtype: np.dtype[Any]) -> LeafType:
+    if dtype.hasobject or dtype.kind not in "biufcSUVmM" or dtype.itemsize <= 0:
         raise Unsupported(f"an array of dtype {dtype!s}: use a dtype of fixed-width items (for text, 'U' or 'S')")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy tells that a dtype's free-form metadata is not kept
             token = np.lib.format.dtype_to_descr(dtype)
         if _dtype_from_token(token, _MAX_DTYPE_DEPTH) == dtype:
-            return LeafType("numpy", token, dtype)
+            return LeafType("numpy", _frozen(token), dtype)
     except (ValueError, TypeError, BatchError):
         pass
     raise Unsupported(f"an array of dtype {dtype!s}, which NumPy cannot write down: .view() it as a plain dtype first")
@@ -187,6 +192,10 @@ def _dtype_from_token(token: Any, depth: int) -> np.dtype[Any]:
     raise BatchError(f"unknown array dtype {_short(token)}")
 
 
+def _frozen(token: Any) -> Any:
+    return tuple(map(_frozen, token)) if isinstance(token, (list, tuple)) else token
+
+
 def _field(field: Any, depth: int) -> tuple[Any, ...]:
     name, token, *shape = field
     name = tuple(name) if isinstance(name, list) else name  # (title, name)
@@ -198,11 +207,12 @@ def _field(field: Any, depth: int) -> tuple[Any, ...]:
 def _write_tensor(value: Any, out: npt.NDArray[np.uint8]) -> None:
     torch = sys.modules["torch"]
     source = value.detach().resolve_conj().resolve_neg()
-    target = torch.from_numpy(out)
     if source.device.type == "cpu" and source.is_contiguous():
-        target.copy_(source.reshape(-1).view(torch.uint8))
+        # Not torch's copy_: its thread pool costs seconds for many small rows while others use the cores.
+        out[:] = source.reshape(-1).view(torch.uint8).numpy()
     else:
-        target.view(source.dtype).reshape(source.shape).copy_(source)  # strided or from a device: still one copy
+        target = torch.from_numpy(out).view(source.dtype).reshape(source.shape)
+        target.copy_(source)  # strided or from a device: still one copy
 
 
 def _tensor_over(torch: ModuleType, array: npt.NDArray[Any], name: str) -> Any:

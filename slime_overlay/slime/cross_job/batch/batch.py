@@ -80,7 +80,7 @@ class Batch(Mapping[str, Column]):
 
     @property
     def ipc(self) -> pa.Buffer:
-        """The Arrow IPC stream of exactly these samples, read-only. A view writes it when first asked, and keeps it."""
+        """The Arrow IPC stream of exactly these samples, read-only. A view writes it when first asked and keeps it."""
         if self._ipc is None:
             encoded = {name: column.encode() for name, column in self._columns.items()}
             self._ipc = self._write(encoded, self._attrs_json)._ipc

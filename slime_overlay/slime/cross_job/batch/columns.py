@@ -7,7 +7,6 @@ from typing import Any, SupportsIndex, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BatchError
 from . import arrays
 from .readers import Reader, Rows
 from .wire import Encoded
@@ -59,7 +58,7 @@ class Column(Sequence[Any]):
         """Equal values in equal order; arrays and tensors are equal if type, shape and elements are."""
         if not isinstance(other, (Sequence, np.ndarray)) or isinstance(other, (str, bytes)):
             return NotImplemented
-        return len(self) == len(other) and _same(self.tolist(), other if isinstance(other, list) else list(_python(other)))
+        return len(self) == len(other) and _same(self.tolist(), list(_python(other)))
 
     def __repr__(self) -> str:
         return f"<Column {self.name!r}: {len(self)} x {self.kind}>"

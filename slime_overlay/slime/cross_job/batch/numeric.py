@@ -6,6 +6,8 @@ exactly (integers over 64 bits, 2**60 beside 0.5) is refused with `NotNumbers`, 
 """
 
 import array
+import itertools
+import operator
 import struct
 from typing import Any
 
@@ -23,7 +25,7 @@ class NotNumbers(Exception):
 
 
 class NumberRows:
-    """`values` (the elements of all rows, in order) and `valid` (False where an element is None, or no Nones at all)."""
+    """`values`: the elements of all rows, in order. `valid`: False where an element is None; None if none is."""
 
     def __init__(self, total: int) -> None:
         self._buffer: npt.NDArray[Any] = np.empty(total, np.uint8)
@@ -91,43 +93,33 @@ class NumberRows:
         start, end = self._used, self._used + len(row)
         types = set(map(type, row))
         if type(None) in types:
+            valid = np.fromiter(map(operator.is_not, row, itertools.repeat(None)), np.bool_, len(row))
+            for place in np.flatnonzero(~valid):
+                row[place] = False  # a placeholder that every type holds and that does not make bools into ints
             if self.valid is None:
                 self.valid = np.ones(len(self._buffer), np.bool_)
-            self.valid[start:end] = [value is not None for value in row]
-            row = [value for value in row if value is not None]
-            types.discard(type(None))
+            self.valid[start:end] = valid
+            types = types - {type(None)} | {bool}
         if any(issubclass(kind, np.generic) for kind in types):
             row = [value.item() if isinstance(value, np.generic) else value for value in row]
             types = set(map(type, row))
         if not types <= {int, float, bool}:
             raise NotNumbers
-        chunk = np.zeros(0, np.uint8) if not row else _floats(row) if float in types else _ints(row)
-        self._all_bool = self._all_bool and types <= {bool}
-        self._store(chunk, None if len(row) == end - start else self._mask(start, end), end)
+        self._all_bool = self._all_bool and types == {bool}
+        self._store(_floats(row) if float in types else _ints(row))
 
     def _add_typed(self, row: "array.array[Any]") -> None:
         if row.typecode not in "bBhHiIlLqQfd":
             raise NotNumbers
-        chunk = np.frombuffer(row, row.typecode) if len(row) else np.empty(0, np.uint8)
-        if row.typecode in "fd":
-            chunk = chunk.astype(np.float64)
-        elif len(row):
-            chunk = chunk.astype(_DTYPES[_int_code(int(chunk.min()), int(chunk.max()))])
-        self._all_bool = self._all_bool and not len(row)
-        self._store(chunk, None, self._used + len(row))
+        if len(row):
+            chunk = np.frombuffer(row, row.typecode)
+            self._all_bool = False
+            self._store(chunk.astype(np.float64) if row.typecode in "fd" else _narrow(chunk))
 
-    def _mask(self, start: int, end: int) -> npt.NDArray[np.bool_] | None:
-        return None if self.valid is None else self.valid[start:end]
-
-    def _store(self, chunk: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, end: int) -> None:
-        if chunk.size:
-            chunk = self._widen(chunk)
-        target = self._buffer[self._used : end]
-        if mask is None:
-            target[:] = chunk
-        else:
-            target[:] = 0
-            target[mask] = chunk
+    def _store(self, chunk: npt.NDArray[Any]) -> None:
+        chunk = self._widen(chunk)
+        end = self._used + len(chunk)
+        self._buffer[self._used : end] = chunk
         self._used = end
 
     def _widen(self, chunk: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -136,7 +128,7 @@ class NumberRows:
         used = self._buffer[: self._used]
         if "d" in (code, self._code):
             wide = "d"
-            ints = [part for part in (chunk, used) if part.dtype.itemsize == 8 and part.dtype.kind != "f" and part.size]
+            ints = [part for part in (chunk, used) if part.dtype.kind != "f" and part.size]
             if any(int(part.max()) > _EXACT_FLOAT or int(part.min()) < -_EXACT_FLOAT for part in ints):
                 raise NotNumbers
         else:
@@ -161,15 +153,21 @@ def fits_float32(values: npt.NDArray[np.float64]) -> bool:
     return True
 
 
+def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values.astype(_int_dtype(int(values.min()), int(values.max())), copy=False)
+
+
 def _ints(row: list[int]) -> npt.NDArray[Any]:
-    return np.array(row, _DTYPES[_int_code(min(row), max(row))])
+    try:
+        return _narrow(np.array(row, np.int64))
+    except OverflowError:
+        return np.array(row, _int_dtype(min(row), max(row)))
 
 
-def _int_code(low: int, high: int) -> str:
-    for code in _INTS:
-        bounds = np.iinfo(_DTYPES[code])
-        if bounds.min <= low and high <= bounds.max:
-            return code
+def _int_dtype(low: int, high: int) -> type[np.integer[Any]]:
+    for dtype in (np.uint8, np.int32, np.int64, np.uint64):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return dtype
     raise NotNumbers
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..errors import BatchError
 from . import arrays
-from .arrays import ALIGNMENT, Leaf, Unsupported
+from .arrays import ALIGNMENT, Leaf, LeafType, Unsupported
 from .columns import Column
 from .numeric import NotNumbers, NumberRows, fits_float32
 from .readers import TENSOR_TYPE, TEXT_TYPES, TREE_TYPE
@@ -28,6 +28,7 @@ _ARROW = {
     np.dtype(np.float64): pa.float64(),
 }
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)  # int covers bool
+_ONE_VALUE = (str, bytes, bytearray, memoryview)  # sequences to Python, not columns
 _ROW_TYPES = {list, tuple, array.array}
 
 
@@ -56,7 +57,7 @@ def encode_column(name: str, column: object) -> Encoded:
 def _values(name: str, column: object) -> list[Any]:
     if isinstance(column, list):
         return column
-    is_rows = isinstance(column, (Sequence, array.array)) and not isinstance(column, (str, bytes, bytearray, memoryview))
+    is_rows = isinstance(column, (Sequence, array.array)) and not isinstance(column, _ONE_VALUE)
     if is_rows or (isinstance(column, np.ndarray) and column.ndim):
         return list(column)  # type: ignore[call-overload]
     raise BatchError(
@@ -121,16 +122,10 @@ def _tensors(name: str, values: list[Any]) -> Encoded:
             leaves.append(None if value is None else arrays.describe(value))
         except Unsupported as error:
             raise BatchError(f"column {name!r}, sample {sample}: {error.reason}") from None
-    types: dict[str, int] = {}
-    table: list[list[Any]] = []
-    which = np.zeros(len(leaves), np.int32)
-    for sample, leaf in enumerate(leaves):
-        if leaf is not None:
-            which[sample] = types.setdefault(repr(leaf.type), len(table))
-            if which[sample] == len(table):
-                table.append(leaf.type.to_json())
+    types: dict[LeafType, int] = {}
+    which = np.array([0 if leaf is None else types.setdefault(leaf.type, len(types)) for leaf in leaves], np.int32)
     # Rows of one type follow each other without gaps: each starts at a multiple of the item size.
-    unit = ALIGNMENT if len(table) > 1 else 1
+    unit = ALIGNMENT if len(types) > 1 else 1
     offsets = _offsets([0 if leaf is None else -(-leaf.nbytes // unit) * unit for leaf in leaves])
     sizes = np.array([size for leaf in leaves if leaf is not None for size in leaf.shape], np.int64)
     dims = _offsets([0 if leaf is None else len(leaf.shape) for leaf in leaves])
@@ -147,7 +142,8 @@ def _tensors(name: str, values: list[Any]) -> Encoded:
         Node(TENSOR_TYPE["shape"].type, len(leaves), None, (dims,), (Node(pa.int64(), len(sizes), None, (sizes,)),)),
         Node(pa.int32(), len(leaves), None, (which,)),
     )
-    return Encoded("tensor", {"types": table}, Node(TENSOR_TYPE, len(leaves), _validity(values), (), children))
+    meta = {"types": [kind.to_json() for kind in types]}
+    return Encoded("tensor", meta, Node(TENSOR_TYPE, len(leaves), _validity(values), (), children))
 
 
 def _trees(name: str, values: list[Any]) -> Encoded:

@@ -82,7 +82,8 @@ class Ragged:
     def __init__(self, stored: Stored, offsets: int, values: int, dtype: npt.DTypeLike = np.uint8) -> None:
         """`offsets` and `values` are the indexes of the two buffers."""
         self._stored = stored
-        self._offsets: npt.NDArray[np.int64] = stored.typed(offsets, np.int64, stored.length + 1 if stored.length else 0)
+        count = stored.length + 1 if stored.length else 0
+        self._offsets: npt.NDArray[np.int64] = stored.typed(offsets, np.int64, count)
         self.values = stored.typed(values, dtype)
 
     def bounds(self, row: int) -> tuple[int, int]:
@@ -99,10 +100,9 @@ class Ragged:
         """Items per row, from the offsets alone."""
         index = index_of(rows)
         starts, ends = self._offsets[:-1][index], self._offsets[1:][index]
-        lengths = ends - starts
-        if len(lengths) and (lengths.min() < 0 or starts.min() < 0 or ends.max() > self.values.size):
+        if len(starts) and ((ends < starts).any() or starts.min() < 0 or ends.max() > self.values.size):
             raise self._stored.corrupt("its offsets point outside the data")
-        return lengths
+        return ends - starts
 
     def take(self, rows: Rows) -> tuple[npt.NDArray[np.int64], Deferred]:
         """Offsets and data of some rows, packed together."""

@@ -88,8 +88,9 @@ class TreeWriter:
                 for key, item in value.items():
                     pairs.append([self._encode(key), self._encode(item)])
                 return {"$dict": pairs}
-            items = []
-            for key, item in enumerate(value):
+            items: list[Any] = []
+            for item in value:
+                key = len(items)
                 items.append(self._encode(item))
             return items if type(value) is list else {"$tuple": items}
         except Unsupported as error:
@@ -143,7 +144,7 @@ def decode(text: bytes, blob: npt.NDArray[np.uint8]) -> Any:
 
 
 def numpy_scalar(value: Any) -> Any:
-    """The equal Python value of a NumPy scalar. Raises Unsupported where there is none (longdouble, complex, dates)."""
+    """The equal Python value of a NumPy scalar. Raises Unsupported where there is none (longdouble, dates)."""
     python = value.item()
     if isinstance(value, _NUMPY_SCALARS) and not isinstance(python, np.generic):
         return python

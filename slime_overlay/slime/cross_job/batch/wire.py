@@ -238,6 +238,6 @@ def _fill(columns: dict[str, Encoded], out: pa.Buffer, memory: Bytes) -> None:
     for column, array in zip(columns.values(), batch.columns):
         found: Sequence[pa.Buffer | None] = array.buffers()
         for part, buffer in zip(_parts(column.node), found, strict=True):
-            if isinstance(part, Deferred) and part.nbytes:
+            if isinstance(part, Deferred) and part.nbytes and buffer is not None:
                 start = buffer.address - out.address
                 part.fill(memory[start : start + part.nbytes])
