@@ -5,6 +5,7 @@ jobs submitted to it, inherits a marker in its environment; `stop` ends exactly 
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -29,33 +30,49 @@ class LocalCluster:
         num_cpus: logical CPUs, so that both jobs of a small machine are scheduled.
         object_store_bytes: size of the object store.
         env: more environment variables for all processes of the cluster.
+        outlives_us: leave it running when this process is killed (else it ends with us, even after SIGKILL).
 
     Raises:
         RuntimeError: Ray did not start; the message holds the end of its log.
     """
 
     def __init__(
-        self, num_cpus: int = 8, object_store_bytes: int = 500_000_000, env: dict[str, str] | None = None, num_gpus: int = 0
+        self,
+        num_cpus: int = 8,
+        object_store_bytes: int = 500_000_000,
+        env: dict[str, str] | None = None,
+        outlives_us: bool = False,
     ):
+        self._outlives_us = outlives_us
         self.marker = uuid.uuid4().hex
         self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", MARKER)}
         self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", MARKER: self.marker, **(env or {})}
-        self._args = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--object-store-memory={object_store_bytes}"]
+        self._args = [f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}"]
         self.folder = Path(tempfile.mkdtemp(prefix="xjob"))  # short: Ray puts sockets there, whose paths are limited
         self.address = ""
         self.api = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "LocalCluster":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process to end, with SIGTERM, to end the cluster."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and wait until jobs can be submitted. Leaves nothing behind where that fails."""
         try:
             self._start()
         except BaseException:
             self.stop()
             raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _start(self) -> None:
         client_port, agent_port = _free_ports(2)
@@ -70,7 +87,13 @@ class LocalCluster:
         ]
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=None if self._outlives_us else _end_with_parent,
             )
         deadline = time.monotonic() + START_S
         while _READY not in (text := log.read_text(errors="replace")):
@@ -79,7 +102,9 @@ class LocalCluster:
                 raise RuntimeError(f"the local Ray cluster {state}:\n{text[-2000:]}")
             time.sleep(0.1)
         self.address = (self.folder / "ray" / "ray_current_cluster").read_text().strip()
-        found = re.search(r"RAY_(?:API_SERVER_)?ADDRESS='(http://[^']+)'", text) or re.search(r"(127\.0\.0\.1:\d+)\S* to", text)
+        found = re.search(r"RAY_(?:API_SERVER_)?ADDRESS='(http://[^']+)'", text) or re.search(
+            r"(127\.0\.0\.1:\d+)\S* to", text
+        )
         if found is None:
             raise RuntimeError(f"the local Ray cluster names no address for jobs:\n{text[-2000:]}")
         self.api = found.group(1) if found.group(1).startswith("http") else f"http://{found.group(1)}"
@@ -110,6 +135,11 @@ class LocalCluster:
         if self._process is not None:
             self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """In the child: get SIGTERM when the parent dies, whatever killed it (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _free_ports(count: int) -> list[int]:

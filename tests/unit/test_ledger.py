@@ -308,7 +308,7 @@ def test_settings_of_the_job_must_agree_while_the_other_side_lives(ledger, clock
 
 
 def test_the_newest_value_wins_and_older_ones_are_freed(ledger, pair):
-    producer, consumer = pair
+    _, consumer = pair
     assert ledger.get_value("exp", "weights") is None
     assert ledger.put_value(consumer, "weights", payload("w0"), 5).version == 5
     assert ledger.put_value(consumer, "weights", payload("w0"), 5).version == 5  # the same token: a retry

@@ -281,7 +281,7 @@ class Ledger(Roster):
             rollout_id = heapq.heappop(group.ready)
             if rollout_id in job.rollouts and rollout_id not in group.acked and rollout_id not in group.leases:
                 return self.claim(client.info.client_id, rollout_id)
-        if not group.leases:  # a rollout that another member holds may still come back
+        if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
             self._raise_if_producer_over(job, grace_s)
         return None
 

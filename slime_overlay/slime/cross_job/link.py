@@ -162,6 +162,8 @@ class Link:
     def _ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
         pause_s = 0.1
         while True:
+            if not ray.is_initialized():  # or the call below would start a new cluster of its own
+                raise ClusterUnreachable("this process has left its Ray cluster (ray.shutdown): nothing can be asked")
             try:
                 return get(getattr(self._broker, method).remote(*args, **kwargs), deadline, "the broker")
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:

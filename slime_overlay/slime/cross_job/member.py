@@ -14,7 +14,17 @@ from typing import Any
 import ray
 
 from .batch import Batch
-from .errors import BadInput, BrokerLost, CrossJobError, Fenced, JobIdTaken, PayloadLost, Unreachable, WaitTimeout
+from .errors import (
+    BadInput,
+    BrokerLost,
+    ClusterUnreachable,
+    CrossJobError,
+    Fenced,
+    JobIdTaken,
+    PayloadLost,
+    Unreachable,
+    WaitTimeout,
+)
 from .link import START_S, Deadline, Link, ensure_ray, get
 from .records import FAILED, FINISHED
 from .settings import Settings
@@ -106,18 +116,23 @@ class Member:
 
     def value(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
         """Newest (version, value) of `key`; None if within `timeout_s` there is none newer than `newer_than`."""
+        found = self.value_ref(key, newer_than, timeout_s)
+        return None if found is None else (found[0], get_parts([found[1]], f"value {key!r} {found[0]}")[0])
+
+    def value_ref(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
+        """Like `value`, but a ref in its place, for other processes to `ray.get`."""
+        self.check()
         deadline = Deadline(timeout_s)
-        while True:
-            self.check()
-            located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
-            if located is None:
-                return None
+        located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
+        while located is not None:
             try:
-                return located.version, self._open(located.payload, f"value {key!r} {located.version}")[0]
-            except Unreachable:  # replaced between the two calls: the newer one is there
+                return located.version, self.link.open_refs(located.payload)[0]
+            except Unreachable:  # replaced since the broker named it, or really lost
                 newer = self.link.call("get_value", self.job_id, key, located.version)
                 if newer is None:
                     raise
+                located = newer
+        return None
 
     def check(self) -> None:
         """Raise what the heartbeat learned (Fenced, BrokerLost), or that this client has ended."""
@@ -176,10 +191,6 @@ class Member:
         finally:
             self.doing(f"nothing here since {what} was handed over")
 
-    def _open(self, payload: Any, what: str) -> list[Any]:
-        """The parts of a payload, read zero-copy where they lie on this node."""
-        return get_parts(self.link.open_refs(payload), what)
-
     def _attach(self) -> dict[str, Any]:
         stated = {"max_ahead": self.settings.max_ahead, "retain": self.settings.retain}
         stated["dead_after_s"] = self.settings.dead_after_s  # type: ignore[assignment]
@@ -210,7 +221,7 @@ class Member:
         while not self._ended.wait(self.settings.heartbeat_s):
             try:
                 self.link.call("heartbeat", self.info.client_id, self._activity, timeout_s=self.settings.dead_after_s)
-            except (Fenced, BrokerLost) as error:
+            except (Fenced, BrokerLost, ClusterUnreachable) as error:
                 if not self._ended.is_set():
                     self._fault = error
                     logger.error("job %s: %s must stop: %s", self.job_id, self.role, error)

@@ -9,8 +9,8 @@ import ray
 
 from .batch import Batch
 from .errors import BadInput, EndOfStream, WaitTimeout
-from .link import Deadline
-from .member import Member, as_source, get
+from .link import Deadline, get
+from .member import Member, as_source, get_parts
 from .types import PROTOCOL, Located, check_rollout_id
 from .vault import HEADER, FromMethod, FromRefs, Target
 from .weights import KEY, Weights
@@ -24,6 +24,7 @@ class Published:
     version: int
     nbytes: int
     num_samples: int
+    meta: dict[str, Any]
 
 
 class Producer(Member):
@@ -118,8 +119,8 @@ class Producer(Member):
 
     def weights(self, newer_than: int | None = None, timeout_s: float = 0.0) -> Weights | None:
         """The newest weights, zero-copy; None if within `timeout_s` seconds there are none newer than `newer_than`."""
-        found = self.value(KEY, newer_than, timeout_s)
-        return None if found is None else Weights(*found)
+        found = self.value_ref(KEY, newer_than, timeout_s)
+        return None if found is None else Weights(found[0], get_parts([found[1]], "the weights")[0], found[1])
 
     def _publish(
         self, rollout_id: int, source: FromRefs | FromMethod, node_id: str, timeout_s: float | None
@@ -127,7 +128,7 @@ class Producer(Member):
         target = Target(uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id)
         located: Located = self._hand_over(target, source, node_id, timeout_s, f"rollout {rollout_id}")
         payload = located.payload
-        return Published(rollout_id, located.version, payload.nbytes, payload.num_samples)
+        return Published(rollout_id, located.version, payload.nbytes, payload.num_samples, payload.meta)
 
     def _node_of(self, actor: Any) -> str:
         """Node of the actor, so that a payload is owned where it is made; this node if it does not say in time."""

@@ -61,6 +61,7 @@ class Vault:
     def __init__(self, name: str, namespace: str):
         self._name = name
         self._namespace = namespace
+        self._broker_handle: Any = None
         self._held: dict[str, list[Any]] = {}
         self._nbytes: dict[str, int] = {}
         self._under_way: dict[str, asyncio.Task[Any]] = {}
@@ -163,11 +164,13 @@ class Vault:
 
     async def _broker(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            broker = await asyncio.to_thread(ray.get_actor, BROKER_NAME, namespace=self._namespace)
-            return await broker.call.remote(operation, *args, **kwargs)
+            if self._broker_handle is None:
+                self._broker_handle = await asyncio.to_thread(ray.get_actor, BROKER_NAME, namespace=self._namespace)
+            return await self._broker_handle.call.remote(operation, *args, **kwargs)
         except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
             raise error.cause from None
         except (ValueError, ray.exceptions.RayActorError) as error:
+            self._broker_handle = None
             raise BrokerLost(f"the broker did not answer vault {self._name}: {error}") from None
 
 

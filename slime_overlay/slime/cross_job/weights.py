@@ -20,11 +20,13 @@ class Weights(Mapping[str, Any]):
     """A weight version: parameter name -> what was published (array or tensor), read-only views of shared memory.
 
     Copy what you keep: the memory is freed once a newer version has replaced it and the last view is gone.
+    `ref` (where known) is the Ray ref behind it: hand it, inside a container, to actors that load the weights themselves.
     """
 
-    def __init__(self, version: int, batch: Batch):
+    def __init__(self, version: int, batch: Batch, ref: Any = None):
         self.version = version
         self.batch = batch
+        self.ref = ref
         self._rows = {name: row for row, name in enumerate(batch["name"])}
 
     def __getitem__(self, name: str) -> Any:

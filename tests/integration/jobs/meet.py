@@ -1,7 +1,7 @@
 """Find or create the broker of 20 namespaces, each at the same moment as another Ray job does.
 
-Arguments: a prefix for the namespaces, a folder, this job's number. The job leaves `ready-N` in the folder and waits for
-`go`, which holds the wall-clock time of the first meeting; the others follow every second.
+Arguments: a prefix for the namespaces, a folder, this job's number. The job leaves `ready-N` in the folder and waits
+for `go`, which holds the wall-clock time of the first meeting; the others follow every second.
 """
 
 import sys

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Static checks; changes nothing: ruff (rules and format), mypy, shellcheck.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$ROOT"
+ruff check .
+ruff format --check .
+mypy
+shellcheck -x -P SCRIPTDIR scripts/*.sh .ci/run

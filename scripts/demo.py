@@ -1,0 +1,228 @@
+"""The demo behind demo.sh: a private cluster, two submitted Ray jobs, live progress, an audit, a picture.
+
+Exit code 0 only if both jobs succeeded and the audit found no rollout lost or duplicated.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray
+from local_cluster import LocalCluster
+from ray.job_submission import JobStatus, JobSubmissionClient
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERLAY = ROOT / "slime_overlay"
+EXAMPLE = OVERLAY / "examples" / "cross_job_cpu"
+sys.path[:0] = [str(OVERLAY), str(EXAMPLE)]
+
+from recipe import Recipe  # noqa: E402
+
+from slime.cross_job.errors import BadInput, CrossJobError  # noqa: E402
+from slime.cross_job.jobs import run  # noqa: E402
+from slime.cross_job.link import Link  # noqa: E402
+from slime.cross_job.types import check_job_id  # noqa: E402
+
+_OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_SAMPLE_S = 0.25  # between two looks at the broker
+_LINE_S = 5.0  # between two lines where there is no terminal
+_FREED_S = 20.0  # deadline for the object store to get back to its start
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/demo.sh", description=__doc__)
+    parser.add_argument("--rollouts", type=int, default=Recipe.rollouts, help="training steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--max-ahead", type=int, default=1, help="0: slime's train.py, 1: its train_async.py (default)"
+    )
+    parser.add_argument("--job-id", default="demo", help="name of the experiment (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for logs, figures and picture (default: a new one in out/)")
+    parser.add_argument("--json", type=Path, help="write the summary there, machine-readable")
+    parser.add_argument("--keep-cluster", action="store_true", help="leave the Ray cluster running, to look around")
+    args = parser.parse_args()
+    check_job_id(args.job_id)
+    if args.rollouts < 1:
+        raise BadInput(f"--rollouts {args.rollouts}: at least 1")
+    if args.max_ahead < 0:
+        raise BadInput(f"--max-ahead {args.max_ahead}: at least 0")
+    args.out = (args.out or ROOT / "out" / time.strftime(f"{args.job_id}-%Y%m%d-%H%M%S-{os.getpid()}")).absolute()
+    for folder in [args.out, *([args.json.absolute().parent] if args.json else [])]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(
+                f"cannot write to {folder} ({error.strerror}): choose another folder with --out/--json"
+            ) from None
+    for name in ("rollout.jsonl", "train.jsonl"):
+        (args.out / name).unlink(missing_ok=True)
+    return args
+
+
+def submit(client: JobSubmissionClient, script: str, args: argparse.Namespace) -> str:
+    options = ["--rollouts", args.rollouts, "--seed", args.seed, "--job-id", args.job_id, "--out", args.out]
+    command = [sys.executable, EXAMPLE / script, *options, "--cross-job-max-ahead", args.max_ahead]
+    path = os.pathsep.join([str(OVERLAY), str(EXAMPLE)])
+    return client.submit_job(entrypoint=shlex.join(map(str, command)), runtime_env={"env_vars": {"PYTHONPATH": path}})
+
+
+def store_bytes() -> int:
+    """Bytes of the object store in use, over all nodes."""
+    return int(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def watch(
+    client: JobSubmissionClient, jobs: dict[str, str], link: Link, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Show progress until both jobs are over; returns what the broker said over time."""
+    seen: list[dict[str, Any]] = []
+    started, shown = time.monotonic(), 0.0
+    terminal = sys.stderr.isatty()
+    bar = tqdm(total=args.rollouts, unit="rollout", disable=not terminal)
+    while True:
+        over = all(client.get_job_status(job) in _OVER for job in jobs.values())
+        status = link.call("status").get(args.job_id)
+        if status is not None:
+            trained = lines(args.out / "train.jsonl")
+            rewards = [line["reward"] for line in trained[-5:]]
+            now = {k: status[k] for k in ("published", "claimed", "acked", "queue_depth", "staleness", "held_bytes")}
+            now |= {"t": time.monotonic() - started, "reward": statistics.fmean(rewards) if rewards else None}
+            seen.append(now)
+            figures = {
+                "published": now["published"],
+                "claimed": now["claimed"],
+                "acked": now["acked"],
+                "queue": now["queue_depth"],
+                "staleness": trained[-1]["staleness"] if trained else "-",
+                "reward": "-" if now["reward"] is None else f"{now['reward']:.3f}",
+            }
+            bar.n = now["acked"]
+            bar.set_postfix(figures)
+            if not terminal and (over or now["t"] - shown >= _LINE_S):
+                shown = now["t"]
+                print(f"{now['t']:6.1f} s  " + "  ".join(f"{k} {v}" for k, v in figures.items()), flush=True)
+        if over:
+            bar.close()
+            return seen
+        time.sleep(_SAMPLE_S)
+
+
+def audit(out: Path) -> dict[str, Any]:
+    """Count from the two jobs' own records, not from the broker's."""
+    published, trained = lines(out / "rollout.jsonl"), lines(out / "train.jsonl")
+    times = Counter(line["rollout_id"] for line in trained)
+    rewards = [line["reward"] for line in trained]
+    return {
+        "published": len(published),
+        "claimed": len(trained),
+        "acked": len(trained),
+        "lost": len({line["rollout_id"] for line in published} - set(times)),
+        "duplicated": sum(n - 1 for n in times.values()),
+        "reward_first5": statistics.fmean(rewards[:5]) if rewards else None,
+        "reward_last5": statistics.fmean(rewards[-5:]) if rewards else None,
+        "publish_ms_p50": statistics.median([line["publish_ms"] for line in published]) if published else None,
+        "claim_ms_p50": statistics.median([line["claim_ms"] for line in trained]) if trained else None,
+        "staleness_max": max((line["staleness"] for line in trained), default=None),
+    }
+
+
+def draw(path: Path, out: Path, seen: list[dict[str, Any]], title: str) -> None:
+    """Reward over rollouts above queue depth over time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    trained = lines(out / "train.jsonl")
+    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(8, 6), layout="constrained")
+    top.plot([line["rollout_id"] for line in trained], [line["reward"] for line in trained])
+    top.set(title=title, xlabel="rollout", ylabel="mean reward", ylim=(0, 1.02))
+    bottom.step([s["t"] for s in seen], [s["queue_depth"] for s in seen], where="post", color="tab:orange")
+    bottom.set(xlabel="seconds", ylabel="queue depth", ylim=(0, None))
+    for axis in (top, bottom):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end as on Ctrl-C: what was started here is stopped
+        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    args = arguments()
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        cluster = LocalCluster(outlives_us=args.keep_cluster)
+        if args.keep_cluster:
+            cluster.start()
+        else:
+            stack.enter_context(cluster)
+        print(f"Ray cluster at {cluster.address}, dashboard {cluster.api}; output in {args.out}", flush=True)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        stack.callback(ray.shutdown)
+        link = Link()
+        before = store_bytes()
+        client = JobSubmissionClient(cluster.api)
+        jobs = {"rollout": submit(client, "rollout_job.py", args), "train": submit(client, "train_job.py", args)}
+        print("submitted two Ray jobs: " + ", ".join(f"{role} {job}" for role, job in jobs.items()), flush=True)
+        seen = watch(client, jobs, link, args)
+        after = store_bytes()
+        deadline = time.monotonic() + _FREED_S
+        while after > 1.05 * before and time.monotonic() < deadline:
+            time.sleep(0.2)
+            after = store_bytes()
+        states = {role: client.get_job_status(job).value for role, job in jobs.items()}
+        for role, job in jobs.items():
+            (args.out / f"{role}.log").write_text(client.get_job_logs(job))
+        if args.keep_cluster:
+            print(f"the cluster still runs: dashboard {cluster.api}; end it with `kill {cluster.pid}`")
+    summary = {
+        "job_id": args.job_id,
+        "ray_job_ids": jobs,
+        "states": states,
+        "rollouts": args.rollouts,
+        "seed": args.seed,
+        "max_ahead": args.max_ahead,
+        **audit(args.out),
+        "object_store_bytes_before": before,
+        "object_store_bytes_after": after,
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+    finish(args, summary, seen)
+
+
+def finish(args: argparse.Namespace, summary: dict[str, Any], seen: list[dict[str, Any]]) -> None:
+    """Write summary and picture, and fail loudly if anything is wrong."""
+    text = json.dumps(summary, indent=2)
+    (args.out / "summary.json").write_text(text + "\n")
+    if args.json:
+        args.json.write_text(text + "\n")
+    draw(args.out / "demo.png", args.out, seen, f"{args.job_id}: seed {args.seed}, max-ahead {args.max_ahead}")
+    for key, value in summary.items():
+        print(f"{key:27} {value}")
+    print(f"picture: {args.out / 'demo.png'}")
+    wrong = [f"the {role} job is {state}: see {args.out}/{role}.log" for role, state in summary["states"].items()]
+    wrong = [text for text in wrong if "SUCCEEDED" not in text]
+    wrong += [f"{summary[k]} rollouts {k}" for k in ("lost", "duplicated") if summary[k]]
+    if wrong:
+        raise CrossJobError("; ".join(wrong))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("SLIME_CROSS_JOB_LOG_LEVEL", "WARNING")
+    run(main)

@@ -1,0 +1,24 @@
+"""How a job's script ends: one clear line and an exit code that tells the verdicts apart (see errors.py)."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from .errors import CrossJobError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a job's `main`. A CrossJobError that nobody caught becomes one line on stderr and the error's exit code;
+    any other exception stays a traceback with exit code 1.
+    """
+    level = os.environ.get("SLIME_CROSS_JOB_LOG_LEVEL", "INFO")
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        main()
+    except CrossJobError as error:
+        if not error.exit_code:
+            return
+        sys.stdout.flush()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
