@@ -74,7 +74,7 @@ class LeafType:
                 dtype = _dtype_from_token(token, _MAX_DTYPE_DEPTH)
                 if dtype.itemsize > 0 and not dtype.hasobject:
                     return LeafType(library, _frozen(token), dtype)
-        raise BatchError(f"unknown array type {_short(value)}")
+        raise BatchError(f"unknown array type {short(value)}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def leaf_type(value: Any) -> LeafType:
         return _numpy_type(value)
     torch = sys.modules["torch"]
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise Unsupported(f"tensor subclass {_name(value)}: turn it into a plain torch.Tensor first")
+        raise Unsupported(f"tensor subclass {type_name(value)}: turn it into a plain torch.Tensor first")
     if value.layout is not torch.strided or value.is_nested:
         raise Unsupported(f"a tensor of layout {value.layout}: call .to_dense() first")
     if value.is_quantized:
@@ -140,14 +140,14 @@ def leaf_type(value: Any) -> LeafType:
 def view(type_: LeafType, shape: Sequence[Any], raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     """The array of that type and shape at the start of `raw`, not copied. Raises BatchError if it does not fit."""
     if len(shape) > MAX_DIMS or any(type(size) is not int or size < 0 for size in shape):
-        raise BatchError(f"impossible array shape {_short(list(shape))}")
+        raise BatchError(f"impossible array shape {short(list(shape))}")
     nbytes = math.prod(shape) * type_.dtype.itemsize
     if nbytes > raw.size:
-        raise BatchError(f"an array of shape {_short(list(shape))} needs {nbytes} bytes, the buffer has {raw.size}")
+        raise BatchError(f"an array of shape {short(list(shape))} needs {nbytes} bytes, the buffer has {raw.size}")
     try:
         array: npt.NDArray[Any] = np.ndarray(tuple(shape), type_.dtype, buffer=raw.data if nbytes else b"")
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise BatchError(f"impossible array shape {_short(list(shape))}: {error}") from None
+        raise BatchError(f"impossible array shape {short(list(shape))}: {error}") from None
     array.flags.writeable = False
     return array
 
@@ -159,7 +159,7 @@ def restore(type_: LeafType, array: npt.NDArray[Any]) -> Any:
 
 def _numpy_type(array: npt.NDArray[Any]) -> LeafType:
     if type(array) not in (np.ndarray, np.memmap):
-        raise Unsupported(f"array subclass {_name(array)}: turn it into a plain one with np.array(x)")
+        raise Unsupported(f"array subclass {type_name(array)}: turn it into a plain one with np.array(x)")
     return _numpy_leaf_type(array.dtype)
 
 
@@ -189,7 +189,7 @@ def _dtype_from_token(token: Any, depth: int) -> np.dtype[Any]:
             return np.lib.format.descr_to_dtype([_field(field, depth - 1) for field in token])
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError):
         pass
-    raise BatchError(f"unknown array dtype {_short(token)}")
+    raise BatchError(f"unknown array dtype {short(token)}")
 
 
 def _frozen(token: Any) -> Any:
@@ -253,10 +253,10 @@ def _torch() -> ModuleType:
     return _torch_ready
 
 
-def _name(value: object) -> str:
+def type_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."

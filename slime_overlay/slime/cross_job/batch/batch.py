@@ -15,7 +15,8 @@ from . import arrays, tree, wire
 from .arrays import Unsupported
 from .columns import Column, Selection, select
 from .pack import encode_column
-from .readers import Rows, reader_of
+from .ragged import Rows
+from .readers import reader_of
 from .wire import Encoded
 
 _MAX_ATTRS_BYTES = 256 << 20
@@ -48,7 +49,7 @@ class Batch(Mapping[str, Column]):
         encoded: dict[str, Encoded] = {}
         for name, values in columns.items():
             if type(name) is not str:
-                raise BatchError(f"column name {name!r} is a {arrays._name(name)}: names are str")
+                raise BatchError(f"column name {name!r} is a {arrays.type_name(name)}: names are str")
             try:
                 name.encode()
             except UnicodeEncodeError:
@@ -66,17 +67,12 @@ class Batch(Mapping[str, Column]):
         try:
             source = pa.py_buffer(buffer)
         except (TypeError, ValueError, BufferError, pa.ArrowException) as error:
-            raise BatchError(f"a {arrays._name(buffer)} is not a contiguous buffer of bytes: {error}") from None
+            raise BatchError(f"a {arrays.type_name(buffer)} is not a contiguous buffer of bytes: {error}") from None
         if source.address % arrays.ALIGNMENT:
             source = pa.py_buffer(source.to_pybytes())
         stored, num_samples, attrs = wire.read(source)
         rows = range(num_samples)
         return cls({column.name: Column(reader_of(column), rows) for column in stored}, rows, attrs, source)
-
-    @classmethod
-    def of_columns(cls, columns: Mapping[str, Column]) -> "Batch":
-        """A batch that holds copies of columns of other batches, without attrs. Raises BatchError as `pack` does."""
-        return cls.pack(columns)
 
     @property
     def ipc(self) -> pa.Buffer:

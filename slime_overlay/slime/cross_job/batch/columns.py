@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import arrays
-from .readers import Reader, Rows
+from .ragged import Rows
+from .readers import Reader
 from .wire import Encoded
 
 Selection = slice | Sequence[int] | npt.NDArray[Any]
@@ -66,7 +67,7 @@ class Column(Sequence[Any]):
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         from .batch import Batch
 
-        return _column, (Batch.of_columns({self.name: self}), self.name)
+        return _column, (Batch.pack({self.name: self}), self.name)
 
     def tolist(self) -> list[Any]:
         """The values as they were packed: Python numbers, lists, tuples, strings, arrays, tensors, trees."""
@@ -123,7 +124,7 @@ def select(rows: Rows, selection: Selection) -> Rows:
             return range(first, first + step * len(selection), step)
     picked = np.asarray(selection)
     if picked.ndim != 1 or (picked.size and picked.dtype.kind not in "iub"):
-        raise TypeError(f"samples are selected by integers, not by {arrays._short(selection)}")
+        raise TypeError(f"samples are selected by integers, not by {arrays.short(selection)}")
     if picked.dtype == np.bool_:
         if len(picked) != len(rows):
             raise IndexError(f"a mask of {len(picked)} for {len(rows)} samples")
@@ -154,12 +155,7 @@ def _same(mine: Any, other: Any) -> bool:
     if isinstance(mine, (list, tuple)):
         other = _python(other)
         same_kind = isinstance(other, type(mine)) or (isinstance(mine, list) and not isinstance(other, tuple))
-        return (
-            same_kind
-            and isinstance(other, Sequence)
-            and len(mine) == len(other)
-            and all(map(_same, mine, other))
-        )
+        return same_kind and isinstance(other, Sequence) and len(mine) == len(other) and all(map(_same, mine, other))
     if isinstance(mine, dict):
         return isinstance(other, dict) and mine.keys() == other.keys() and all(_same(mine[k], other[k]) for k in mine)
     return bool(mine == other) and not arrays.is_leaf(other)

@@ -61,7 +61,7 @@ def _values(name: str, column: object) -> list[Any]:
     if is_rows or (isinstance(column, np.ndarray) and column.ndim):
         return list(column)  # type: ignore[call-overload]
     raise BatchError(
-        f"column {name!r} is a {arrays._name(column)}: a column is a sequence with one value per sample "
+        f"column {name!r} is a {arrays.type_name(column)}: a column is a sequence with one value per sample "
         "(what belongs to the whole batch goes into attrs)"
     )
 

@@ -7,7 +7,7 @@ BatchError there and reads nothing else. Values are views of the stream wherever
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,16 @@ import pyarrow as pa
 from ..errors import BatchError
 from . import arrays, tree
 from .arrays import LeafType
-from .wire import Bytes, Deferred, Encoded, Node, Stored
+from .ragged import Ragged, Rows, bits, index_of
+from .wire import Encoded, Node, Stored
 
-Rows: TypeAlias = range | npt.NDArray[np.intp]
-
-NUMBER_TYPES: dict[pa.DataType, np.dtype[Any]] = {
-    arrow: np.dtype(arrow.to_pandas_dtype())
-    for arrow in (pa.uint8(), pa.int32(), pa.int64(), pa.uint64(), pa.float32(), pa.float64())
+NUMBER_TYPES: dict[pa.DataType, np.dtype[Any]] = {  # spelt out: arrow.to_pandas_dtype() imports pandas
+    pa.uint8(): np.dtype(np.uint8),
+    pa.int32(): np.dtype(np.int32),
+    pa.int64(): np.dtype(np.int64),
+    pa.uint64(): np.dtype(np.uint64),
+    pa.float32(): np.dtype(np.float32),
+    pa.float64(): np.dtype(np.float64),
 }
 TEXT_TYPES = {"str": pa.large_utf8(), "bytes": pa.large_binary()}
 TENSOR_TYPE = pa.struct(
@@ -67,57 +70,13 @@ class Reader(ABC):
     @cached_property
     def _valid(self) -> npt.NDArray[np.bool_] | None:
         """False where the row is None; None if no row is."""
-        return _bits(self.stored, 0, 0, self.stored.length)
+        return bits(self.stored, 0, 0, self.stored.length)
 
     def _is_none(self, row: int) -> bool:
         return self._valid is not None and not self._valid[row]
 
     def _some_valid(self, rows: Rows) -> npt.NDArray[np.bool_] | None:
         return None if self._valid is None else self._valid[index_of(rows)]
-
-
-class Ragged:
-    """Rows of different length in one buffer of `dtype` items, cut by `length + 1` offsets."""
-
-    def __init__(self, stored: Stored, offsets: int, values: int, dtype: npt.DTypeLike = np.uint8) -> None:
-        """`offsets` and `values` are the indexes of the two buffers."""
-        self._stored = stored
-        count = stored.length + 1 if stored.length else 0
-        self._offsets: npt.NDArray[np.int64] = stored.typed(offsets, np.int64, count)
-        self.values = stored.typed(values, dtype)
-
-    def bounds(self, row: int) -> tuple[int, int]:
-        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        if not 0 <= start <= end <= self.values.size:
-            raise self._stored.corrupt("its offsets point outside the data", row)
-        return start, end
-
-    def row(self, row: int) -> npt.NDArray[Any]:
-        start, end = self.bounds(row)
-        return self.values[start:end]
-
-    def lengths(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Items per row, from the offsets alone."""
-        index = index_of(rows)
-        starts, ends = self._offsets[:-1][index], self._offsets[1:][index]
-        if len(starts) and ((ends < starts).any() or starts.min() < 0 or ends.max() > self.values.size):
-            raise self._stored.corrupt("its offsets point outside the data")
-        return ends - starts
-
-    def take(self, rows: Rows) -> tuple[npt.NDArray[np.int64], Deferred]:
-        """Offsets and data of some rows, packed together."""
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(self.lengths(rows), out=offsets[1:])
-
-        def fill(out: Bytes) -> None:
-            data = out.view(self.values.dtype)
-            if isinstance(rows, range) and rows.step == 1:
-                data[:] = self.values[self.bounds(rows[0])[0] : self.bounds(rows[-1])[1]]
-            else:
-                for place, row in enumerate(rows):
-                    data[offsets[place] : offsets[place + 1]] = self.row(int(row))
-
-        return offsets, Deferred(int(offsets[-1]) * self.values.dtype.itemsize, fill)
 
 
 class ScalarReader(Reader):
@@ -189,14 +148,14 @@ class ListReader(Reader):
         if self._is_none(row):
             return None
         start, end = self._ragged.bounds(row)
-        has_none = self.stored.buffers[2] is not None and not _all_bits(self.stored, start, end)
-        return self.python(row) if has_none else self._values[start:end]
+        valid = bits(self.stored, 2, start, end)
+        return self._values[start:end] if valid is None or valid.all() else self.python(row)
 
     def python(self, row: int) -> Any:
         if self._is_none(row):
             return None
         start, end = self._ragged.bounds(row)
-        values, valid = self._values[start:end].tolist(), _bits(self.stored, 2, start, end)
+        values, valid = self._values[start:end].tolist(), bits(self.stored, 2, start, end)
         if valid is not None and not valid.all():
             values = [value if ok else None for value, ok in zip(values, valid)]
         return tuple(values) if self.stored.meta.get("tuple") else values
@@ -214,8 +173,8 @@ class ListReader(Reader):
         offsets, data = self._ragged.take(rows)
         valid = None
         if self.stored.buffers[2] is not None:
-            bits = [_bits(self.stored, 2, *self._ragged.bounds(int(row))) for row in rows]
-            valid = np.concatenate([part for part in bits if part is not None] or [np.empty(0, np.bool_)])
+            parts = [bits(self.stored, 2, *self._ragged.bounds(int(row))) for row in rows]
+            valid = np.concatenate([part for part in parts if part is not None] or [np.empty(0, np.bool_)])
         child = Node(self.stored.type.value_type, int(offsets[-1]), valid, (data,))
         node = Node(self.stored.type, len(rows), self._some_valid(rows), (offsets,), (child,))
         return Encoded("list", self.stored.meta, node)
@@ -231,7 +190,10 @@ class TensorReader(Reader):
         types = stored.meta.get("types")
         if not isinstance(types, list):
             raise stored.corrupt("its array types are missing")
-        self._types = [LeafType.from_json(kind) for kind in types]
+        try:
+            self._types = [LeafType.from_json(kind) for kind in types]
+        except BatchError as error:
+            raise stored.corrupt(str(error)) from None
         self._data = Ragged(stored, 2, 3)
         self._shapes = Ragged(stored, 5, 7, np.int64)
         self._which: npt.NDArray[np.int32] = stored.typed(9, np.int32, stored.length)
@@ -316,31 +278,9 @@ def reader_of(stored: Stored) -> Reader:
     return _READERS[stored.kind](stored)
 
 
-def index_of(rows: Rows) -> slice | npt.NDArray[np.intp]:
-    """Rows as an index that does not copy where they are regular."""
-    if not isinstance(rows, range):
-        return rows
-    if not len(rows):
-        return slice(0, 0)
-    return slice(rows.start, rows.stop if rows.stop >= 0 else None, rows.step)
-
-
 def _as_bool(stored: Stored, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.view(np.bool_) if stored.meta.get("py") == "bool" and values.dtype == np.uint8 else values
 
 
 def _stored_dtype(values: npt.NDArray[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8) if values.dtype == np.bool_ else values.dtype
-
-
-def _bits(stored: Stored, buffer: int, start: int, end: int) -> npt.NDArray[np.bool_] | None:
-    """Bits start:end of a validity bitmap; None if there is no bitmap: all valid."""
-    if stored.buffers[buffer] is None:
-        return None
-    bitmap = stored.typed(buffer, np.uint8, (end + 7) // 8)[start // 8 :]
-    return np.unpackbits(bitmap, bitorder="little")[start % 8 : start % 8 + end - start].view(np.bool_)
-
-
-def _all_bits(stored: Stored, start: int, end: int) -> bool:
-    bits = _bits(stored, 2, start, end)
-    return bits is None or bool(bits.all())

@@ -67,7 +67,7 @@ class TreeWriter:
         if arrays.is_leaf(value):
             leaf = arrays.describe(value)
             return {"$array": [*leaf.type.to_json(), list(leaf.shape), self._append(leaf, leaf.nbytes)]}
-        raise Unsupported(f"{arrays._name(value)} cannot be stored: {_ADVICE}")
+        raise Unsupported(f"{arrays.type_name(value)} cannot be stored: {_ADVICE}")
 
     def _container(self, value: Any) -> Any:
         if id(value) in self._open:
@@ -94,7 +94,7 @@ class TreeWriter:
                 items.append(self._encode(item))
             return items if type(value) is list else {"$tuple": items}
         except Unsupported as error:
-            error.path.append(f"[{arrays._short(key)}]")
+            error.path.append(f"[{arrays.short(key)}]")
             raise
         finally:
             self._open.discard(id(value))
@@ -129,7 +129,7 @@ def decode(text: bytes, blob: npt.NDArray[np.uint8]) -> Any:
             ((tag, payload),) = node.items()
             if tag.startswith("$"):
                 if tag not in _RESTORE:
-                    raise BatchError(f"unknown tag {arrays._short(tag)}")
+                    raise BatchError(f"unknown tag {arrays.short(tag)}")
                 return _RESTORE[tag](payload, blob)
         elif any(key.startswith("$") for key in node):
             raise BatchError("a tag beside other keys")
@@ -140,7 +140,7 @@ def decode(text: bytes, blob: npt.NDArray[np.uint8]) -> Any:
     except BatchError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError, struct.error) as error:
-        raise BatchError(f"the stored value cannot be read: {arrays._short(str(error))}") from None
+        raise BatchError(f"the stored value cannot be read: {arrays.short(str(error))}") from None
 
 
 def numpy_scalar(value: Any) -> Any:
@@ -148,7 +148,7 @@ def numpy_scalar(value: Any) -> Any:
     python = value.item()
     if isinstance(value, _NUMPY_SCALARS) and not isinstance(python, np.generic):
         return python
-    raise Unsupported(f"the NumPy scalar {arrays._name(value)} has no equal Python value: use np.asarray(x)")
+    raise Unsupported(f"the NumPy scalar {arrays.type_name(value)} has no equal Python value: use np.asarray(x)")
 
 
 def _is_text(value: str) -> bool:
