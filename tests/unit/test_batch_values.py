@@ -334,3 +334,16 @@ def test_a_column_is_a_sequence() -> None:
             column[outside]
     with pytest.raises(TypeError):
         column[[0.5]]  # type: ignore[list-item]
+
+
+def test_elements_of_a_row_are_python_numbers_so_that_sums_of_masks_do_not_wrap() -> None:
+    batch = Batch.pack({"loss_masks": [[1] * 1000], "bytes": [[200, 100]], "log_probs": [[-0.5, -1.5]]})
+    row = batch["loss_masks"][0]
+    assert isinstance(row, np.ndarray)
+    assert row.dtype == np.uint8
+    assert sum(row) == row.sum() == 1000
+    assert batch["bytes"][0][0] + batch["bytes"][0][1] == 300
+    assert [type(x) for x in batch["bytes"][0]] == [int, int]
+    assert type(batch["log_probs"][0][1]) is float
+    assert sum(batch["bytes"][0][:1]) == 200
+    assert (batch["bytes"][0] > 150).tolist() == [True, False]

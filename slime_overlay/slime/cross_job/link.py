@@ -130,7 +130,8 @@ class Link:
         """The vault of a node, created if the node has none yet. Raises WaitTimeout when it cannot start."""
         name = f"{VAULT_NAME}_{node_id}"
         if name not in self._vaults:
-            actor = ray.remote(Vault).options(
+            vault: Any = ray.remote(Vault)
+            handle = vault.options(
                 name=name,
                 namespace=self.namespace,
                 lifetime="detached",
@@ -139,8 +140,7 @@ class Link:
                 max_restarts=-1,
                 max_concurrency=1000,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
-            )
-            handle = actor.remote(name, self.namespace)
+            ).remote(name, self.namespace)
             get(handle.hello.remote(), Deadline(START_S), f"the vault of node {node_id[:8]}")
             self._vaults[name] = handle
         return self._vaults[name]
@@ -148,10 +148,8 @@ class Link:
     def _find_broker(self) -> None:
         options: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
         options |= {"max_restarts": -1, "max_concurrency": 10_000}
-        handle = (
-            ray.remote(Broker).options(name=BROKER_NAME, namespace=self.namespace, **options).remote(self.namespace)
-        )
-        self._broker = handle
+        actor: Any = ray.remote(Broker)
+        self._broker = actor.options(name=BROKER_NAME, namespace=self.namespace, **options).remote(self.namespace)
         hello = self.hello()
         if hello["protocol"] != PROTOCOL:
             raise ProtocolMismatch(

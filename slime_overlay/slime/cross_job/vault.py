@@ -155,7 +155,7 @@ class Vault:
         """Whether the bytes of an earlier version equal these; only asked where all else is the same."""
         try:
             vault = self if old.vault == self._name else None
-            handle = None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
+            handle: Any = None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
             old_refs = await (vault.open(old.token) if vault else _answer(handle.open.remote(old.token)))
             pairs = [(await old_ref, await ref) for old_ref, ref in zip(old_refs, refs, strict=True)]
             return await asyncio.to_thread(lambda: all(_same_bytes(*pair) for pair in pairs))

@@ -19,9 +19,9 @@ class Column(Sequence[Any]):
     """Values by sample. Indexing with an int gives one value, with a slice, a list of ints or an array a view.
 
     What an int gives, by kind: a Python scalar, str or bytes; for number lists a read-only NumPy view of the row
-    (a Python list where the row holds None); for arrays and tensors one that shares the batch's memory and must not be
-    written to; for anything else the Python value. Rows of 0 .. 255 are uint8, masks of bools are bool: use NumPy's or
-    torch's `sum`, because Python's would wrap at 255. `tolist()` gives the values that were packed.
+    (a Python list where the row holds None) whose elements are Python numbers; for arrays and tensors one that shares
+    the batch's memory and must not be written to; for anything else the Python value. Rows of 0 .. 255 are uint8: NumPy
+    arithmetic between them wraps there (its `sum` and Python's do not). `tolist()` gives the values that were packed.
     """
 
     __slots__ = ("_reader", "_rows")

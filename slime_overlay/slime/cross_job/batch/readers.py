@@ -6,6 +6,7 @@ BatchError there and reads nothing else. Values are views of the stream wherever
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -133,6 +134,19 @@ class TextReader(Reader):
         return Encoded("text", self.stored.meta, node)
 
 
+class Row(np.ndarray[Any, Any]):
+    """A row as a read-only NumPy view whose elements, one by one, are Python numbers, as they are in a list: Python's
+    `sum(row)` of a uint8 mask must not wrap at 255.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tolist())
+
+    def __getitem__(self, index: Any) -> Any:
+        value = super().__getitem__(index)
+        return value.item() if isinstance(value, np.generic) else value
+
+
 class ListReader(Reader):
     """Number lists: read-only views of the rows. A row that holds None comes as a Python list."""
 
@@ -149,7 +163,7 @@ class ListReader(Reader):
             return None
         start, end = self._ragged.bounds(row)
         valid = bits(self.stored, 2, start, end)
-        return self._values[start:end] if valid is None or valid.all() else self.python(row)
+        return self._values[start:end].view(Row) if valid is None or valid.all() else self.python(row)
 
     def python(self, row: int) -> Any:
         if self._is_none(row):
