@@ -6,6 +6,7 @@ Exit code 0 only if both jobs succeeded and the audit found no rollout lost or d
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shlex
 import signal
@@ -173,7 +174,7 @@ def main() -> None:
         else:
             stack.enter_context(cluster)
         print(f"Ray cluster at {cluster.address}, dashboard {cluster.api}; output in {args.out}", flush=True)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         stack.callback(ray.shutdown)
         link = Link()
         before = store_bytes()

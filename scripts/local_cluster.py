@@ -24,7 +24,7 @@ _READY = "will now block forever"
 
 
 class LocalCluster:
-    """Start with `with LocalCluster() as cluster:`; `cluster.address` is for ray.init, `cluster.api` for Ray's job API.
+    """Start with `with LocalCluster() as cluster:`; `.address` is for ray.init, `.api` for Ray's job API.
 
     Args:
         num_cpus: logical CPUs, so that both jobs of a small machine are scheduled.
@@ -46,7 +46,15 @@ class LocalCluster:
         self._outlives_us = outlives_us
         self.marker = uuid.uuid4().hex
         self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", MARKER)}
-        self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", MARKER: self.marker, **(env or {})}
+        self.env |= {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else a detached actor holds up the end for 30 s
+            "AUTOSCALER_METRIC_PORT": "0",
+            "DASHBOARD_METRIC_PORT": "0",
+            MARKER: self.marker,
+            **(env or {}),
+        }
         self._args = [f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}"]
         self.folder = Path(tempfile.mkdtemp(prefix="xjob"))  # short: Ray puts sockets there, whose paths are limited
         self.address = ""
@@ -102,22 +110,29 @@ class LocalCluster:
                 raise RuntimeError(f"the local Ray cluster {state}:\n{text[-2000:]}")
             time.sleep(0.1)
         self.address = (self.folder / "ray" / "ray_current_cluster").read_text().strip()
-        found = re.search(r"RAY_(?:API_SERVER_)?ADDRESS='(http://[^']+)'", text) or re.search(
-            r"(127\.0\.0\.1:\d+)\S* to", text
-        )
+        found = re.search(r"ADDRESS='(http://[^']+)' ray job submit", text)
         if found is None:
-            raise RuntimeError(f"the local Ray cluster names no address for jobs:\n{text[-2000:]}")
-        self.api = found.group(1) if found.group(1).startswith("http") else f"http://{found.group(1)}"
+            raise RuntimeError(f"the local Ray cluster has no dashboard, hence takes no jobs:\n{text[-2000:]}")
+        self.api = found.group(1)
 
     def pids(self) -> list[int]:
-        """Process ids of the cluster and of everything that runs in it."""
-        wanted = f"{MARKER}={self.marker}".encode()
+        """Process ids of the cluster and of everything that runs in it.
+
+        Ray's own processes overwrite their environment but keep the session of `ray start`; the drivers of submitted
+        jobs have a session of their own but keep the environment.
+        """
+        marker = f"{MARKER}={self.marker}".encode()
+        session = self._process.pid if self._process else -1
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
+        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+            with contextlib.suppress(OSError):
+                ours = os.getsid(pid) == session or marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if (
+                    ours
+                    and pid != os.getpid()
+                    and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                ):
+                    found.append(pid)
         return found
 
     def stop(self) -> None:
@@ -126,6 +141,9 @@ class LocalCluster:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(15)
+        gently = time.monotonic() + 3
+        while self.pids() and time.monotonic() < gently:
+            time.sleep(0.1)
         deadline = time.monotonic() + 15
         while (left := self.pids()) and time.monotonic() < deadline:
             for pid in left:

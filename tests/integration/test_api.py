@@ -115,7 +115,7 @@ def test_a_method_that_fails_or_dies_publishes_nothing_and_the_job_goes_on(pair)
 
 def test_a_slow_method_ends_with_a_verdict_and_is_published_when_it_returns(pair):
     producer, consumer = pair
-    with pytest.raises(WaitTimeout, match=r"rollout 0 .* within 0.5 s: its producer's method is still running"):
+    with pytest.raises(WaitTimeout, match=r"rollout 0 .* within 0.5 s: its producer's method still runs"):
         producer.publish_from(0, Generator.remote(), "slow", 2, timeout_s=0.5)
     assert consumer.claim(0).batch.to_pydict() == {"a": [1]}
 

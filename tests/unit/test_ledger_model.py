@@ -691,5 +691,5 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
 TestLedgerAgainstModel = LedgerAgainstModel.TestCase
 TestLedgerAgainstModel.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, report_multiple_bugs=False
+    max_examples=300, stateful_step_count=60, deadline=None, report_multiple_bugs=False
 )

@@ -1,110 +1,147 @@
-from __future__ import annotations
+"""One rollout and one training step of GRPO, over columns as slime names them.
+
+`generate` needs nothing but the model, the seed and the rollout id, so the same id with the same weights is the same
+rollout, in any process. `train_step` reads a mapping of columns: lists, or the read-only views of a batch.
+
+Does NOT know Ray or cross-job.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from model import TinyDecoder, response_log_probs, sample
+from recipe import Recipe
+from task import EOS, PAD, VOCABULARY, SumTask, decode
 from torch import Tensor
 
-from slime_overlay.examples.cross_job_cpu.model import TinyDecoder, response_log_probs, sample
-from slime_overlay.examples.cross_job_cpu.task import EOS, PAD, VOCABULARY, SumTask, decode
+Columns = Mapping[str, Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    max_digits: int = 1
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    n_prompts: int = 64
-    n_samples: int = 32
-    max_new_tokens: int = 4
-    learning_rate: float = 2e-3
-    epochs: int = 1
-    minibatches: int = 4
-    clip_low: float = 0.2
-    clip_high: float = 0.3
-    entropy_coefficient: float = 0.0
-    max_grad_norm: float = 1.0
-    beta2: float = 0.95
-    split: str = "prompt"
-    warmup: int = 0
-    std_norm: bool = True
-    n_rollouts: int = 120
-
-
-def build_model(recipe, seed):
+def build_model(recipe: Recipe, seed: int) -> TinyDecoder:
+    """A model with the weights of `seed`."""
     torch.manual_seed(seed)
-    task = SumTask(recipe.max_digits)
-    return TinyDecoder(len(VOCABULARY), recipe.width, recipe.layers, recipe.heads, 16)
+    return TinyDecoder(
+        len(VOCABULARY), recipe.width, recipe.layers, recipe.heads, max_length=8 + recipe.max_new_tokens
+    )
 
 
-def generate(model, task, rollout_id, seed, n_prompts, n_samples, max_new_tokens=4):
-    prompts = task.prompts(seed, rollout_id, n_prompts)
+def build_optimizer(model: TinyDecoder, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.adam_betas)
+
+
+def export_weights(model: TinyDecoder) -> dict[str, npt.NDArray[Any]]:
+    """Parameters by name, sharing the model's memory until they are published."""
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+
+
+def load_weights(model: TinyDecoder, weights: Mapping[str, Any]) -> None:
+    """Copy `weights` (read-only arrays are fine) into the model. Raises KeyError if one is missing."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(torch.tensor(weights[name]))
+
+
+def generate(model: TinyDecoder, task: SumTask, recipe: Recipe, rollout_id: int, seed: int) -> dict[str, list[Any]]:
+    """Sample `n_samples` answers to each of `n_prompts` prompts; those of one prompt are consecutive."""
+    prompts = task.prompts(seed, rollout_id, recipe.n_prompts)
     digest = hashlib.sha256(f"{seed}/{rollout_id}".encode()).digest()
-    g = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    samples = sample(model, [p.tokens for p in prompts], n_samples, max_new_tokens, EOS, g)
-    rewards, meta = [], []
-    cols = dict(tokens=[], response_lengths=[], truncated=[], rollout_log_probs=[])
-    for i, s in enumerate(samples):
-        p = prompts[i // n_samples]
-        text = decode(s.tokens[len(p.tokens): len(s.tokens) - (not s.truncated)])
-        rewards.append(0.0 if s.truncated else task.reward(text, p))
-        cols["tokens"].append(s.tokens)
-        cols["response_lengths"].append(s.response_length)
-        cols["truncated"].append(int(s.truncated))
-        cols["rollout_log_probs"].append(s.log_probs)
-        meta.append({"prompt": p.text, "response": text, "answer": p.answer})
-    cols["rewards"] = rewards
-    cols["metadata"] = meta
-    return cols
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    drawn = sample(model, [p.tokens for p in prompts], recipe.n_samples, recipe.max_new_tokens, EOS, generator)
+    rewards, metadata = [], []
+    for i, one in enumerate(drawn):
+        prompt = prompts[i // recipe.n_samples]
+        end = len(one.tokens) - (not one.truncated)
+        text = decode(one.tokens[len(prompt.tokens) : end])
+        rewards.append(0.0 if one.truncated else task.reward(text, prompt))
+        metadata.append({"prompt": prompt.text, "response": text, "answer": prompt.answer})
+    return {
+        "tokens": [one.tokens for one in drawn],
+        "response_lengths": [one.response_length for one in drawn],
+        "rewards": rewards,
+        "raw_reward": rewards,
+        "truncated": [int(one.truncated) for one in drawn],
+        "loss_masks": [[1] * one.response_length for one in drawn],
+        "sample_indices": [rollout_id * len(drawn) + i for i in range(len(drawn))],
+        "rollout_log_probs": [one.log_probs for one in drawn],
+        "metadata": metadata,
+    }
 
 
-def train_step(model, optimizer, batch, r):
-    rewards = torch.tensor(np.asarray(batch["rewards"], dtype=np.float32)).view(-1, r.n_samples)
-    adv = rewards - rewards.mean(1, keepdim=True)
-    if r.std_norm:
-        adv = adv / (rewards.std(1, keepdim=True, unbiased=False) + 1e-4)
-    adv = adv.flatten()
-    n = len(adv)
-    L = torch.tensor([len(t) for t in batch["tokens"]])
-    R = torch.tensor(np.asarray(batch["response_lengths"]))
-    T = torch.full((n, int(L.max())), PAD)
-    O = torch.zeros(n, int(R.max()))
-    for i, (t, lp) in enumerate(zip(batch["tokens"], batch["rollout_log_probs"])):
-        T[i, :len(t)] = torch.as_tensor(t)
-        O[i, :len(lp)] = torch.as_tensor(lp)
-    groups = torch.arange(n) // r.n_samples
-    _, inv, cnt = torch.unique(torch.cat([groups[:, None], T], 1), dim=0, return_inverse=True, return_counts=True)
-    first = torch.full((len(cnt),), n).scatter_reduce(0, inv, torch.arange(n), "amin")
-    T, O, L, R, adv, W, groups = T[first], O[first], L[first], R[first], adv[first], cnt.float(), groups[first]
-    n_groups = n // r.n_samples
-    ents, clips, norms = [], [], []
-    per = n_groups // r.minibatches
-    for e in range(r.epochs):
-        for k in range(r.minibatches):
-            sel = (groups // per == k)
-            if r.entropy_coefficient == 0:
-                sel &= adv != 0
-            idx = sel.nonzero()[:, 0]
-            if len(idx) == 0:
-                continue
-            lp, ent, mask = response_log_probs(model, T[idx][:, : int(L[idx].max())], L[idx], R[idx])
-            mf = mask.float() * W[idx][:, None]
-            ratio = ((lp - O[idx][:, : lp.shape[1]]) * mask).exp()
-            a = adv[idx][:, None]
-            obj = torch.minimum(ratio * a, ratio.clamp(1 - r.clip_low, 1 + r.clip_high) * a)
-            ntok = (n / r.minibatches) * 3
-            loss = -(obj * mf).sum() / ntok - r.entropy_coefficient * (ent * mf).sum() / ntok
-            optimizer.zero_grad()
-            loss.backward()
-            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), r.max_grad_norm)))
-            optimizer.step()
-            with torch.no_grad():
-                ents.append(float((ent * mf).sum() / mf.sum()))
-                clips.append(float((((ratio - 1).abs() > r.clip_low) * mf).sum() / mf.sum()))
-    f = lambda x: float(np.mean(x)) if x else 0.0
-    return dict(entropy=f(ents), clip=f(clips), norm=f(norms), rows=len(cnt))
+def train_step(
+    model: TinyDecoder, optimizer: torch.optim.Optimizer, batch: Columns, recipe: Recipe, rollout_id: int
+) -> dict[str, float]:
+    """Update the model with rollout `rollout_id`: group-normalised advantages, clipped ratios, an entropy bonus, and a
+    learning rate that falls with the id.
+
+    Returns entropy (nats a token), clip_fraction and grad_norm, as means over the updates.
+    """
+    fraction = max(recipe.decay_to, 1 - rollout_id / recipe.decay_over)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * fraction
+    data = _Distinct(batch, recipe.n_samples)
+    n_groups = len(batch["rewards"]) // recipe.n_samples
+    group_size = -(-n_groups // recipe.minibatches)
+    figures = []
+    for _ in range(recipe.epochs):
+        for first in range(0, n_groups, group_size):
+            rows = ((data.groups >= first) & (data.groups < first + group_size)).nonzero()[:, 0]
+            figures.append(_update(model, optimizer, data, rows, recipe))
+    return {k: float(np.mean([f[k] for f in figures])) for k in ("entropy", "clip_fraction", "grad_norm")}
+
+
+class _Distinct:
+    """The distinct samples of each group as padded tensors, with how often each was drawn: equal samples of a group
+    have equal gradients, and after a while most are equal.
+    """
+
+    def __init__(self, batch: Columns, n_samples: int):
+        rewards = torch.tensor(np.asarray(batch["rewards"], dtype=np.float32)).view(-1, n_samples)
+        advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True, unbiased=False) + 1e-4)
+        lengths = torch.tensor([len(row) for row in batch["tokens"]])
+        tokens = _padded(batch["tokens"], torch.long, PAD)
+        groups = torch.arange(len(lengths)) // n_samples
+        keys = torch.cat([groups[:, None], tokens], 1)
+        _, inverse, count = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+        places = torch.arange(len(lengths))
+        first = torch.full((len(count),), len(lengths)).scatter_reduce(0, inverse, places, "amin")
+        self.tokens, self.lengths, self.groups = tokens[first], lengths[first], groups[first]
+        self.response_lengths = torch.tensor(np.asarray(batch["response_lengths"], dtype=np.int64))[first]
+        self.old_log_probs = _padded(batch["rollout_log_probs"], torch.float32, 0)[first]
+        self.loss_masks = _padded(batch["loss_masks"], torch.float32, 0)[first]
+        self.advantages, self.weights = advantages.flatten()[first], count.float()
+
+
+def _padded(rows: Sequence[Any], dtype: torch.dtype, fill: float) -> Tensor:
+    padded = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=dtype)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row, dtype=dtype)
+    return padded
+
+
+def _update(
+    model: TinyDecoder, optimizer: torch.optim.Optimizer, data: _Distinct, rows: Tensor, recipe: Recipe
+) -> dict[str, float]:
+    log_probs, entropies, _ = response_log_probs(
+        model, data.tokens[rows], data.lengths[rows], data.response_lengths[rows]
+    )
+    width = log_probs.shape[1]
+    weights = data.loss_masks[rows][:, :width] * data.weights[rows][:, None]
+    total = weights.sum()
+    ratio = ((log_probs - data.old_log_probs[rows][:, :width]) * (weights > 0)).exp()
+    advantages = data.advantages[rows][:, None]
+    clipped = ratio.clamp(1 - recipe.clip_low, 1 + recipe.clip_high)
+    objective = torch.minimum(ratio * advantages, clipped * advantages) + recipe.entropy * entropies
+    optimizer.zero_grad()
+    (-(objective * weights).sum() / total).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+    optimizer.step()
+    with torch.no_grad():
+        return {
+            "entropy": float((entropies * weights).sum() / total),
+            "clip_fraction": float(((clipped != ratio) * weights).sum() / total),
+            "grad_norm": float(norm),
+        }

@@ -1,16 +1,13 @@
 """A small decoder-only transformer in plain torch, its sampler, and the log-probabilities of what it sampled.
 
 Guarantees: with one torch thread, the same weights, prompts and generator state give the same samples bit for bit;
-``response_log_probs`` gives what ``sample`` recorded to 1e-4 (the two batch differently, so not to the last bit).
+`response_log_probs` gives what `sample` recorded to 1e-4 (the two batch differently, so not to the last bit).
 
 Does NOT know the task or any reward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +16,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Sample:
-    """One response. ``tokens`` is prompt plus response; ``log_probs`` has one number for each response token."""
+    """One response. `tokens` is prompt plus response; `log_probs` has one number for each response token."""
 
     tokens: list[int]
     response_length: int
@@ -39,8 +36,8 @@ class _Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, mask: Tensor, past: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the output and the keys and values of all positions so far, ``[2, batch, heads, time, head]``."""
+    def forward(self, x: Tensor, mask: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the output and the keys and values of all positions so far, `[2, batch, heads, time, head]`."""
         batch, time, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, time, 3, self.heads, width // self.heads)
         query, present = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1:].permute(2, 0, 3, 1, 4)
@@ -52,7 +49,7 @@ class _Block(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Decoder-only transformer over at most ``max_length`` tokens."""
+    """Decoder-only transformer over at most `max_length` tokens."""
 
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, max_length: int) -> None:
         super().__init__()
@@ -68,7 +65,7 @@ class TinyDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor, past: Optional[list[Tensor]] = None
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, past: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         x = self.token_embedding(tokens) + self.position_embedding(positions)
         present = []
@@ -87,9 +84,9 @@ def sample(
     eos: int,
     generator: torch.Generator,
 ) -> list[Sample]:
-    """Sample ``n_samples`` responses a prompt at temperature 1; those of one prompt are consecutive.
+    """Sample `n_samples` responses a prompt at temperature 1; those of one prompt are consecutive.
 
-    A response ends with ``eos``, or is truncated after ``max_new_tokens``.
+    A response ends with `eos`, or is truncated after `max_new_tokens`.
     """
     longest = max(len(prompt) for prompt in prompts)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts])
@@ -131,16 +128,16 @@ def sample(
 def response_log_probs(
     model: TinyDecoder, tokens: Tensor, lengths: Tensor, response_lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the model gives to the responses in ``tokens``, with gradients.
+    """Return what the model gives to the responses in `tokens`, with gradients.
 
     Args:
-        tokens: ``[batch, time]`` of ids, each row a prompt and its response, padded on the right with any id.
-        lengths: ``[batch]``, prompt plus response.
-        response_lengths: ``[batch]``.
+        tokens: `[batch, time]` of ids, each row a prompt and its response, padded on the right with any id.
+        lengths: `[batch]`, prompt plus response.
+        response_lengths: `[batch]`.
 
     Returns:
-        log-probabilities, entropies and mask, each ``[batch, longest response]``; row ``i`` has its
-        ``response_lengths[i]`` numbers first. What lies where the mask is False means nothing.
+        log-probabilities, entropies and mask, each `[batch, longest response]`; row `i` has its
+        `response_lengths[i]` numbers first. What lies where the mask is False means nothing.
     """
     time = tokens.shape[1]
     columns = torch.arange(time)

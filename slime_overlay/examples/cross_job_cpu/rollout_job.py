@@ -1,7 +1,7 @@
 """The rollout job: samples what the train job demands, with the newest weights, and publishes it.
 
-Sampling happens in an actor, as it does in slime: the vault calls `Sampler.generate` itself, so the batch goes straight
-into shared memory that outlives this job. Writes one line a rollout to `--out`/rollout.jsonl.
+Sampling happens in an actor, as it does in slime: the vault calls `Sampler.generate` itself, so the batch goes
+straight into shared memory that outlives this job. Writes one line a rollout to `--out`/rollout.jsonl.
 """
 
 import argparse
@@ -31,20 +31,19 @@ class Sampler:
 
         torch.set_num_threads(1)
         self._recipe, self._seed = recipe, seed
-        self._task = SumTask(recipe.max_digits)
+        self._task = SumTask()
         self._model = build_model(recipe, seed)
         self._version = -1
 
     def generate(self, rollout_id: int, version: int, weights: list[Any]) -> tuple[Any, ...]:
-        """Sample rollout `rollout_id` with the weights behind the ref in `weights`; loads them only when they are new."""
+        """Sample rollout `rollout_id` with the weights behind the ref in `weights`, loaded only when new."""
         from grpo import generate, load_weights
 
         started = time.perf_counter()
         if version != self._version:
             load_weights(self._model, Weights(version, ray.get(weights[0])))
             self._version = version
-        recipe = self._recipe
-        columns = generate(self._model, self._task, rollout_id, self._seed, recipe.n_prompts, recipe.n_samples)
+        columns = generate(self._model, self._task, self._recipe, rollout_id, self._seed)
         reward = sum(columns["rewards"]) / len(columns["rewards"])
         meta = {"reward": reward, "generate_s": time.perf_counter() - started}
         return returned(columns, meta=meta, weight_version=version)

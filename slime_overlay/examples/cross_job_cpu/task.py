@@ -1,14 +1,13 @@
 """Sums whose answers reasoning_gym writes and verifies: the environment of the CPU example.
 
-Guarantees: rollout ``r`` of seed ``s`` always gets the same prompts, computed from the two numbers alone, so a
+Guarantees: rollout `r` of seed `s` always gets the same prompts, computed from the two numbers alone, so a
 rollout job that restarts repeats and skips nothing; every id the vocabulary holds decodes to something.
 
 Does NOT show the model an answer: the prompt is the expression, and the answer is only ever compared with what the
 model wrote.
 """
 
-from __future__ import annotations
-
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 from reasoning_gym.arithmetic.basic_arithmetic import BasicArithmeticDataset, BasicArithmeticDatasetConfig
 
 PAD, BOS, EOS = 0, 1, 2
-SYMBOLS = "0123456789+-="
+LARGEST = 18  # of two digits
+SYMBOLS = (*(str(number) for number in range(LARGEST + 1)), "+", "=")
 VOCABULARY: tuple[str, ...] = ("<pad>", "<bos>", "<eos>", *SYMBOLS)
 _IDS = {symbol: index for index, symbol in enumerate(VOCABULARY)}
 
@@ -25,19 +25,19 @@ _ITEMS_PER_SEED = 2**40
 
 
 def encode(text: str) -> list[int]:
-    """Return one id a character; no BOS or EOS is added.
+    """Return one id a number or sign, as tokenizers do that keep small numbers whole; no BOS or EOS is added.
 
     Raises:
-        ValueError: ``text`` has a character outside ``SYMBOLS``.
+        ValueError: `text` has something that is none of SYMBOLS.
     """
     try:
-        return [_IDS[character] for character in text]
+        return [_IDS[symbol] for symbol in re.findall(r"\d+|.", text)]
     except KeyError as error:
-        raise ValueError(f"{text!r} has {error.args[0]!r}, which is none of {SYMBOLS!r}") from None
+        raise ValueError(f"{text!r} has {error.args[0]!r}, which is none of {' '.join(SYMBOLS)}") from None
 
 
 def decode(tokens: Sequence[int]) -> str:
-    """Return the text of ``tokens``. Special ids are spelled out, so a stray one spoils an answer, never hides in it."""
+    """Return the text of `tokens`. Special ids are spelled out, so a stray one spoils an answer, never hides in it."""
     return "".join(VOCABULARY[token] for token in tokens)
 
 
@@ -46,8 +46,8 @@ class Prompt:
     """One question.
 
     Attributes:
-        text: what the model reads, such as ``7-9=``.
-        tokens: BOS and the ids of ``text``.
+        text: what the model reads, such as `7-9=`.
+        tokens: BOS and the ids of `text`.
         answer: reasoning_gym's own answer; for the record, never for the model.
         entry: the item as reasoning_gym made it, which its verifier wants back.
     """
@@ -59,13 +59,9 @@ class Prompt:
 
 
 class SumTask:
-    """Two-term sums and differences (reasoning_gym's ``chain_sum``); with one digit, 200 different prompts."""
+    """Sums of two digits (reasoning_gym's basic_arithmetic), 100 different prompts."""
 
-    def __init__(self, max_digits: int = 1, operators=("+",)) -> None:
-        self.operators = list(operators)
-        self.max_digits = max_digits
-        # An answer has at most a sign and one digit more than its terms.
-        self.max_answer_chars = max_digits + 1
+    def __init__(self) -> None:
         self._verifier = self._dataset(seed=0)
 
     def prompts(self, seed: int, rollout_id: int, n_prompts: int) -> list[Prompt]:
@@ -75,10 +71,10 @@ class SumTask:
         return [self._prompt(dataset[index]) for index in range(first, first + n_prompts)]
 
     def reward(self, response: str, prompt: Prompt) -> float:
-        """Return 1.0 where reasoning_gym's verifier finds ``response`` exactly right, else 0.0.
+        """Return 1.0 where reasoning_gym's verifier finds `response` exactly right, else 0.0.
 
-        The verifier tolerates ``+7`` and ``07`` for 7, and so does this. It also gives partial credit to whatever
-        contains the answer (``8765`` for 7); that is cut, because reciting digits would pay better than adding.
+        The verifier tolerates `+7` and `07` for 7, and so does this. It also gives partial credit to whatever
+        contains the answer (`8765` for 7); that is cut, because reciting digits would pay better than adding.
         """
         return 1.0 if self._verifier.score_answer(response, prompt.entry) == 1.0 else 0.0
 
@@ -87,8 +83,8 @@ class SumTask:
             min_terms=2,
             max_terms=2,
             min_digits=1,
-            max_digits=self.max_digits,
-            operators=self.operators,
+            max_digits=1,
+            operators=["+"],
             allow_parentheses=False,
             allow_negation=False,
             whitespace="no_space",

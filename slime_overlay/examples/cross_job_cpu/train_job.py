@@ -37,7 +37,7 @@ def main() -> None:
                 rollout = consumer.claim(rollout_id)
                 batch = rollout.batch
                 claim_ms = 1e3 * (time.time() - max(asked, rollout.published_at))
-                metrics = train_step(model, optimizer, batch, recipe)
+                metrics = train_step(model, optimizer, batch, recipe, rollout_id)
                 consumer.publish_weights(rollout_id + 1, export_weights(model))
                 rollout.ack()
                 line = {

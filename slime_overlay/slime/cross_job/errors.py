@@ -12,7 +12,8 @@
     │   ├── ClusterUnreachable       no Ray cluster at the address
     │   ├── BrokerLost               the broker died, or restarted and forgot its clients
     │   ├── PayloadLost              the vault that owned the payload is gone
-    │   └── ActorLost                the producer's actor died in its method; nothing of that call was published
+    │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
+    │   └── StoreFull                object store and spill disk are full; nothing of that call was published
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
@@ -83,6 +84,10 @@ class PayloadLost(Unreachable):
 
 class ActorLost(Unreachable):
     """The producer's actor died while its method ran; nothing of that call was published."""
+
+
+class StoreFull(Unreachable):
+    """The object store and its spill disk have no room for the payload; nothing of that call was published."""
 
 
 class WaitTimeout(CrossJobError, TimeoutError):

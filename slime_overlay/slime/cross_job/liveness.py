@@ -27,8 +27,8 @@ def over_reason(info: ClientInfo) -> str | None:
             actor = state.get_actor(info.actor_id, address=address, timeout=5)
             if actor is not None and actor.state == "DEAD":
                 return f"its actor {info.actor_id} died"
-        for job in state.list_jobs(address=address, timeout=5, limit=10_000):
-            if job.job_id == info.ray_job_id and job.status in _OVER:
+        for job in state.list_jobs(address=address, filters=[("job_id", "=", info.ray_job_id)], timeout=5):
+            if job.status in _OVER:  # of a driver that was not submitted, Ray says SUCCEEDED however it ended
                 return f"its Ray job is {job.status.value}{_last_lines(job.message)}"
     except (RayStateApiException, ConnectionError, OSError) as error:
         logger.warning("Ray cannot tell about Ray job %s: %s", info.ray_job_id, error)

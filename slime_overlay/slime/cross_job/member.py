@@ -22,6 +22,7 @@ from .errors import (
     Fenced,
     JobIdTaken,
     PayloadLost,
+    StoreFull,
     Unreachable,
     WaitTimeout,
 )
@@ -184,7 +185,7 @@ class Member:
                 if not deadline:
                     raise WaitTimeout(
                         f"{what} of job {self.job_id} was not published within {deadline.timeout_s:g} s: its "
-                        "producer's method is still running; it is published when that returns, unless this client ends"
+                        "producer's method still runs; what it returns is published then, unless this client ends"
                     )
         except ray.exceptions.RayActorError as error:
             raise Unreachable(f"the vault died while {what} was handed over: {error}; publish it again") from None
@@ -251,7 +252,13 @@ def as_source(value: Any) -> FromRefs:
             f"cannot publish a {type(value).__name__}: give a mapping of columns, a Batch, or an ObjectRef to "
             "anything that Ray can serialise"
         )
-    return FromRefs([ray.put(value)], {"nbytes": value.nbytes, "num_samples": value.num_samples})
+    try:
+        ref = ray.put(value)
+    except (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError) as error:
+        raise StoreFull(
+            f"no room for {value.nbytes} bytes in the object store or on its spill disk: {error}"
+        ) from None
+    return FromRefs([ref], {"nbytes": value.nbytes, "num_samples": value.num_samples})
 
 
 def get_parts(refs: list[Any], what: str, timeout_s: float = 600.0) -> list[Any]:

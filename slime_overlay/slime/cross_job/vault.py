@@ -16,10 +16,14 @@ from typing import Any
 import ray
 
 from .batch import Batch
-from .errors import ActorLost, BadInput, BrokerLost, PayloadLost
+from .errors import ActorLost, BadInput, BrokerLost, CrossJobError, PayloadLost, StoreFull
 from .types import BROKER_NAME, PROTOCOL, Payload
 
 logger = logging.getLogger(__name__)
+
+_BROKER_S = 60.0
+_REMEMBERED_CALLS = 256
+_FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
 HEADER = "slime_cross_job"
 """Key that marks the header of what a producer's method returns; see producer.returned."""
@@ -80,10 +84,8 @@ class Vault:
             task = asyncio.get_running_loop().create_task(self._hand_over(target, source))
             self._under_way[target.token] = task
         done, _ = await asyncio.wait([task], timeout=wait_s)
-        if not done:
-            return None
-        self._under_way.pop(target.token, None)
-        return task.result()
+        self._forget_old_calls()
+        return task.result() if done else None
 
     async def open(self, token: str) -> list[Any]:
         """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
@@ -101,19 +103,30 @@ class Vault:
         """{"payloads", "nbytes"} that this vault owns."""
         return {"payloads": len(self._held), "nbytes": sum(self._nbytes.values())}
 
+    def _forget_old_calls(self) -> None:
+        for token in [t for t, task in self._under_way.items() if task.done()][:-_REMEMBERED_CALLS]:
+            del self._under_way[token]
+
     async def _hand_over(self, target: Target, source: FromRefs | FromMethod) -> Any:
-        if isinstance(source, FromMethod):
-            header, refs = await self._call(source)
-        else:
-            header, refs = source.header, [await _copy(ref) for ref in source.refs]
-        self._held[target.token], self._nbytes[target.token] = refs, header["nbytes"]
-        recorded = None
+        try:
+            if isinstance(source, FromMethod):
+                header, refs = await self._call(source)
+            else:
+                header, refs = source.header, [await _copy(ref) for ref in source.refs]
+        except _FULL as error:
+            raise StoreFull(f"the object store and its spill disk are full, nothing was published: {error}") from None
+        token = target.token
+        self._held[token], self._nbytes[token] = refs, header["nbytes"]
         try:
             recorded = await self._record(target, self._payload(target, header, len(refs)), refs)
-            return recorded
-        finally:
-            if recorded is None or recorded.payload.token != target.token:  # refused, or the same as what is there
-                await self.drop([target.token])
+        except BrokerLost:
+            raise  # nobody knows whether it was recorded: the payload stays
+        except CrossJobError:
+            await self.drop([token])
+            raise
+        if recorded.payload.token != token:  # the same content as the version that is there
+            await self.drop([token])
+        return recorded
 
     async def _call(self, source: FromMethod) -> tuple[dict[str, Any], list[Any]]:
         method = getattr(source.actor, source.method)
@@ -129,6 +142,8 @@ class Vault:
                 f"{source.method}() must return slime.cross_job.producer.returned(columns, ...), "
                 f"a header and {source.parts} part(s); its first value is a {type(header).__name__}"
             )
+        for ref in refs[1:]:  # "ready" may mean an error, such as a full store; reading a batch copies nothing
+            await ref
         return header, refs[1:]
 
     def _payload(self, target: Target, header: dict[str, Any], parts: int) -> Payload:
@@ -155,7 +170,9 @@ class Vault:
         """Whether the bytes of an earlier version equal these; only asked where all else is the same."""
         try:
             vault = self if old.vault == self._name else None
-            handle: Any = None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
+            handle: Any = (
+                None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
+            )
             old_refs = await (vault.open(old.token) if vault else _answer(handle.open.remote(old.token)))
             pairs = [(await old_ref, await ref) for old_ref, ref in zip(old_refs, refs, strict=True)]
             return await asyncio.to_thread(lambda: all(_same_bytes(*pair) for pair in pairs))
@@ -163,15 +180,22 @@ class Vault:
             return False
 
     async def _broker(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            if self._broker_handle is None:
-                self._broker_handle = await asyncio.to_thread(ray.get_actor, BROKER_NAME, namespace=self._namespace)
-            return await self._broker_handle.call.remote(operation, *args, **kwargs)
-        except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
-            raise error.cause from None
-        except (ValueError, ray.exceptions.RayActorError) as error:
-            self._broker_handle = None
-            raise BrokerLost(f"the broker did not answer vault {self._name}: {error}") from None
+        """Call the broker until it answers: every call carries its token, so that asking twice does no harm."""
+        deadline = asyncio.get_running_loop().time() + _BROKER_S
+        while True:
+            try:
+                if self._broker_handle is None:
+                    self._broker_handle = await asyncio.to_thread(
+                        ray.get_actor, BROKER_NAME, namespace=self._namespace
+                    )
+                return await self._broker_handle.call.remote(operation, *args, **kwargs)
+            except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
+                raise error.cause from None
+            except (ValueError, ray.exceptions.RayActorError) as error:
+                self._broker_handle = None
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BrokerLost(f"the broker did not answer vault {self._name}: {error}") from None
+            await asyncio.sleep(0.5)
 
 
 async def _copy(ref: Any) -> Any:

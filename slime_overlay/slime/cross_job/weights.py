@@ -20,7 +20,7 @@ class Weights(Mapping[str, Any]):
     """A weight version: parameter name -> what was published (array or tensor), read-only views of shared memory.
 
     Copy what you keep: the memory is freed once a newer version has replaced it and the last view is gone.
-    `ref` (where known) is the Ray ref behind it: hand it, inside a container, to actors that load the weights themselves.
+    `ref` (where known) is the Ray ref behind it: hand it, inside a container, to actors that load weights themselves.
     """
 
     def __init__(self, version: int, batch: Batch, ref: Any = None):

@@ -20,8 +20,8 @@ class Column(Sequence[Any]):
 
     What an int gives, by kind: a Python scalar, str or bytes; for number lists a read-only NumPy view of the row
     (a Python list where the row holds None) whose elements are Python numbers; for arrays and tensors one that shares
-    the batch's memory and must not be written to; for anything else the Python value. Rows of 0 .. 255 are uint8: NumPy
-    arithmetic between them wraps there (its `sum` and Python's do not). `tolist()` gives the values that were packed.
+    the batch's memory and must not be written to; for anything else the Python value. Rows of 0 .. 255 are uint8:
+    NumPy's arithmetic between them wraps there (its `sum` and Python's do not). `tolist()` gives the packed values.
     """
 
     __slots__ = ("_reader", "_rows")
