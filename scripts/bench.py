@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that needs the cluster; tables are printed as they come."""
-    scales = {0.1: 5, 1.0: 3} if args.quick else {0.1: 15, 1.0: 9, 10.0: 3}
+    scales = {0.1: 5, 1.0: 3} if args.quick else {0.1: 15, 1.0: 9, 10.0: 5}
     sizes = {1: 7, 10: 7, 100: 5} if args.quick else {1: 15, 10: 15, 100: 11, 1000: 7}
     hand_overs = []
     with bench_batch.Bench(args.seed) as bench:
@@ -66,8 +66,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def end_on_signals() -> None:
-    """End as on Ctrl-C: what was started here is stopped."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """End in order, also on Ctrl-C: what was started here is stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
 

@@ -1,6 +1,7 @@
 """What handing a batch over costs: from Python lists in every way (A), and already packed, by size (B)."""
 
 import itertools
+import random
 import time
 from collections import defaultdict
 from types import TracebackType
@@ -59,8 +60,9 @@ class Bench:
         """Medians of every way at `scale` times 512 samples; one round that is not counted comes first."""
         batch = ray.get(self._maker.fill.remote(int(SAMPLES * scale), self._seed))
         found: dict[str, dict[str, list[float]]] = {way: defaultdict(list) for way in WAYS}
+        rng = random.Random(self._seed)
         for turn in range(repeats + 1):
-            for way in WAYS[turn % 4 :] + WAYS[: turn % 4]:
+            for way in rng.sample(WAYS, len(WAYS)):  # each leaves memory behind that the next one may find useful
                 times = self._hand_over_once(way, batch["token_sum"])
                 for name, value in times.items() if turn else ():
                     found[way][name].append(value)

@@ -73,11 +73,14 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def runtime_env() -> dict[str, Any]:
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join([str(OVERLAY), str(EXAMPLE)])}}
+
+
 def submit(client: JobSubmissionClient, script: str, args: argparse.Namespace) -> str:
     options = ["--rollouts", args.rollouts, "--seed", args.seed, "--job-id", args.job_id, "--out", args.out]
     command = [sys.executable, EXAMPLE / script, *options, "--cross-job-max-ahead", args.max_ahead]
-    path = os.pathsep.join([str(OVERLAY), str(EXAMPLE)])
-    return client.submit_job(entrypoint=shlex.join(map(str, command)), runtime_env={"env_vars": {"PYTHONPATH": path}})
+    return client.submit_job(entrypoint=shlex.join(map(str, command)), runtime_env=runtime_env())
 
 
 def store_bytes() -> int:
@@ -174,7 +177,7 @@ def main() -> None:
         else:
             stack.enter_context(cluster)
         print(f"Ray cluster at {cluster.address}, dashboard {cluster.api}; output in {args.out}", flush=True)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env())
         stack.callback(ray.shutdown)
         link = Link()
         before = store_bytes()

@@ -28,7 +28,7 @@ from slime.cross_job.ledger import Ledger
 from slime.cross_job.types import ClientInfo, Payload
 
 JOB = "exp"
-GROUPS = ("train", "archive")
+GROUPS = ("train", "train", "archive")  # as often as they are drawn
 KEYS = ("weights", "tokenizer")
 DEAD_AFTER_S = 30.0
 MOST_CONSUMERS = 3
@@ -110,10 +110,12 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ members
 
-    @initialize(max_ahead=_few, retain=_few)
-    def a_job_begins(self, max_ahead: int, retain: int) -> None:
+    @initialize(max_ahead=_few, retain=_few, second=st.none() | st.sampled_from(GROUPS))
+    def a_job_begins(self, max_ahead: int, retain: int, second: str | None) -> None:
         self.attach_producer(takes_over=False, max_ahead=max_ahead, retain=retain)
         self.attach_consumer(group=GROUPS[0], max_ahead=None)
+        if second is not None:
+            self.attach_consumer(group=second, max_ahead=None)
 
     @rule(takes_over=st.booleans(), max_ahead=_perhaps_few, retain=st.none())
     def attach_producer(self, takes_over: bool, max_ahead: int | None, retain: int | None) -> None:
@@ -202,17 +204,20 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.life is not None and len(self.life.published) > 2)
     @rule(last_first=st.booleans(), state=st.sampled_from(["finished", "finished", "dead"]), spared=st.none() | _index)
     def all_end(self, last_first: bool, state: str, spared: int | None) -> None:
-        """Both sides end, the last of them in `state`; perhaps somebody stays."""
+        """Both sides end, the last of them in `state`; perhaps somebody stays, or a writer, who writes."""
         leaving = [p for p in self.people.values() if p.state == "live" and (p.role != "writer" or spared is None)]
         leaving = [p for number, p in enumerate(leaving) if number != spared]
         for person in leaving[::-1] if last_first else leaving:
             self.end_as(person, state if person is leaving[-1] else "finished")
+        for person in self.people.values():
+            if person.state == "live" and person.role == "writer":
+                self.put_value_as(person, KEYS[1], None, again=False)
 
     def end_as(self, person: Someone, state: str) -> None:
         self.ledger.end(person.name, state, "as the test wants")
         self.leave(person, state)
 
-    @rule(seconds=st.sampled_from([1.0, 9.0, 20.0]), asleep=st.sets(_index, max_size=2), awake=st.booleans())
+    @rule(seconds=st.sampled_from([1.0, 10.0, 19.5]), asleep=st.sets(_index, max_size=2), awake=st.booleans())
     def time_passes(self, seconds: float, asleep: set[int], awake: bool) -> None:
         self.now += seconds
         for number, person in enumerate(self.people.values()):
@@ -494,9 +499,13 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     @rule(who=_index, key=st.sampled_from(KEYS), version=st.none() | st.integers(0, 5), again=st.booleans())
     def put_value(self, who: int, key: str, version: int | None, again: bool) -> None:
-        person, life = self.choose(who), self.life
-        if person is None or life is None:
-            return
+        person = self.choose(who)
+        if person is not None:
+            self.put_value_as(person, key, version, again)
+
+    def put_value_as(self, person: Someone, key: str, version: int | None, again: bool) -> None:
+        life = self.life
+        assert life is not None
         old_version, old = life.values.get(key, (-1, None))
         again = again and old is not None
         payload = old if again and old is not None else self.new_payload(None)
@@ -691,5 +700,5 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
 TestLedgerAgainstModel = LedgerAgainstModel.TestCase
 TestLedgerAgainstModel.settings = settings(
-    max_examples=300, stateful_step_count=60, deadline=None, report_multiple_bugs=False
+    max_examples=400, stateful_step_count=60, deadline=None, report_multiple_bugs=False
 )

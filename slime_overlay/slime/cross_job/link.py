@@ -180,6 +180,13 @@ def get(ref: Any, deadline: Deadline, what: str) -> Any:
             f"{what} did not answer within {deadline.timeout_s:.0f} s: it may be waiting for a free worker process "
             "or be stuck; see `ray list actors`"
         ) from None
+    except ray.exceptions.ActorDiedError as error:
+        if "failed to import" in str(error):
+            raise BrokerLost(
+                f"{what} could not start, because Ray's workers cannot import slime.cross_job: put it on their "
+                "PYTHONPATH (runtime_env env_vars), or pass a working_dir that holds it"
+            ) from None
+        raise
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, CrossJobError):

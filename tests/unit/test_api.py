@@ -1,0 +1,323 @@
+"""The names, flags, signatures and errors that others build on: a change here is a decision, not an accident."""
+
+import argparse
+import copy
+import importlib
+import inspect
+import math
+import pickle
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import slime.cross_job
+from slime.cross_job import errors
+from slime.cross_job.errors import BadInput, CrossJobError, PeerFailed, WaitTimeout
+from slime.cross_job.settings import Settings, add_arguments
+from slime.cross_job.types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
+
+FLAGS = frozenset(
+    [
+        "--job-id",
+        "--cross-job-namespace",
+        "--cross-job-max-ahead",
+        "--cross-job-retain",
+        "--cross-job-heartbeat-s",
+        "--cross-job-dead-after-s",
+        "--cross-job-peer-grace-s",
+        "--cross-job-timeout-s",
+    ]
+)
+PACKAGE_NAMES = frozenset(["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "errors"])
+UTILS_NAMES = frozenset(
+    [
+        "Batch",
+        "Consumer",
+        "CrossJobDataBroker",
+        "DataProducer",
+        "Producer",
+        "Published",
+        "Rollout",
+        "Settings",
+        "add_arguments",
+        "errors",
+        "returned",
+        "setup_cross_job_communication",
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"), [("slime.cross_job", PACKAGE_NAMES), ("slime.utils.cross_job_utils", UTILS_NAMES)]
+)
+def test_exported_names(module, names):
+    loaded = importlib.import_module(module)
+    assert frozenset(loaded.__all__) == names
+    assert [*loaded.__all__] == sorted(loaded.__all__)
+    for name in names:
+        found = getattr(loaded, name)
+        assert getattr(found, "__name__", "").endswith(name)
+        assert inspect.getdoc(found), name
+
+
+def test_both_homes_name_the_same_things():
+    utils = importlib.import_module("slime.utils.cross_job_utils")
+    for name in PACKAGE_NAMES & UTILS_NAMES:
+        assert getattr(utils, name) is getattr(slime.cross_job, name)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'Bach'"):
+        slime.cross_job.Bach  # noqa: B018
+    assert not hasattr(slime.cross_job, "_HOMES")
+
+
+# ---------------------------------------------------------------------- signatures
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("setup_cross_job_communication", "(namespace: str = 'slime_shared') -> CrossJobDataBroker"),
+        ("CrossJobDataBroker.store_rollout_data", "(self, job_id: str, rollout_id: int, data_ref: Any) -> int"),
+        ("CrossJobDataBroker.get_rollout_data", "(self, job_id: str, rollout_id: int) -> Any"),
+        ("CrossJobDataBroker.list_available_rollouts", "(self, job_id: str | None = None) -> list[tuple[str, int]]"),
+        ("DataProducer.produce_data", "(self, key: str, data: Any) -> Any"),
+        ("DataProducer.get_data_ref", "(self, key: str) -> Any"),
+    ],
+)
+def test_signatures_of_the_proposal(name, signature):
+    found: Any = importlib.import_module("slime.utils.cross_job_utils")
+    for part in name.split("."):
+        found = getattr(found, part)
+    said = str(inspect.signature(found)).replace("slime.cross_job.facade.", "").replace("typing.", "")
+    assert said.replace("'CrossJobDataBroker'", "CrossJobDataBroker") == signature
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Producer.publish",
+        "Producer.publish_from",
+        "Producer.next_demand",
+        "Producer.demands",
+        "Producer.weights",
+        "Producer.value",
+        "Producer.publish_value",
+        "Consumer.claim",
+        "Consumer.publish_weights",
+        "Consumer.value_ref",
+    ],
+)
+def test_what_may_wait_takes_a_deadline(name):
+    owner, method = name.split(".")
+    parameters = inspect.signature(getattr(getattr(slime.cross_job, owner), method)).parameters
+    assert parameters["timeout_s"].default is None or parameters["timeout_s"].default == 0.0
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_flags():
+    parser = add_arguments(argparse.ArgumentParser(add_help=False))
+    flags = {option for action in parser._actions for option in action.option_strings}
+    assert flags == FLAGS
+    assert all(action.help for action in parser._actions)
+    assert all(action.default is None for action in parser._actions)
+
+
+def test_no_flag_is_the_default_and_attributes_may_be_absent():
+    parser = add_arguments(argparse.ArgumentParser())
+    assert Settings.from_args(parser.parse_args([])) == Settings()
+    assert Settings.from_args(SimpleNamespace(job_id="x", rollout_batch_size=3)) == Settings()
+    assert Settings().namespace == DEFAULT_NAMESPACE == "slime_shared"
+
+
+def test_every_flag_arrives():
+    given = {
+        "namespace": "mine",
+        "max_ahead": 0,  # not the same as none given
+        "retain": 3,
+        "heartbeat_s": 0.5,
+        "dead_after_s": 4.5,
+        "peer_grace_s": 60.0,
+        "timeout_s": 0.25,
+    }
+    words = [word for name, value in given.items() for word in ("--cross-job-" + name.replace("_", "-"), str(value))]
+    args = add_arguments(argparse.ArgumentParser()).parse_args(["--job-id", "exp", *words])
+    assert args.job_id == "exp"
+    assert Settings.from_args(args) == Settings(**given)
+    assert {name: getattr(Settings(**given), name) for name in given} == given
+
+
+def test_the_help_says_the_defaults():
+    text = add_arguments(argparse.ArgumentParser()).format_help()
+    text = re.sub(r"\s+", " ", text)
+    for flag in FLAGS - {"--job-id"}:
+        default = getattr(Settings(), flag.removeprefix("--cross-job-").replace("-", "_"))
+        shown = re.search(rf"{flag} [A-Z_]+ [^-].*?\(default: (\S+)\)", text)
+        assert shown, flag
+        assert shown[1] == str(0 if default is None else default), flag
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("namespace", ""),
+        ("namespace", "  "),
+        ("namespace", 3),
+        ("max_ahead", -1),
+        ("retain", -1),
+        ("peer_grace_s", -0.1),
+        ("peer_grace_s", math.nan),
+        ("heartbeat_s", 0.0),
+        ("heartbeat_s", 0.049),
+        ("heartbeat_s", math.nan),
+        ("timeout_s", -1.0),
+        ("timeout_s", math.nan),
+        ("dead_after_s", 2.9),
+        ("dead_after_s", 0.0),
+        ("dead_after_s", math.nan),
+    ],
+)
+def test_refused_settings_name_their_flag(name, value):
+    with pytest.raises(BadInput, match="--cross-job-" + name.replace("_", "-")):
+        Settings(**{name: value})
+    with pytest.raises(BadInput):
+        Settings.from_args(SimpleNamespace(**{f"cross_job_{name}": value}))
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_ahead": 0}, {"retain": 0}, {"timeout_s": 0}, {"heartbeat_s": 0.05, "dead_after_s": 0.2}]
+)
+def test_the_least_that_is_accepted(given):
+    Settings(**given)
+
+
+def test_settings_do_not_change():
+    with pytest.raises(AttributeError):
+        Settings().max_ahead = 3  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def classes() -> list[type[CrossJobError]]:
+    found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, CrossJobError)]
+    assert len(found) > 10
+    return found
+
+
+def examples() -> list[CrossJobError]:
+    verdict = {"kind": "dead", "who": "producer of job exp", "silent_s": 3.5}
+    told = [kind(f"{kind.__name__} of job 'exp': é", verdict) for kind in (WaitTimeout, PeerFailed)]
+    bare = [kind("without a verdict") for kind in (WaitTimeout, PeerFailed)]
+    return [*told, *bare, *(kind(f"{kind.__name__} of job 'exp': é") for kind in classes()), CrossJobError()]
+
+
+@pytest.mark.parametrize("error", examples(), ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "through",
+    [
+        *(lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in range(2, pickle.HIGHEST_PROTOCOL + 1)),
+        copy.copy,
+        copy.deepcopy,
+    ],
+    ids=[*(f"pickle{p}" for p in range(2, pickle.HIGHEST_PROTOCOL + 1)), "copy", "deepcopy"],
+)
+def test_errors_survive_travel(error, through):
+    error.__cause__ = ValueError("why")
+    found = through(error)
+    assert type(found) is type(error)
+    assert found.args == error.args
+    assert str(found) == str(error) == (error.args[0] if error.args else "")
+    assert found.exit_code == error.exit_code
+    if isinstance(error, (WaitTimeout, PeerFailed)):
+        assert found.verdict == error.verdict == (error.args[1] or {})
+
+
+def test_a_verdict_is_never_none():
+    assert WaitTimeout("late").verdict == {}
+    assert PeerFailed("broken").verdict == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [("BadInput", ValueError), ("WaitTimeout", TimeoutError), ("RolloutNotFound", KeyError)],
+)
+def test_errors_are_what_python_calls_them(kind, builtin):
+    with pytest.raises(builtin) as raised:
+        raise getattr(errors, kind)("message")
+    assert str(raised.value) == "message"
+
+
+def drawn_tree() -> dict[str, tuple[str, int]]:
+    """Name -> (parent, exit code) as the docstring draws it; a line without a code has that of its parent."""
+    line = re.compile(r"^    ([│├└─ ]*)([A-Z]\w+)(?: \((\w+)\))?(?: +(?:exit code )?(\d)\b)?")
+    found: dict[str, tuple[str, int]] = {}
+    above: list[str] = []
+    for text in (errors.__doc__ or "").splitlines():
+        match = line.match(text)
+        if match is None:
+            continue
+        depth, name = len(match[1]) // 4, match[2]
+        parent = above[depth - 1] if depth else "Exception"
+        above = [*above[:depth], name]
+        found[name] = (parent, int(match[4]) if match[4] else found[parent][1])
+        if match[3]:
+            assert issubclass(getattr(errors, name), getattr(importlib.import_module("builtins"), match[3]))
+    return found
+
+
+def test_the_drawn_tree_is_the_real_one():
+    assert drawn_tree() == {kind.__name__: (kind.__bases__[0].__name__, kind.exit_code) for kind in classes()}
+
+
+def test_every_error_says_what_it_means():
+    for kind in classes():
+        assert kind.__doc__
+        assert kind.__doc__ is not CrossJobError.__doc__ or kind is CrossJobError
+
+
+# ---------------------------------------------------------------------- ids
+
+
+@pytest.mark.parametrize("good", ["a", "0", "exp1", "Qwen2.5-7B_run.3", "x" * 128])
+def test_job_ids(good):
+    assert check_job_id(good) == good
+
+
+@pytest.mark.parametrize(
+    "bad", [None, "", " ", "a b", "a\n", ".hidden", "-x", "_x", "a/b", "é", "x" * 129, 3, b"exp", ["exp"], True]
+)
+def test_job_ids_that_are_refused(bad):
+    with pytest.raises(BadInput, match="job id"):
+        check_job_id(bad)
+
+
+def test_no_job_id_says_what_to_pass():
+    with pytest.raises(BadInput, match="--job-id NAME"):
+        check_job_id(None)
+
+
+@pytest.mark.parametrize("good", [0, 7, 1 << 70, np.int64(3), np.uint8(255), np.array(4)])
+def test_rollout_ids(good):
+    found = check_rollout_id(good)
+    assert type(found) is int
+    assert found == good
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(-1, np.int32(-1), True, np.bool_(True), 1.0, np.float64(2), math.nan, "0", None, [1], b"1"),
+        *(np.array([1, 2]), np.array(1.5), np.array(True)),
+    ],
+    ids=repr,
+)
+def test_rollout_ids_that_are_refused(bad):
+    with pytest.raises(BadInput, match="rollout id"):
+        check_rollout_id(bad)
