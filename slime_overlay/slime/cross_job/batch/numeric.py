@@ -1,12 +1,13 @@
 """Lists of Python numbers into one typed array, exactly and fast.
 
-The element type is found while packing: it starts as uint8 and widens (int32, int64, uint64, or float64) when a row
-does not fit, keeping what was packed so far. Exact means that every element comes back equal; what no type holds
+The element type is found while packing: it starts as uint8, or float32 where the first row is of floats, and widens
+(int32, int64, uint64, or float64) when a row does not fit, keeping what was packed so far. Exact means that every element comes back equal; what no type holds
 exactly (integers over 64 bits, 2**60 beside 0.5) is refused with `NotNumbers`, and the column becomes a tree.
 """
 
 import array
 import itertools
+import marshal
 import operator
 import struct
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 _INTS = ("B", "i", "q", "Q")
-_DTYPES = {"B": np.uint8, "i": np.int32, "q": np.int64, "Q": np.uint64, "d": np.float64}
+_DTYPES = {"B": np.uint8, "i": np.int32, "q": np.int64, "Q": np.uint64, "f": np.float32, "d": np.float64}
 _EXACT_FLOAT = 2**53  # every integer up to here has a float64 of its own
+_FLOAT_CELL = np.dtype([("code", np.uint8), ("value", "<f8")])  # of marshal's format 2, packed
 _NARROW_BLOCK = 1 << 15  # elements; keeps the round trip through float32 inside the cache
 
 
@@ -40,7 +42,7 @@ class NumberRows:
 
     @property
     def python_type(self) -> str:
-        if self._code == "d":
+        if self._code in ("f", "d"):
             return "float"
         return "bool" if self._all_bool and self._used else "int"
 
@@ -56,10 +58,15 @@ class NumberRows:
 
         `bytes` and `struct` accept anything that has `__index__`, which is exact by definition; the first element's
         type keeps out lists of tensors. Their opposite for floats, `__float__`, may round (a Fraction, a longdouble),
-        so that floats go through np.array, which finds out whether all elements are numbers.
+        so that only rows of nothing but floats go this way, and those with ints through np.array, which finds out
+        whether all elements are numbers.
         """
         kind = type(row[0])
         start, end = self._used, self._used + len(row)
+        if kind is float and (floats := _all_floats(row)) is not None:
+            return self._add_floats(floats)
+        if self._code == "f":
+            self._retype("d")
         if self._code == "d":
             if kind is not float and kind is not int:
                 return False
@@ -87,6 +94,26 @@ class NumberRows:
             self._all_bool = self._all_bool and kind is bool
         self._used = end
         return True
+
+    def _add_floats(self, floats: npt.NDArray[np.float64]) -> bool:
+        """Append floats, as float32 as long as that holds all of them bit for bit."""
+        if not self._used:
+            self._retype("f")
+        if self._code not in ("f", "d"):
+            return False
+        end = self._used + len(floats)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            self._buffer[self._used : end] = floats
+            if self._code == "f" and not _same_bits(self._buffer[self._used : end].astype(np.float64), floats):
+                self._retype("d")
+                self._buffer[self._used : end] = floats
+        self._used = end
+        return True
+
+    def _retype(self, code: str) -> None:
+        buffer = np.empty(len(self._buffer), _DTYPES[code])
+        buffer[: self._used] = self._buffer[: self._used]
+        self._buffer, self._code = buffer, code
 
     def _add_any(self, row: list[Any]) -> None:
         """The other rows: with Nones or NumPy scalars, mixed, or too wide for the present type."""
@@ -117,6 +144,8 @@ class NumberRows:
             self._store(chunk.astype(np.float64) if row.typecode in "fd" else _narrow(chunk))
 
     def _store(self, chunk: npt.NDArray[Any]) -> None:
+        if self._code == "f":
+            self._retype("d")
         chunk = self._widen(chunk)
         end = self._used + len(chunk)
         self._buffer[self._used : end] = chunk
@@ -136,10 +165,24 @@ class NumberRows:
             if wide == "Q" and any(part.size and int(part.min()) < 0 for part in (chunk, used)):
                 raise NotNumbers
         if wide != self._code:
-            buffer = np.empty(len(self._buffer), _DTYPES[wide])
-            buffer[: self._used] = used
-            self._buffer, self._code = buffer, wide
+            self._retype(wide)
         return chunk.astype(_DTYPES[wide], copy=False)
+
+
+def _all_floats(row: "list[Any] | tuple[Any, ...]") -> npt.NDArray[np.float64] | None:
+    """The elements of a row of nothing but floats; None for any other row.
+
+    marshal's format 2 writes such a row as 5 bytes and then, for each element, b"g" and its 8 bytes: the fastest
+    conversion there is that also tells whether an element is anything else (its code would stand in a cell's place).
+    """
+    try:
+        data = marshal.dumps(row, 2)
+    except ValueError:
+        return None
+    if len(data) != 5 + _FLOAT_CELL.itemsize * len(row):
+        return None
+    cells = np.frombuffer(data, _FLOAT_CELL, offset=5)
+    return np.ascontiguousarray(cells["value"]) if (cells["code"] == ord("g")).all() else None
 
 
 def fits_float32(values: npt.NDArray[np.float64]) -> bool:
@@ -147,10 +190,13 @@ def fits_float32(values: npt.NDArray[np.float64]) -> bool:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for start in range(0, len(values), _NARROW_BLOCK):
             block = values[start : start + _NARROW_BLOCK]
-            again = block.astype(np.float32).astype(np.float64)
-            if not np.array_equal(again.view(np.uint64), block.view(np.uint64)):
+            if not _same_bits(block.astype(np.float32).astype(np.float64), block):
                 return False
     return True
+
+
+def _same_bits(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
+    return np.array_equal(one.view(np.uint64), other.view(np.uint64))
 
 
 def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -25,6 +25,7 @@ _ARROW = {
     np.dtype(np.int32): pa.int32(),
     np.dtype(np.int64): pa.int64(),
     np.dtype(np.uint64): pa.uint64(),
+    np.dtype(np.float32): pa.float32(),
     np.dtype(np.float64): pa.float64(),
 }
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)  # int covers bool
