@@ -131,6 +131,23 @@ def test_the_same_token_is_the_same_version_and_other_content_the_next(ledger, p
     assert sorted(ledger.take_drops()) == [("vault", "a"), ("vault", "b")]
 
 
+def test_a_retry_whose_answer_was_lost_is_once(ledger):
+    producer, consumer = attach(ledger, "producer"), attach(ledger, "consumer")
+    for rollout_id in range(3):
+        publish(ledger, producer, rollout_id)
+    first = ledger.claim(consumer, token="a")
+    assert ledger.claim(consumer, token="a") == first
+    assert ledger.claim(consumer, token="b").rollout_id == 1
+    ledger.claim(consumer, 2)
+    ledger.ack(consumer, 2)
+    assert ledger.publish(producer, 2, payload("t2"))[1].version == 1  # accepted before, acked and freed since
+    ledger.put_value(consumer, "k", payload("v0"))
+    writer = attach(ledger, "writer")
+    ledger.put_value(writer, "k", payload("v1"))
+    assert ledger.put_value(consumer, "k", payload("v0")).version == 0
+    assert ledger.get_value("exp", "k").payload.token == "v1"
+
+
 def test_what_may_be_equal_is_not_recorded_before_it_was_compared(ledger, pair):
     producer, _ = pair
     ledger.publish(producer, 0, payload("a"), compare=True)

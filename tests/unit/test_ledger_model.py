@@ -128,7 +128,9 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         if self.attach("producer", "", ray_job, refused, max_ahead=max_ahead, retain=retain) and holds:
             self.leave(old, "dead")
 
-    @precondition(lambda self: sum(p.role == "consumer" and p.state == "live" for p in self.people.values()) < 3)
+    @precondition(
+        lambda self: sum(p.role == "consumer" and p.state == "live" for p in self.people.values()) < MOST_CONSUMERS
+    )
     @rule(group=st.sampled_from(GROUPS), max_ahead=st.none() | st.none() | _few)
     def attach_consumer(self, group: str, max_ahead: int | None) -> None:
         self.attach("consumer", group, "", None, max_ahead=max_ahead)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -54,6 +55,7 @@ class Broker:
         self._ledger = Ledger()
         self._changed = asyncio.Event()
         self._drops: dict[str, list[str]] = defaultdict(list)
+        self._telling: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
 
     async def hello(self) -> dict[str, Any]:
@@ -80,18 +82,16 @@ class Broker:
 
     async def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Carry out a ledger operation by name."""
-        if operation not in _OPERATIONS:
-            raise AttributeError(f"the broker has no operation {operation!r}")
-        result = getattr(self._ledger, operation)(*args, **kwargs)
+        result = self._operation(operation)(*args, **kwargs)
         if operation != "heartbeat":
             self._wake()
         return result
 
     async def wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Like `call`, asked again at every change until it finds something; None after `wait_s` seconds."""
-        loop = asyncio.get_running_loop()
+        ask, loop = self._operation(operation), asyncio.get_running_loop()
         deadline = loop.time() + wait_s
-        while (found := getattr(self._ledger, operation)(*args, **kwargs)) is None:
+        while (found := ask(*args, **kwargs)) is None:
             left = deadline - loop.time()
             if left <= 0:
                 return None
@@ -99,13 +99,20 @@ class Broker:
                 await asyncio.wait_for(self._changed.wait(), min(left, 1.0))
         return found
 
+    def _operation(self, name: str) -> Callable[..., Any]:
+        if name not in _OPERATIONS:
+            raise AttributeError(f"the broker has no operation {name!r}")
+        return getattr(self._ledger, name)
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
         for vault, token in self._ledger.take_drops():
             self._drops[vault].append(token)
         if self._drops:
-            asyncio.get_running_loop().create_task(self._tell_vaults())
+            task = asyncio.get_running_loop().create_task(self._tell_vaults())
+            self._telling.add(task)  # the loop itself holds tasks weakly
+            task.add_done_callback(self._telling.discard)
 
     async def _tell_vaults(self) -> None:
         drops, self._drops = self._drops, defaultdict(list)

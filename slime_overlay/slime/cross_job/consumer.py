@@ -1,5 +1,6 @@
 """The train side: demand rollouts, claim them, read them, ack them; publish new weights."""
 
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from types import TracebackType
@@ -106,7 +107,9 @@ class Consumer(Member):
         rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
         what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
         grace_s = self.settings.peer_grace_s
-        return Rollout(self, self._wait(timeout_s, what, "claim", rollout_id, version, grace_s=grace_s))
+        token = uuid.uuid4().hex
+        located = self._wait(timeout_s, what, "claim", rollout_id, version, grace_s=grace_s, token=token)
+        return Rollout(self, located)
 
     def get(self, rollout_id: int, version: int | None = None) -> Rollout:
         """Read a published rollout without a lease (default: its newest version). Raises RolloutNotFound."""

@@ -20,5 +20,5 @@ def run(main: Callable[[], None]) -> None:
         if not error.exit_code:
             return
         sys.stdout.flush()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {' | '.join(str(error).split(chr(10)))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -41,6 +41,9 @@ class Ledger(Roster):
         client = self._live(client_id, "producer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         versions = job.rollouts.get(rollout_id, [])
+        token, answer = client.answered.get("publish", ("", None))
+        if token == payload.token:  # a retry, because the answer was lost; it may have been acked and freed since
+            return True, answer
         for located in versions:
             if located.payload.token == payload.token:
                 return True, located
@@ -60,6 +63,7 @@ class Ledger(Roster):
         else:
             for group in job.groups.values():
                 heapq.heappush(group.ready, rollout_id)
+        client.answered["publish"] = (payload.token, located)
         return True, located
 
     def next_demand(
@@ -87,7 +91,7 @@ class Ledger(Roster):
                 return ahead
         drivers = [g for g in job.groups.values() if g.demanded] or list(job.groups.values())
         if drivers and not any(g.live for g in drivers):
-            broken = [g.last for g in drivers if g.last is not None and g.last.state != FINISHED]
+            broken = [g.ended for g in drivers if g.ended is not None and g.ended.state != FINISHED]
             if not broken:
                 raise EndOfStream(f"job {job.job_id}: the consumers finished, nothing more is wanted")
             self._raise_peer(broken[-1], grace_s)
@@ -111,11 +115,17 @@ class Ledger(Roster):
             job.demands.add(rollout_id)
 
     def claim(
-        self, client_id: str, rollout_id: int | None = None, version: int | None = None, grace_s: float = 0.0
+        self,
+        client_id: str,
+        rollout_id: int | None = None,
+        version: int | None = None,
+        grace_s: float = 0.0,
+        token: str = "",
     ) -> Located | None:
         """Lease a rollout to this consumer: `rollout_id`, or the lowest that nobody of its group has; None: not yet.
 
-        Claiming again what one holds is the same lease. The lease stays with the version that was claimed.
+        Claiming again what one holds is the same lease, and so is asking for the next one with the same `token` again.
+        The lease stays with the version that was claimed.
 
         Raises:
             EndOfStream, PeerFailed: the producer ended, and what is asked for was not published.
@@ -125,7 +135,12 @@ class Ledger(Roster):
         job = self.jobs[client.info.job_id]
         group = job.groups[client.info.group]
         if rollout_id is None:
-            return self._claim_next(job, group, client, grace_s)
+            if token and client.answered.get("claim", ("", None))[0] == token:
+                return client.answered["claim"][1]
+            located = self._claim_next(job, group, client, grace_s)
+            if located is not None:
+                client.answered["claim"] = (token, located)
+            return located
         rollout_id = check_rollout_id(rollout_id)
         if rollout_id in group.acked or rollout_id in job.freed:
             state = "freed" if rollout_id in job.freed else "still readable with get()"
@@ -194,6 +209,9 @@ class Ledger(Roster):
         """
         client = self._live(client_id)
         job = self.jobs[client.info.job_id]
+        token, answer = client.answered.get("put_value", ("", None))
+        if token == payload.token:
+            return answer
         old = job.values.get(key)
         if old is not None and old.payload.token == payload.token:
             return old
@@ -203,6 +221,7 @@ class Ledger(Roster):
         job.values[key] = LocatedValue(job.job_id, key, number, payload, self._wall())
         if old is not None:
             self._drop(old.payload)
+        client.answered["put_value"] = (payload.token, job.values[key])
         return job.values[key]
 
     def get_value(self, job_id: str, key: str, newer_than: int | None = None) -> LocatedValue | None:
@@ -226,8 +245,9 @@ class Ledger(Roster):
         client = self._live(client_id)
         job, info = self.jobs[client.info.job_id], client.info
         if info.role == "producer":
-            lasts = [g.last for g in job.groups.values() if g.last is not None]
-            peer = max(lasts, key=lambda c: (c.live, c.attached_at), default=None)
+            mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
+            candidates = [c for c in mine if c.live] or [g.last for g in job.groups.values() if g.last is not None]
+            peer = max(candidates, key=lambda c: c.attached_at, default=None)
             return verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
         owner = job.groups[info.group].leases.get(-1 if rollout_id is None else rollout_id)
         if owner is not None and owner[0] != client_id:

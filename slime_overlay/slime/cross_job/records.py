@@ -8,6 +8,7 @@ A rollout moves, for each consumer group:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .types import ClientInfo, Located, LocatedValue
 
@@ -29,6 +30,8 @@ class Client:
     state: str = LIVE
     reason: str = ""
     ended_at: float = 0.0  # monotonic
+    stated: dict[str, int] = field(default_factory=dict)  # the job's settings, as this client was given them
+    answered: dict[str, tuple[str, Any]] = field(default_factory=dict)  # operation -> its newest token and answer
 
     @property
     def live(self) -> bool:
@@ -42,6 +45,7 @@ class Group:
     name: str
     epoch: int = 0
     last: Client | None = None  # the newest member
+    ended: Client | None = None  # the member that ended last: how the group stands when none is left
     live: int = 0
     ready: list[int] = field(default_factory=list)  # heap; entries may be stale, see Ledger.claim
     leases: dict[int, tuple[str, int]] = field(default_factory=dict)  # rollout id -> (client id, version)
@@ -51,7 +55,7 @@ class Group:
     @property
     def closed(self) -> bool:
         """Its members are through and said so: it holds nothing back any more."""
-        return self.live == 0 and self.last is not None and self.last.state == FINISHED
+        return self.live == 0 and self.ended is not None and self.ended.state == FINISHED
 
 
 @dataclass(slots=True)
@@ -61,7 +65,6 @@ class Job:
     job_id: str
     max_ahead: int = 0
     retain: int = 0
-    settings_by: dict[str, str] = field(default_factory=dict)  # setting -> id of the client that stated it
     producer: Client | None = None
     producer_epoch: int = 0
     groups: dict[str, Group] = field(default_factory=dict)

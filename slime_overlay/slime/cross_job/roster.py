@@ -38,11 +38,22 @@ class Roster:
             JobIdTaken: a producer of another Ray job is alive under this job id.
             Refused: the job's settings were stated otherwise by a client that is alive.
         """
+        if info.role not in ("producer", "consumer", "writer"):
+            raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
+        known = self.clients.get(info.client_id)
+        if known is not None and known.live:  # the same call again, whose answer was lost
+            job = self.jobs[known.info.job_id]
+            return {"epoch": known.epoch, "max_ahead": job.max_ahead, "retain": job.retain}
         job = self._job_for_attach(check_job_id(info.job_id))
-        self._agree(job, info.client_id, {"max_ahead": max_ahead, "retain": retain})
+        stated = {n: v for n, v in (("max_ahead", max_ahead), ("retain", retain)) if v is not None}
+        replaced = self._replaced_by(job, info)
+        self._agree(job, stated, replaced)
+        if replaced is not None:
+            self.end(replaced.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
+        for name, value in stated.items():
+            setattr(job, name, value)
         now, wall = self._clock(), self._wall()
         if info.role == "producer":
-            self._admit_producer(job, info)
             job.producer_epoch += 1
             client = Client(info, job.producer_epoch, dead_after_s, wall, now, wall)
             job.producer = client
@@ -51,13 +62,14 @@ class Roster:
             if group is None:
                 group = job.groups[info.group] = Group(info.group)
                 group.ready = sorted(job.rollouts)
+            for rollout_id in [r for r in job.done if r not in group.acked]:  # no longer acked by all open groups
+                del job.done[rollout_id]
             group.epoch += 1
             client = Client(info, group.epoch, dead_after_s, wall, now, wall)
             group.last, group.live = client, group.live + 1
-        elif info.role == "writer":  # publishes values only; any number a job
+        else:  # a writer publishes values only; any number a job
             client = Client(info, 1, dead_after_s, wall, now, wall)
-        else:
-            raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
+        client.stated = stated
         self.clients[info.client_id] = client
         return {"epoch": client.epoch, "max_ahead": job.max_ahead, "retain": job.retain}
 
@@ -73,7 +85,8 @@ class Roster:
             return
         client.state, client.reason, client.ended_at = state, reason, self._clock()
         if client.info.role == "consumer":
-            self.jobs[client.info.job_id].groups[client.info.group].live -= 1
+            group = self.jobs[client.info.job_id].groups[client.info.group]
+            group.live, group.ended = group.live - 1, client
         self._ended(self.jobs[client.info.job_id], client)
 
     def silent(self, longer_than_s: float) -> list[Client]:
@@ -97,32 +110,32 @@ class Roster:
     def _job_for_attach(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)
         if job is None or job.complete:  # a complete job holds nothing; its name begins a new one
+            if job is not None:
+                self._free_all(job)  # but a writer that lives on may have put a value since
             job = self.jobs[job_id] = Job(job_id)
         return job
 
-    def _agree(self, job: Job, client_id: str, stated: dict[str, int | None]) -> None:
-        for name, value in stated.items():
-            if value is None:
-                continue
-            holder = self.clients.get(job.settings_by.get(name, ""))
-            if holder is not None and holder.live and getattr(job, name) != value:
-                flag = "--cross-job-" + name.replace("_", "-")
-                raise Refused(
-                    f"{flag} is {value} here and {getattr(job, name)} at the {who(holder)}: "
-                    "give both jobs the same value"
-                )
-        for name, value in stated.items():
-            if value is not None:
-                setattr(job, name, value)
-                job.settings_by[name] = client_id
+    def _free_all(self, job: Job) -> None:
+        """Called when a job is replaced; the ledger drops what it holds."""
 
-    def _admit_producer(self, job: Job, info: ClientInfo) -> None:
+    def _agree(self, job: Job, stated: dict[str, int], leaving: Client | None) -> None:
+        others = [c for c in self.clients.values() if c.live and c.info.job_id == job.job_id and c is not leaving]
+        for name, value in stated.items():
+            for other in others:
+                if other.stated.get(name, value) != value:
+                    flag = "--cross-job-" + name.replace("_", "-")
+                    raise Refused(
+                        f"{flag} is {value} here and {other.stated[name]} at the {who(other)}: "
+                        "give both jobs the same value"
+                    )
+
+    def _replaced_by(self, job: Job, info: ClientInfo) -> Client | None:
+        """The live producer that `info` takes over from, if any. Raises JobIdTaken."""
         old = job.producer
-        if old is None or not old.live:
-            return
+        if info.role != "producer" or old is None or not old.live:
+            return None
         if info.ray_job_id and old.info.ray_job_id == info.ray_job_id:
-            self.end(old.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
-            return
+            return old
         silent = self._clock() - old.last_beat
         raise JobIdTaken(
             f"job id {job.job_id} is taken: the {who(old)} is alive (last sign of life {silent:.1f} s ago). "

@@ -40,7 +40,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise BadInput(f"{_flag(name)} {value} is too small: at least {least}")
-        if self.dead_after_s < 3 * self.heartbeat_s:
+        if not self.dead_after_s >= 3 * self.heartbeat_s:
             raise BadInput(
                 f"{_flag('dead_after_s')} {self.dead_after_s:g} must be at least 3 times {_flag('heartbeat_s')} "
                 f"({self.heartbeat_s:g}), or one late heartbeat counts as a death"

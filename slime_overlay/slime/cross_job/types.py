@@ -35,7 +35,10 @@ def check_rollout_id(rollout_id: Any) -> int:
     """Return `rollout_id` as an int if it is a whole number from 0 (numpy's integers too), else raise BadInput."""
     if isinstance(rollout_id, bool) or not hasattr(rollout_id, "__index__"):
         raise BadInput(f"rollout id {rollout_id!r} is a {type(rollout_id).__name__}: it must be an int, 0 or greater")
-    value = rollout_id.__index__()
+    try:
+        value = rollout_id.__index__()
+    except TypeError:  # arrays and tensors have the method whatever they hold
+        raise BadInput(f"rollout id {rollout_id!r} is no whole number: it must be an int, 0 or greater") from None
     if value < 0:
         raise BadInput(f"rollout id {value} is negative: ids count from 0")
     return value

@@ -1,8 +1,9 @@
 """Lists of Python numbers into one typed array, exactly and fast.
 
 The element type is found while packing: it starts as uint8, or float32 where the first row is of floats, and widens
-(int32, int64, uint64, or float64) when a row does not fit, keeping what was packed so far. Exact means that every element comes back equal; what no type holds
-exactly (integers over 64 bits, 2**60 beside 0.5) is refused with `NotNumbers`, and the column becomes a tree.
+(int32, int64, uint64, or float64) when a row does not fit, keeping what was packed so far. Exact means that every
+element comes back equal; what no type holds exactly (integers over 64 bits, 2**60 beside 0.5) is refused with
+`NotNumbers`, and the column becomes a tree.
 """
 
 import array
