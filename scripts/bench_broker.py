@@ -100,11 +100,11 @@ def measure(quick: bool) -> dict[str, Any]:
     try:
         filled = {load.count: load.fill(min(load.count, _WARM_UP)) for load in loads}
         rng = random.Random(0)
-        for _ in range(150 if quick else 600):
+        for _ in range(100 if quick else 600):
             for load in loads:
                 load.claim(rng.randrange(load.count))
         rates: dict[int, list[float]] = {1: [], 8: []}
-        for _ in range(3 if quick else 5):
+        for _ in range(2 if quick else 5):
             for callers, into in rates.items():
                 into.append(loads[1].calls_per_s(callers, 0.5 if quick else 1.5))
     finally:

@@ -34,7 +34,13 @@ class _Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        # Wide apart from the start: with torch's defaults the answers to all prompts rise and fall together for long.
+        with torch.no_grad():
+            self.qkv.weight[2 * width :] *= 2  # the values
+            self.attention_out.weight.mul_(2)
+            self.mlp_in.weight.mul_(3)
+            self.mlp_in.bias.mul_(3)
 
     def forward(self, x: Tensor, mask: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the output and the keys and values of all positions so far, `[2, batch, heads, time, head]`."""
@@ -45,7 +51,8 @@ class _Block(nn.Module):
             present = torch.cat([past, present], dim=3)
         mixed = F.scaled_dot_product_attention(query, present[0], present[1], attn_mask=mask)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, time, width))
-        return x + self.mlp(self.mlp_norm(x)), present
+        hidden = F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh")
+        return x + self.mlp_out(hidden), present
 
 
 class TinyDecoder(nn.Module):
@@ -60,7 +67,7 @@ class TinyDecoder(nn.Module):
         self.final_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary)
         for embedding in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.5)
+            nn.init.normal_(embedding.weight, std=1.0)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 

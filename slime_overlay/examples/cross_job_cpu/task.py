@@ -15,7 +15,7 @@ from typing import Any
 from reasoning_gym.arithmetic.basic_arithmetic import BasicArithmeticDataset, BasicArithmeticDatasetConfig
 
 PAD, BOS, EOS = 0, 1, 2
-LARGEST = 18  # of two digits
+LARGEST = 20  # of 10+10
 SYMBOLS = (*(str(number) for number in range(LARGEST + 1)), "+", "=")
 VOCABULARY: tuple[str, ...] = ("<pad>", "<bos>", "<eos>", *SYMBOLS)
 _IDS = {symbol: index for index, symbol in enumerate(VOCABULARY)}
@@ -59,7 +59,7 @@ class Prompt:
 
 
 class SumTask:
-    """Sums of two digits (reasoning_gym's basic_arithmetic), 100 different prompts."""
+    """Sums of two numbers from 0 to 10 (reasoning_gym's basic_arithmetic), 121 different prompts."""
 
     def __init__(self) -> None:
         self._verifier = self._dataset(seed=0)
