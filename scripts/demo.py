@@ -83,6 +83,12 @@ def submit(client: JobSubmissionClient, script: str, args: argparse.Namespace) -
     return client.submit_job(entrypoint=shlex.join(map(str, command)), runtime_env=runtime_env())
 
 
+def end_on_signals() -> None:
+    """End by an exception, so that what was started here is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+
+
 def store_bytes() -> int:
     """Bytes of the object store in use, over all nodes."""
     return int(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
@@ -166,8 +172,7 @@ def draw(path: Path, out: Path, seen: list[dict[str, Any]], title: str) -> None:
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # end as on Ctrl-C: what was started here is stopped
-        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    end_on_signals()
     args = arguments()
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -179,6 +184,7 @@ def main() -> None:
         print(f"Ray cluster at {cluster.address}, dashboard {cluster.api}; output in {args.out}", flush=True)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env())
         stack.callback(ray.shutdown)
+        end_on_signals()  # ray.init has put a handler of its own in place, which ends without cleaning up
         link = Link()
         before = store_bytes()
         client = JobSubmissionClient(cluster.api)

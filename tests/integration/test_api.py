@@ -189,6 +189,9 @@ def test_the_end_of_the_stream_and_its_failure_are_told_apart(job_id):
         assert [rollout.rollout_id for rollout in consumer] == [0]
         with pytest.raises(EndOfStream):
             consumer.claim(1)
+        with pytest.raises(EndOfStream), Consumer(job_id, group="other", timeout_s=10) as other:
+            other.claim(1)
+        assert consumer.status()["consumers"]["other"]["state"] == "finished"
         with pytest.raises(KeyError), Producer(job_id):
             raise KeyError("reward")
         with pytest.raises(PeerFailed, match="KeyError: 'reward'"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def processes_with(text):
     return found
 
 
-def cluster_folder(output):
+def cluster_address(output):
     return re.search(r"Ray cluster at (\S+),", output).group(1)
 
 
@@ -74,7 +75,7 @@ def test_two_demos_at_once_are_equal_step_by_step_and_leave_nothing(tmp_path):
         assert (summary["lost"], summary["duplicated"], summary["staleness_max"]) == (0, 0, 0)
         assert summary["object_store_bytes_after"] <= 1.05 * summary["object_store_bytes_before"]
         assert (tmp_path / name / "demo.png").read_bytes()[1:4] == b"PNG"
-        addresses.append(cluster_folder(output))
+        addresses.append(cluster_address(output))
         lines = [json.loads(line) for line in (tmp_path / name / "train.jsonl").read_text().splitlines()]
         rewards.append([(line["rollout_id"], line["reward"], line["entropy"], line["grad_norm"]) for line in lines])
     assert addresses[0] != addresses[1]
@@ -104,6 +105,18 @@ def test_a_killed_job_fails_the_demo_and_the_other_job_says_why(tmp_path, victim
     assert "PeerFailed: the" in log
     assert "its Ray job is FAILED" in log
     assert processes_with(str(tmp_path)) == []
+
+
+def test_a_demo_that_is_terminated_leaves_nothing(tmp_path):
+    run = demo("--rollouts", 1000, "--out", tmp_path)
+    wait_for(lambda: (tmp_path / "train.jsonl").exists() and (tmp_path / "train.jsonl").read_text(), 120)
+    address = cluster_address(run.stdout.readline())
+    assert processes_with(address)  # the witness: workers name the cluster's address
+    run.terminate()
+    run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert processes_with(str(tmp_path)) == []
+    assert processes_with(address) == []
 
 
 @pytest.mark.parametrize(

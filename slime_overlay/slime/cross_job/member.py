@@ -19,6 +19,7 @@ from .errors import (
     BrokerLost,
     ClusterUnreachable,
     CrossJobError,
+    EndOfStream,
     Fenced,
     JobIdTaken,
     PayloadLost,
@@ -39,7 +40,8 @@ _TAKEN_RETRY_S = 5.0  # a job that was killed a moment ago still holds its job i
 
 class Member:
     """An attached client with a heartbeat thread. Leaving the `with` block ends it: as finished, or as failed with the
-    exception that passes through. A process that dies without a word is noticed by the broker.
+    exception that passes through (EndOfStream and sys.exit(0) are no failures). A process that dies without a word is
+    noticed by the broker.
 
     Args:
         job_id: name of the experiment.
@@ -73,7 +75,8 @@ class Member:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        planned = isinstance(error, EndOfStream) or (isinstance(error, SystemExit) and not error.code)
+        if error is None or planned:
             self.finish()
             return
         try:
