@@ -16,7 +16,7 @@ from slime.cross_job.batch import Batch
 from slime.cross_job.consumer import Consumer, Rollout
 from slime.cross_job.producer import returned
 
-DICTS, TENSORS, PACKED, CROSS_JOB = "dict of lists", "tensors", "packed", "cross-job"
+DICTS, TENSORS, PACKED, CROSS_JOB, FLOOR = "dict of lists", "tensors", "packed", "cross-job", "floor"
 """The ways to hand a batch over: slime at 079dbcf, slime v0.3.1, a batch through plain Ray, cross-job end to end."""
 
 _TENSOR_TYPES = {"tokens": torch.long, "loss_masks": torch.int, "rollout_log_probs": torch.float32}  # as v0.3.1
@@ -54,6 +54,7 @@ class Maker:
         """Make the columns anew; says how large they are."""
         self._columns: dict[str, list[Any]] = {}  # frees the former ones first
         self._columns = columns_of(samples, seed)
+        self._packed_bytes = 0
         rows = [row for values in self._columns.values() if isinstance(values[0], list) for row in values]
         scalars = sum(len(values) for values in self._columns.values() if not isinstance(values[0], list))
         return {
@@ -85,6 +86,9 @@ class Maker:
                 else values
                 for name, values in self._columns.items()
             }
+        if way == FLOOR:
+            self._packed_bytes = self._packed_bytes or Batch.pack(self._columns).nbytes
+            return {"bytes": np.ones(self._packed_bytes, np.uint8)}
         return self._columns
 
     def generate(self) -> tuple[Any, ...]:
@@ -126,7 +130,7 @@ class Reader:
         start = time.perf_counter()
         value = ray.get(refs[0])
         columns = {name: value[name] for name in value}
-        return _timed(start, columns["tokens"])
+        return _timed(start, columns.get("tokens", ()))
 
     def claim(self, rollout_id: int) -> dict[str, float]:
         """Claim a rollout of the job, open all its columns, read every token, ack it."""

@@ -46,7 +46,7 @@ class Prompt:
     """One question.
 
     Attributes:
-        text: what the model reads, such as `7-9=`.
+        text: what the model reads, such as `7+9=`.
         tokens: BOS and the ids of `text`.
         answer: reasoning_gym's own answer; for the record, never for the model.
         entry: the item as reasoning_gym made it, which its verifier wants back.
@@ -73,8 +73,7 @@ class SumTask:
     def reward(self, response: str, prompt: Prompt) -> float:
         """Return 1.0 where reasoning_gym's verifier finds `response` exactly right, else 0.0.
 
-        The verifier tolerates `+7` and `07` for 7, and so does this. It also gives partial credit to whatever
-        contains the answer (`8765` for 7); that is cut, because reciting digits would pay better than adding.
+        It also gives partial credit to whatever contains the answer; that is cut, because only the sum counts.
         """
         return 1.0 if self._verifier.score_answer(response, prompt.entry) == 1.0 else 0.0
 
