@@ -86,7 +86,7 @@ class Ledger(Roster):
         if last is not None:
             ahead = max(last, job.last_published) + 1
             if until is not None and ahead >= until:
-                raise EndOfStream(f"job {job.job_id}: all rollouts up to {until} are published")
+                raise EndOfStream(f"job {job.job_id}: {until - 1} is the last rollout, nothing more is generated")
             if ahead <= last + job.max_ahead:
                 return ahead
         drivers = [g for g in job.groups.values() if g.demanded] or list(job.groups.values())

@@ -96,13 +96,13 @@ class Link:
 
     def call(self, operation: str, *args: Any, timeout_s: float = START_S, **kwargs: Any) -> Any:
         """A ledger operation on the broker, once; raises what the ledger raises, BrokerLost, or WaitTimeout."""
-        return self._ask("call", Deadline(timeout_s), operation, *args, **kwargs)
+        return self.ask("call", Deadline(timeout_s), operation, *args, **kwargs)
 
     def wait(self, deadline: Deadline, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Long-poll a ledger operation until it finds something; None at the deadline."""
         while True:
             slice_s = min(POLL_S, deadline.left())
-            found = self._ask("wait", Deadline(slice_s + START_S), slice_s, operation, *args, **kwargs)
+            found = self.ask("wait", Deadline(slice_s + START_S), slice_s, operation, *args, **kwargs)
             if found is not None or not deadline:
                 return found
 
@@ -157,7 +157,8 @@ class Link:
                 f"this client {PROTOCOL}: give both jobs the same slime cross-job, or another --cross-job-namespace"
             )
 
-    def _ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
+    def ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
+        """Call the broker actor, again while it restarts, within the deadline. Raises BrokerLost, WaitTimeout."""
         pause_s = 0.1
         while True:
             if not ray.is_initialized():  # or the call below would start a new cluster of its own

@@ -201,7 +201,7 @@ class Member:
         deadline = Deadline(_TAKEN_RETRY_S)
         while True:
             try:
-                return self.link._ask("attach", Deadline(START_S), self.info, stated)
+                return self.link.ask("attach", Deadline(START_S), self.info, stated)
             except JobIdTaken:
                 if not deadline:
                     raise

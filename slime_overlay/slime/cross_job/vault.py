@@ -173,7 +173,7 @@ class Vault:
             handle: Any = (
                 None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
             )
-            old_refs = await (vault.open(old.token) if vault else _answer(handle.open.remote(old.token)))
+            old_refs = await (vault.open(old.token) if vault else handle.open.remote(old.token))
             pairs = [(await old_ref, await ref) for old_ref, ref in zip(old_refs, refs, strict=True)]
             return await asyncio.to_thread(lambda: all(_same_bytes(*pair) for pair in pairs))
         except (PayloadLost, ValueError, ray.exceptions.RayError):
@@ -205,7 +205,3 @@ async def _copy(ref: Any) -> Any:
 
 def _same_bytes(old: Any, new: Any) -> bool:
     return isinstance(old, Batch) and isinstance(new, Batch) and old.ipc.equals(new.ipc)
-
-
-async def _answer(ref: Any) -> Any:
-    return await ref
