@@ -33,7 +33,8 @@ def check_job_id(job_id: Any) -> str:
 
 def check_rollout_id(rollout_id: Any) -> int:
     """Return `rollout_id` as an int if it is a whole number from 0 (numpy's integers too), else raise BadInput."""
-    if isinstance(rollout_id, bool) or not hasattr(rollout_id, "__index__"):
+    a_bool = isinstance(rollout_id, bool) or getattr(getattr(rollout_id, "dtype", None), "kind", "") == "b"
+    if a_bool or not hasattr(rollout_id, "__index__"):
         raise BadInput(f"rollout id {rollout_id!r} is a {type(rollout_id).__name__}: it must be an int, 0 or greater")
     try:
         value = rollout_id.__index__()
