@@ -134,14 +134,14 @@ def watch(
         time.sleep(_SAMPLE_S)
 
 
-def audit(out: Path) -> dict[str, Any]:
-    """Count from the two jobs' own records, not from the broker's."""
+def audit(out: Path, broker: dict[str, Any]) -> dict[str, Any]:
+    """Count from the two jobs' own records; what the broker counted must agree with them, see `finish`."""
     published, trained = lines(out / "rollout.jsonl"), lines(out / "train.jsonl")
     times = Counter(line["rollout_id"] for line in trained)
     rewards = [line["reward"] for line in trained]
     return {
         "published": len(published),
-        "claimed": len(trained),
+        "claimed": broker.get("claimed", 0),  # the only figure that the jobs' own records do not hold
         "acked": len(trained),
         "lost": len({line["rollout_id"] for line in published} - set(times)),
         "duplicated": sum(n - 1 for n in times.values()),
@@ -208,7 +208,7 @@ def main() -> None:
         "rollouts": args.rollouts,
         "seed": args.seed,
         "max_ahead": args.max_ahead,
-        **audit(args.out),
+        **audit(args.out, seen[-1] if seen else {}),
         "object_store_bytes_before": before,
         "object_store_bytes_after": after,
         "wall_s": round(time.monotonic() - started, 1),
@@ -229,6 +229,13 @@ def finish(args: argparse.Namespace, summary: dict[str, Any], seen: list[dict[st
     wrong = [f"the {role} job is {state}: see {args.out}/{role}.log" for role, state in summary["states"].items()]
     wrong = [text for text in wrong if "SUCCEEDED" not in text]
     wrong += [f"{summary[k]} rollouts {k}" for k in ("lost", "duplicated") if summary[k]]
+    counted = {k: seen[-1][k] if seen else 0 for k in ("published", "claimed", "acked")}
+    if not wrong and any(summary[k] != args.rollouts or counted[k] != args.rollouts for k in counted):
+        own = {k: summary[k] for k in counted}
+        wrong.append(f"of {args.rollouts} rollouts the jobs count {own} and the broker {counted}")
+    before, after = summary["object_store_bytes_before"], summary["object_store_bytes_after"]
+    if not wrong and after > 1.05 * before:
+        wrong.append(f"the object store holds {after} bytes, {before} at the start")
     if wrong:
         raise CrossJobError("; ".join(wrong))
 
