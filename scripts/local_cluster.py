@@ -27,7 +27,7 @@ class LocalCluster:
     """Start with `with LocalCluster() as cluster:`; `.address` is for ray.init, `.api` for Ray's job API.
 
     Args:
-        num_cpus: logical CPUs, so that both jobs of a small machine are scheduled.
+        num_cpus, num_gpus: logical CPUs and GPUs, so that both jobs of a small machine are scheduled.
         object_store_bytes: size of the object store.
         env: more environment variables for all processes of the cluster.
         outlives_us: leave it running when this process is killed (else it ends with us, even after SIGKILL).
@@ -39,6 +39,7 @@ class LocalCluster:
     def __init__(
         self,
         num_cpus: int = 8,
+        num_gpus: int = 0,
         object_store_bytes: int = 500_000_000,
         env: dict[str, str] | None = None,
         outlives_us: bool = False,
@@ -55,7 +56,7 @@ class LocalCluster:
             MARKER: self.marker,
             **(env or {}),
         }
-        self._args = [f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}"]
+        self._args = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--object-store-memory={object_store_bytes}"]
         self.folder = Path(tempfile.mkdtemp(prefix="xjob"))  # short: Ray puts sockets there, whose paths are limited
         self.address = ""
         self.api = ""

@@ -1,5 +1,6 @@
 """Jobs submitted with Ray's job API, as tests see them."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,15 +18,14 @@ JOBS = Path(__file__).parent / "jobs"
 PYTHONPATH = os.pathsep.join([str(ROOT / "slime_overlay"), str(JOBS)])
 
 
-class Job:
-    """A job submitted with Ray's job API."""
+class SubmittedJob:
+    """A job submitted with Ray's job API: a command line, and more environment variables for all its processes."""
 
-    def __init__(self, client: JobSubmissionClient, script: str, *args: Any):
+    def __init__(self, client: JobSubmissionClient, command: list[str], env: dict[str, str]):
         self.client = client
-        entrypoint = shlex.join([sys.executable, str(JOBS / script), *map(str, args)])
         self.id = client.submit_job(
-            entrypoint=entrypoint,
-            runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH}},
+            entrypoint=shlex.join(command),
+            runtime_env={"env_vars": env},
             submission_id=f"t{uuid.uuid4().hex}",
         )
 
@@ -36,6 +36,16 @@ class Job:
     @property
     def logs(self) -> str:
         return self.client.get_job_logs(self.id)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the job's driver; 0 while it has none."""
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                variables = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if f"RAY_JOB_SUBMISSION_ID={self.id}".encode() in variables:
+                    return int(entry.name)
+        return 0
 
     def wait(self, timeout_s: float = 60) -> str:
         """Wait for the end of the job; returns its status."""
@@ -58,6 +68,14 @@ class Job:
         wait_for(enough, timeout_s, lambda: f"{self.id}: {self.logs}")
         assert len(lines) >= count, self.logs
         return lines
+
+
+class Job(SubmittedJob):
+    """One of the scripts in jobs/."""
+
+    def __init__(self, client: JobSubmissionClient, script: str, *args: Any):
+        command = [sys.executable, str(JOBS / script), *map(str, args)]
+        super().__init__(client, command, {"PYTHONPATH": PYTHONPATH})
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, why: Callable[[], str] = str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .batch import Batch
 from .errors import BadInput, EndOfStream
+from .link import Deadline
 from .member import Member, get_parts
 from .types import Located, check_rollout_id
 from .weights import KEY, pack_weights
@@ -19,12 +20,14 @@ class Rollout:
     As a context manager it is acked when the block ends without an exception, else given back.
 
     Attributes:
-        rollout_id, version, weight_version, num_samples, nbytes, meta, published_at (wall clock, s): as published.
+        job_id, rollout_id, version, weight_version, num_samples, nbytes, meta, published_at (wall clock, s): as
+            published.
     """
 
     def __init__(self, consumer: "Consumer", located: Located):
         self._consumer = consumer
         self._located = located
+        self.job_id = located.job_id
         self.rollout_id = located.rollout_id
         self.version = located.version
         self.weight_version = located.payload.weight_version
@@ -125,6 +128,38 @@ class Consumer(Member):
         """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""
         self.check()
         self.link.call("release", self.info.client_id, check_rollout_id(rollout_id))
+
+    def producer_facts(self, timeout_s: float | None = None) -> tuple[int, Any]:
+        """Wait for (epoch, what it announced) of a live producer. Raises EndOfStream, PeerFailed, WaitTimeout."""
+        return self._wait(timeout_s, "word from the rollout job", "facts", grace_s=self.settings.peer_grace_s)
+
+    def begin_update(self, until: int | None = None, timeout_s: float | None = None) -> int:
+        """Wait until weights may go into the producer's engines (see gate.py); returns the epoch of that producer.
+
+        Args:
+            until: the number of rollouts of the run: nothing from here on is still to be generated.
+        """
+        grace_s = self.settings.peer_grace_s
+        return self._wait(timeout_s, "moment for new weights", "begin_update", until=until, grace_s=grace_s)
+
+    def end_update(self, version: int, epoch: int) -> None:
+        """All engines of that producer have the weights `version`. Raises NotOwner: they are gone, update again."""
+        self.check()
+        self.link.call("end_update", self.info.client_id, version, epoch)
+
+    def break_update(self) -> None:
+        """The update came to no good end: nothing is generated before another one has."""
+        self.check()
+        self.link.call("break_update", self.info.client_id)
+
+    def loaded(self, timeout_s: float | None = None) -> int:
+        """Wait until the engines have weights, and none are under way; returns their version."""
+        return self._wait(timeout_s, "weights in the engines", "loaded", grace_s=self.settings.peer_grace_s)
+
+    def unloaded(self, since: int, timeout_s: float) -> int | None:
+        """Epoch of a producer after `since` whose engines wait for weights; None: none within `timeout_s`."""
+        self.check()
+        return self.link.wait(Deadline(timeout_s), "unloaded", self.info.client_id, since)
 
     def catalog(self) -> list[Located]:
         """Newest version of every rollout of this job that can be read, by id."""

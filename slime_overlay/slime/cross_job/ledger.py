@@ -8,18 +8,19 @@ The ledger holds no payload: it knows tokens, and tells through `take_drops` whi
 import heapq
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from .errors import EndOfStream, NotOwner, PeerFailed, Refused, RolloutNotFound
+from .engines import Engines
+from .errors import EndOfStream, NotOwner, Refused, RolloutNotFound
 from .records import FINISHED, Client, Group, Job
-from .roster import Roster
 from .status import job_status
 from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id
 from .verdicts import verdict, who
 
 
-class Ledger(Roster):
-    """State of every job of one namespace; the roster of its clients is the base class."""
+class Ledger(Engines):
+    """State of every job of one namespace; who is attached, and whose engines have which weights, are its bases."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
         super().__init__(clock, wall)
@@ -53,7 +54,13 @@ class Ledger(Roster):
             )
         if compare and versions and _alike(versions[-1].payload, payload):
             return False, versions[-1]
+        if payload.weight_version is None and job.gate.open:
+            payload = replace(payload, weight_version=job.gate.version)
         located = Located(job.job_id, rollout_id, len(versions) + 1, payload, self._wall(), client.epoch)
+        if job.gate.generating == rollout_id:
+            job.gate.generating = None
+        if job.newest is None or rollout_id >= job.newest[0]:
+            job.newest = (rollout_id, payload.meta)
         job.rollouts.setdefault(rollout_id, []).append(located)
         job.demands.discard(rollout_id)
         job.last_published = max(job.last_published, rollout_id)
@@ -67,28 +74,35 @@ class Ledger(Roster):
         return True, located
 
     def next_demand(
-        self, client_id: str, start: int | None = None, until: int | None = None, grace_s: float = 0.0
+        self,
+        client_id: str,
+        start: int | None = None,
+        until: int | None = None,
+        grace_s: float = 0.0,
+        gated: bool = False,
     ) -> int | None:
         """Which rollout the producer should generate next; None: nothing is wanted yet.
 
         First whatever was demanded and is not published, then up to `max_ahead` rollouts beyond the last demanded.
         Before any demand, going ahead needs `start`; ids from `until` on are not generated.
 
+        Args:
+            gated: it generates with engines that the consumers load weights into: nothing is handed out while their
+                weights are unknown or change (see gate.py), and reaching `until` does not end the stream, because the
+                engines are still needed: only the consumers' end does.
+
         Raises:
             EndOfStream: the consumers finished, or `until` is reached. PeerFailed: they failed.
         """
         client = self._live(client_id, "producer")
         job = self.jobs[client.info.job_id]
-        wanted = [r for r in job.demands if until is None or r < until]
-        if wanted:
-            return min(wanted)
-        last = job.last_demanded if job.last_demanded >= 0 else (None if start is None else start - 1)
-        if last is not None:
-            ahead = max(last, job.last_published) + 1
-            if until is not None and ahead >= until:
-                raise EndOfStream(f"job {job.job_id}: {until - 1} is the last rollout, nothing more is generated")
-            if ahead <= last + job.max_ahead:
-                return ahead
+        if gated:
+            job.gate.producer_is(client.epoch)
+        found = self._next_wanted(job, start, until, gated)
+        if found is not None:
+            if gated:
+                job.gate.generating = found
+            return found
         drivers = [g for g in job.groups.values() if g.demanded] or list(job.groups.values())
         if drivers and not any(g.live for g in drivers):
             broken = [g.ended for g in drivers if g.ended is not None and g.ended.state != FINISHED]
@@ -96,6 +110,31 @@ class Ledger(Roster):
                 raise EndOfStream(f"job {job.job_id}: the consumers finished, nothing more is wanted")
             self._raise_peer(broken[-1], grace_s)
         return None
+
+    def _next_wanted(self, job: Job, start: int | None, until: int | None, gated: bool) -> int | None:
+        gate = job.gate
+        if gated and gate.generating is not None:
+            return gate.generating  # the same call again, whose answer was lost
+        if gated and not gate.open:
+            return None
+        wanted = [r for r in job.demands if until is None or r < until]
+        if wanted:
+            return min(wanted)
+        last = job.last_demanded if job.last_demanded >= 0 else (None if start is None else start - 1)
+        if last is None:
+            return None
+        ahead = max(last, job.last_published) + 1
+        if until is not None and ahead >= until:
+            if gated:
+                return None
+            raise EndOfStream(f"job {job.job_id}: {until - 1} is the last rollout, nothing more is generated")
+        # while somebody waits to update the weights, only what he waits for is begun
+        allowed = min(job.max_ahead, 1) if gated and gate.wanted_by else job.max_ahead
+        return ahead if ahead <= last + allowed else None
+
+    def resume_point(self, client_id: str) -> tuple[int, dict[str, Any]] | None:
+        """Highest rollout id that was ever published in this job, and its metadata; None: nothing was."""
+        return self.jobs[self._live(client_id, "producer").info.job_id].newest
 
     # ------------------------------------------------------------------ consumer
 
@@ -268,7 +307,10 @@ class Ledger(Roster):
     # ------------------------------------------------------------------ inside
 
     def _ended(self, job: Job, client: Client) -> None:
+        if client.info.role == "producer" and client is job.producer:
+            job.gate.producer_gone()
         if client.info.role == "consumer":
+            job.gate.gone(client.info.client_id, who(client))
             group = job.groups[client.info.group]
             for rollout_id in [r for r, (owner, _) in group.leases.items() if owner == client.info.client_id]:
                 self._give_back(job, group, rollout_id)
@@ -351,19 +393,6 @@ class Ledger(Roster):
 
     def _drop(self, payload: Payload) -> None:
         self._drops.append((payload.vault, payload.token))
-
-    def _raise_if_producer_over(self, job: Job, grace_s: float) -> None:
-        producer = job.producer
-        if producer is None or producer.live:
-            return
-        if producer.state == FINISHED:
-            raise EndOfStream(f"the {who(producer)} finished: job {job.job_id} has nothing more to claim")
-        self._raise_peer(producer, grace_s)
-
-    def _raise_peer(self, peer: Client, grace_s: float) -> None:
-        if self._clock() - peer.ended_at >= grace_s:
-            found = verdict(peer, peer.info.role, peer.info.job_id, self._clock(), self._wall())
-            raise PeerFailed(found["message"], found)
 
 
 def _alike(old: Payload, new: Payload) -> bool:

@@ -101,6 +101,11 @@ class Member:
         """Say what this client is at (one short line); it is shown to whoever waits for it."""
         self._activity = activity[:200]
 
+    def announce(self, facts: Any) -> None:
+        """Tell the other side what it needs to know of this client: small values and actor handles, no payload."""
+        self.check()
+        self.link.call("announce", self.info.client_id, facts)
+
     def publish_value(
         self,
         key: str,
@@ -241,27 +246,27 @@ class Member:
 
 
 def as_source(value: Any) -> FromRefs:
-    """What a vault can own of `value`: columns are packed, a batch is put, an ObjectRef is taken as it is (opaque).
+    """What a vault can own of `value`: columns are packed, batches are put, an ObjectRef is taken as it is (opaque).
 
     Raises:
         BatchError: columns that make no batch. BadInput: anything else.
     """
     if isinstance(value, ray.ObjectRef):
         return FromRefs([value], {"nbytes": 0, "num_samples": -1})
-    if isinstance(value, Mapping) and not isinstance(value, Batch):
-        value = Batch.pack(value)
-    if not isinstance(value, Batch):
-        raise BadInput(
-            f"cannot publish a {type(value).__name__}: give a mapping of columns, a Batch, or an ObjectRef to "
-            "anything that Ray can serialise"
-        )
+    parts = value if isinstance(value, list) and value else [value]
+    batches = [Batch.pack(p) if isinstance(p, Mapping) and not isinstance(p, Batch) else p for p in parts]
+    for batch in batches:
+        if not isinstance(batch, Batch):
+            raise BadInput(
+                f"cannot publish a {type(batch).__name__}: give a mapping of columns, a Batch, or an ObjectRef to "
+                "anything that Ray can serialise"
+            )
+    nbytes = sum(batch.nbytes for batch in batches)
     try:
-        ref = ray.put(value)
+        refs = [ray.put(batch) for batch in batches]
     except (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError) as error:
-        raise StoreFull(
-            f"no room for {value.nbytes} bytes in the object store or on its spill disk: {error}"
-        ) from None
-    return FromRefs([ref], {"nbytes": value.nbytes, "num_samples": value.num_samples})
+        raise StoreFull(f"no room for {nbytes} bytes in the object store or on its spill disk: {error}") from None
+    return FromRefs(refs, {"nbytes": nbytes, "num_samples": sum(batch.num_samples for batch in batches)})
 
 
 def get_parts(refs: list[Any], what: str, timeout_s: float = 600.0) -> list[Any]:

@@ -45,13 +45,14 @@ class Producer(Member):
     def publish(
         self,
         rollout_id: int,
-        value: Mapping[str, Sequence[Any]] | Batch | ray.ObjectRef,
+        value: Mapping[str, Sequence[Any]] | Batch | ray.ObjectRef | list[Batch],
         *,
         meta: Mapping[str, Any] | None = None,
         weight_version: int | None = None,
         timeout_s: float | None = None,
     ) -> Published:
-        """Publish columns, a Batch, or what an ObjectRef stands for; returns once a vault owns it (two copies).
+        """Publish columns, a Batch, a list of them (its parts), or what an ObjectRef stands for; returns once a vault
+        owns it (two copies).
 
         The same content again is the same version, other content the next version.
 
@@ -93,19 +94,37 @@ class Producer(Member):
         return self._publish(rollout_id, source, self._node_of(actor), timeout_s)
 
     def next_demand(
-        self, timeout_s: float | None = None, *, start: int | None = None, until: int | None = None
+        self,
+        timeout_s: float | None = None,
+        *,
+        start: int | None = None,
+        until: int | None = None,
+        gated: bool = False,
     ) -> int:
         """Wait until a rollout is wanted, at most `max_ahead` beyond the last one demanded; returns its id.
 
         Args:
             start: first id of this run, so that going ahead may begin before the first demand.
             until: ids from here on are not generated.
+            gated: the engines take weights from the train job: wait while they do (see gate.py), and stay at `until`.
 
         Raises:
             EndOfStream: the consumers finished, or `until` is reached. PeerFailed: they failed. WaitTimeout.
         """
         grace_s = self.settings.peer_grace_s
-        return self._wait(timeout_s, "demand", "next_demand", start=start, until=until, grace_s=grace_s)
+        limits = {"start": start, "until": until, "gated": gated}
+        return self._wait(timeout_s, "demand", "next_demand", **limits, grace_s=grace_s)
+
+    def consumer_facts(self) -> Any:
+        """What the newest consumer announced; None: nothing yet."""
+        self.check()
+        found = self.link.call("facts", self.info.client_id)
+        return None if found is None else found[1]
+
+    def resume_point(self) -> tuple[int, dict[str, Any]] | None:
+        """Highest rollout id that was ever published in this job, with its metadata; None: nothing was."""
+        self.check()
+        return self.link.call("resume_point", self.info.client_id)
 
     def demands(
         self, timeout_s: float | None = None, *, start: int | None = None, until: int | None = None

@@ -10,6 +10,7 @@ A rollout moves, for each consumer group:
 from dataclasses import dataclass, field
 from typing import Any
 
+from .gate import Gate
 from .types import ClientInfo, Located, LocatedValue
 
 LIVE, FINISHED, FAILED, DEAD = "live", "finished", "failed", "dead"
@@ -31,6 +32,7 @@ class Client:
     reason: str = ""
     ended_at: float = 0.0  # monotonic
     stated: dict[str, int] = field(default_factory=dict)  # the job's settings, as this client was given them
+    facts: Any = None  # what it told its peer, see Ledger.announce
     answered: dict[str, tuple[str, Any]] = field(default_factory=dict)  # operation -> its newest token and answer
 
     @property
@@ -78,6 +80,8 @@ class Job:
         default_factory=dict
     )  # ordered set: acked by every open group, still retained; oldest first
     complete: bool = False
+    gate: Gate = field(default_factory=Gate)
+    newest: tuple[int, dict[str, Any]] | None = None  # highest rollout id that was published, and its metadata
     # counters, for status and audits
     published: int = 0
     republished: int = 0

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .errors import BadInput, BrokerLost, Fenced, JobIdTaken, Refused
-from .records import DEAD, Client, Group, Job
+from .errors import BadInput, BrokerLost, EndOfStream, Fenced, JobIdTaken, PeerFailed, Refused
+from .records import DEAD, FINISHED, Client, Group, Job
 from .types import ClientInfo, check_job_id
-from .verdicts import who
+from .verdicts import verdict, who
 
 
 class Roster:
@@ -153,3 +153,16 @@ class Roster:
         if role is not None and client.info.role != role:
             raise BadInput(f"only a {role} can do this, not a {client.info.role}")
         return client
+
+    def _raise_if_producer_over(self, job: Job, grace_s: float) -> None:
+        producer = job.producer
+        if producer is None or producer.live:
+            return
+        if producer.state == FINISHED:
+            raise EndOfStream(f"the {who(producer)} finished: job {job.job_id} has nothing more to claim")
+        self._raise_peer(producer, grace_s)
+
+    def _raise_peer(self, peer: Client, grace_s: float) -> None:
+        if self._clock() - peer.ended_at >= grace_s:
+            found = verdict(peer, peer.info.role, peer.info.job_id, self._clock(), self._wall())
+            raise PeerFailed(found["message"], found)

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..cross_job_arguments import add_settings, flag
 from .errors import BadInput
 from .types import DEFAULT_NAMESPACE
 
@@ -39,10 +40,10 @@ class Settings:
         ):
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise BadInput(f"{_flag(name)} {value} is too small: at least {least}")
+                raise BadInput(f"{flag(name)} {value} is too small: at least {least}")
         if not self.dead_after_s >= 3 * self.heartbeat_s:
             raise BadInput(
-                f"{_flag('dead_after_s')} {self.dead_after_s:g} must be at least 3 times {_flag('heartbeat_s')} "
+                f"{flag('dead_after_s')} {self.dead_after_s:g} must be at least 3 times {flag('heartbeat_s')} "
                 f"({self.heartbeat_s:g}), or one late heartbeat counts as a death"
             )
 
@@ -53,27 +54,6 @@ class Settings:
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-_HELP = {
-    "namespace": "Ray namespace of the broker and the vaults, the same in both jobs",
-    "max_ahead": "rollouts generated beyond the last one demanded (0: train.py's order, 1: train_async.py's)",
-    "retain": "how many acked rollouts are kept before they are freed",
-    "heartbeat_s": "seconds between two signs of life",
-    "dead_after_s": "seconds of silence after which a client counts as dead though its Ray job still runs",
-    "peer_grace_s": "seconds that a waiting job gives a failed peer to come back before it fails too",
-    "timeout_s": "seconds after which a wait ends with a verdict",
-}
-
-
-def _flag(name: str) -> str:
-    return "--cross-job-" + name.replace("_", "-")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add `--job-id` and the `--cross-job-*` flags to `parser` and return it. Defaults stay those of `Settings`."""
-    group = parser.add_argument_group("cross-job", "rollout and training as separate Ray jobs")
-    group.add_argument("--job-id", default=None, help="name of the experiment, the same in its rollout and train job")
-    for f in fields(Settings):
-        kind = str if f.name == "namespace" else (int if f.name in ("max_ahead", "retain") else float)
-        default = 0 if f.default is None else f.default
-        group.add_argument(_flag(f.name), type=kind, default=None, help=f"{_HELP[f.name]} (default: {default})")
-    return parser
+    return add_settings(parser)

@@ -14,6 +14,7 @@ def job_status(job: Job, now: float) -> dict[str, Any]:
     """
     queue = [r for r in job.rollouts if r not in job.done]
     weights = job.values.get("weights")
+    newest_weights = weights.version if weights else job.gate.version
     oldest = job.rollouts[min(queue)][-1].payload.weight_version if queue else None
     held = [v.payload.nbytes for versions in job.rollouts.values() for v in versions]
     held += [value.payload.nbytes for value in job.values.values()]
@@ -33,8 +34,8 @@ def job_status(job: Job, now: float) -> dict[str, Any]:
         "leased": sum(len(g.leases) for g in job.groups.values()),
         "last_demanded": job.last_demanded,
         "last_published": job.last_published,
-        "weight_version": weights.version if weights else None,
-        "staleness": weights.version - oldest if weights and oldest is not None else None,
+        "weight_version": newest_weights,
+        "staleness": newest_weights - oldest if newest_weights is not None and oldest is not None else None,
         "held_bytes": sum(held),
         "producer": _client(job.producer, now),
         "consumers": {name: _client(g.last, now) for name, g in sorted(job.groups.items())},

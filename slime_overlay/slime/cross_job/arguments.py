@@ -1,0 +1,53 @@
+"""Which of slime's arguments go together with cross-job, and which do not."""
+
+import argparse
+from typing import Any
+
+from .errors import BadInput
+from .settings import Settings
+from .types import check_job_id
+
+PEER_GRACE_S = 1800.0
+"""How long slime's jobs let each other be started again, where --cross-job-peer-grace-s does not say otherwise."""
+
+_TOGETHER = "rollout and training share no GPU across jobs"
+_REFUSED = {  # attribute of slime's arguments (at any pin) -> why it cannot be set in a job with a role
+    "colocate": _TOGETHER,
+    "offload": _TOGETHER,
+    "offload_rollout": _TOGETHER,
+    "release_train": "it makes room for engines on the same GPUs; " + _TOGETHER,
+    "debug_rollout_only": "it runs without training; run slime without --cross-job-role for that",
+}
+
+
+def settings(args: Any) -> Settings:
+    """The settings of a job of slime."""
+    if getattr(args, "cross_job_peer_grace_s", None) is None and args.cross_job_role:
+        args = argparse.Namespace(**{**vars(args), "cross_job_peer_grace_s": PEER_GRACE_S})
+    return Settings.from_args(args)
+
+
+def check(args: Any, given: list[str]) -> None:
+    """Raise BadInput for a combination that cannot work; `given` are the cross-job flags that were set."""
+    if not args.enable_cross_job_communication:
+        flags = ", ".join([*given, *(["--job-id"] if args.job_id else [])])
+        raise BadInput(f"{flags} without --enable-cross-job-communication: add the switch, or leave the others out")
+    check_job_id(args.job_id)
+    settings(args)
+    if not args.cross_job_role:
+        return
+    for name, why in _REFUSED.items():
+        if getattr(args, name, False):
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(f"{flag} does not go with --cross-job-role {args.cross_job_role}: {why}")
+    if getattr(args, "rollout_data_transport", "object-store") != "object-store":
+        raise BadInput(
+            f"--rollout-data-transport {args.rollout_data_transport} ends with the rollout job's process: "
+            "leave it out, vaults keep the rollouts in the object store"
+        )
+    without_engines = getattr(args, "debug_train_only", False) or getattr(args, "rollout_external", False)
+    if not args.rollout_num_gpus and not without_engines:
+        raise BadInput(
+            "--rollout-num-gpus is not set: give it to both jobs (the rollout job places its engines by it, the "
+            "train job sizes the weight-update group)"
+        )

@@ -1,0 +1,113 @@
+"""The ledger's part for slime: what the two jobs tell each other, and when weights may go into the engines (gate.py).
+
+Pure state like the rest of the ledger: a method that finds nothing *yet* returns None.
+"""
+
+from typing import Any
+
+from .errors import NotOwner
+from .records import Job
+from .roster import Roster
+from .verdicts import who
+
+
+class Engines(Roster):
+    """See the module."""
+
+    def announce(self, client_id: str, facts: Any) -> None:
+        """Tell the peer what it needs to know of this client (actor handles, layout); the newest statement holds."""
+        self._live(client_id).facts = facts
+
+    def facts(self, client_id: str, grace_s: float = 0.0) -> tuple[int, Any] | None:
+        """(epoch, what it announced) of the live producer, or for a producer of the newest consumer; None: not yet.
+
+        Raises:
+            EndOfStream, PeerFailed: the producer ended.
+        """
+        client = self._live(client_id)
+        job = self.jobs[client.info.job_id]
+        if client.info.role == "producer":
+            told = [g.last for g in job.groups.values() if g.last is not None and g.last.facts is not None]
+            peer = max(told, key=lambda c: c.attached_at, default=None)
+        else:
+            peer = job.producer if job.producer is not None and job.producer.live else None
+            if peer is None:
+                self._raise_if_producer_over(job, grace_s)
+        return None if peer is None or peer.facts is None else (peer.epoch, peer.facts)
+
+    def begin_update(self, client_id: str, until: int | None = None, grace_s: float = 0.0) -> int | None:
+        """Hold the engines for a weight update; returns the epoch of the producer that has them, None: not yet.
+
+        Granted when nothing is being generated, and when every rollout that is still to be generated with the weights
+        of before is published: those demanded, and with `max_ahead` the one after the last demanded. So which weights
+        a rollout sees does not depend on who was faster (up to `max_ahead` 1; beyond that, no rollout sees two).
+
+        Raises:
+            EndOfStream, PeerFailed: the producer ended.
+        """
+        client = self._live(client_id, "consumer")
+        job = self.jobs[client.info.job_id]
+        gate = job.gate
+        if gate.holder and gate.holder != client_id:
+            return None
+        producer = job.producer
+        if producer is None or not producer.live or producer.facts is None:
+            self._raise_if_producer_over(job, grace_s)
+            return None
+        gate.producer_is(producer.epoch)
+        if not gate.unknown and self._owed(job, until):
+            gate.wanted_by = client_id
+            return None
+        return producer.epoch if gate.begin(client_id) else None
+
+    def end_update(self, client_id: str, version: int, epoch: int) -> None:
+        """The engines of the producer with `epoch` have the weights `version`, all of them.
+
+        Raises:
+            NotOwner: this consumer does not hold the engines (it never did, or they are gone).
+        """
+        client = self._live(client_id, "consumer")
+        job = self.jobs[client.info.job_id]
+        done = client.answered.get("end_update")
+        if done is not None and done[1] == (version, epoch) and not job.gate.holder:
+            return  # the same call again, whose answer was lost
+        if job.gate.engines != epoch or not job.gate.end(client_id, version):
+            raise NotOwner(f"weights {version} went to engines that are gone: update the weights again")
+        client.answered["end_update"] = ("", (version, epoch))
+
+    def break_update(self, client_id: str) -> None:
+        """The update that this consumer began did not come to its end: the engines' weights are unknown."""
+        client = self._live(client_id, "consumer")
+        self.jobs[client.info.job_id].gate.gone(client_id, who(client))
+
+    def loaded(self, client_id: str, grace_s: float = 0.0) -> int | None:
+        """Version of the weights that the engines have; None while they have none, or change.
+
+        Raises:
+            EndOfStream, PeerFailed: the producer ended.
+        """
+        job = self.jobs[self._live(client_id, "consumer").info.job_id]
+        if job.producer is not None and not job.producer.live:
+            self._raise_if_producer_over(job, grace_s)
+            return None
+        return job.gate.version if job.gate.open else None
+
+    def unloaded(self, client_id: str, since: int = 0) -> int | None:
+        """Epoch of a live producer after `since` whose engines have no known weights; None: there is none."""
+        job = self.jobs[self._live(client_id, "consumer").info.job_id]
+        producer = job.producer
+        if (
+            producer is None
+            or not producer.live
+            or producer.facts is None
+            or producer.epoch <= since
+            or job.gate.holder
+        ):
+            return None
+        return producer.epoch if job.gate.engines != producer.epoch or job.gate.unknown else None
+
+    def _owed(self, job: Job, until: int | None) -> bool:
+        """Whether a rollout is still to be generated with the weights that the engines have."""
+        following = max(job.last_demanded, job.last_published) + 1
+        ahead = job.max_ahead > 0 and job.last_demanded >= 0 and following <= job.last_demanded + 1
+        return bool(job.demands) or (ahead and (until is None or following < until))

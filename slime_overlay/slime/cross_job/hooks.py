@@ -1,0 +1,87 @@
+"""What the patched lines of slime call, once --enable-cross-job-communication is given; each line's whole logic.
+
+arguments.py          cross_job_arguments.add_arguments, check_arguments
+placement_group.py    placement, train_group, gateway      a job of one role holds only its own half of slime
+buffer.py, rollout.py publish                              what slime generated becomes a published rollout
+data.py               CrossJobBox.process                  each rank reads its own rows
+sglang_engine.py      base_gpu_id                          engines use the GPUs that Ray gave them
+"""
+
+import logging
+from typing import Any
+
+from . import arguments
+from .errors import BadInput
+
+logger = logging.getLogger(__name__)
+
+_taps: dict[str, Any] = {}
+
+
+def placement(args: Any) -> tuple[int, int]:
+    """(GPUs of this job's placement group, index of the first rollout GPU in it) for the job's role."""
+    if args.cross_job_role == "train":
+        return args.actor_num_nodes * args.actor_num_gpus_per_node, 0
+    if args.debug_train_only or getattr(args, "rollout_external", False):
+        return 0, 0
+    return args.rollout_num_gpus, 0
+
+
+def base_gpu_id() -> int:
+    """First GPU of the engine whose actor this is, as Ray numbers it on this node.
+
+    slime counts the train job's GPUs first, which holds only where both halves share a placement group.
+    """
+    import ray
+
+    return int(ray.get_gpu_ids()[0])
+
+
+def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
+    """Publish what slime's Buffer or RolloutManager made of rollout `rollout_id`; what its `generate` returns.
+
+    In a rollout job the vault has called `generate`, and owns what is returned here: a header and the packed parts. A
+    job without a role publishes from this process and gets boxes that read from the published rollout.
+    """
+    from .boxes import split
+    from .producer import returned
+    from .train_data import pack
+
+    args = manager.args
+    parts = [pack(part) for part in split(manager, data)]
+    rewards = data.get("raw_reward", data.get("rewards"))
+    meta = {"samples": len(data["tokens"]), "data_source": data_source_state(manager)}
+    if rewards and all(isinstance(reward, (int, float)) for reward in rewards):
+        meta["reward"] = sum(rewards) / len(rewards)
+    if args.cross_job_role == "rollout":
+        return returned(*parts, meta=meta)
+    if args.cross_job_role is not None:
+        raise BadInput(
+            f"a job of role {args.cross_job_role} generates no rollouts: start cross_job_rollout.py for that"
+        )
+    if args.job_id not in _taps:
+        from .tap import Tap
+
+        _taps[args.job_id] = Tap(args.job_id, arguments.settings(args))
+    return _taps[args.job_id].publish(rollout_id, parts, meta, in_parts=hasattr(manager, "_split_train_data_by_dp"))
+
+
+def data_source_state(manager: Any) -> dict[str, Any]:
+    """Where slime's data source stands: small numbers, so that another rollout job can go on from there."""
+    names = ("epoch_id", "sample_offset", "sample_index", "sample_group_index")
+    return {name: value for name in names if isinstance(value := getattr(manager.data_source, name, None), int)}
+
+
+def gateway(args: Any) -> Any:
+    """The train job's stand-in for slime's rollout manager; what `create_rollout_manager` returns at this pin."""
+    from .train_side import TrainSide
+
+    return TrainSide.of(args).manager()
+
+
+def train_group(group: Any) -> None:
+    """Let slime's group of training actors ask before it updates weights, and tell what it trains on and saves."""
+    from .train_group import adopt
+    from .train_side import TrainSide
+
+    adopt(group, TrainSide.of(group.args))

@@ -1,0 +1,33 @@
+"""A tap on an ordinary single job: it publishes what it generates for other Ray jobs, and trains as before."""
+
+from typing import Any
+
+from .batch import Batch
+from .boxes import boxes_of
+from .consumer import Consumer
+from .producer import Producer
+from .settings import Settings
+
+
+class Tap:
+    """Producer, and consumer on behalf of the job's own training, in the process that generates.
+
+    The job's own claim on a rollout ends when the second rollout after it is generated (slime trains on one while it
+    generates the next, at most); other consumer groups keep what they have not acked.
+    """
+
+    def __init__(self, job_id: str, settings: Settings):
+        self._producer = Producer(job_id, settings=settings)
+        self._own = Consumer(job_id, settings=settings)
+        self._claimed: list[int] = []
+
+    def publish(self, rollout_id: int, parts: list[Batch], meta: dict[str, Any], in_parts: bool) -> Any:
+        """Publish the parts; returns slime's box, or a list of them where slime splits by rank."""
+        for done in [r for r in self._claimed if r <= rollout_id - 2]:
+            self._own.ack(done)
+            self._claimed.remove(done)
+        self._producer.publish(rollout_id, parts, meta=meta)
+        rollout = self._own.claim(rollout_id)
+        self._claimed.append(rollout_id)
+        boxes = boxes_of(rollout)
+        return boxes if in_parts else boxes[0]

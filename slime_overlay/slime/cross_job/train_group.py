@@ -1,0 +1,163 @@
+"""slime's RayTrainGroup in a train job: weights go into the engines when the rollout job lets them.
+
+The training actors still send the weights themselves, straight to the engines. Added is: asking the broker before
+and telling it after (gate.py), connecting to the engines of a new rollout job, and giving them weights at once,
+because the trainer may be waiting for a rollout that they cannot generate without.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from .errors import CrossJobError, NotOwner, PeerFailed
+from .link import Deadline, get
+from .train_side import TrainSide
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 10.0
+
+
+def adopt(group: Any, side: TrainSide) -> None:
+    """Give slime's group object the behaviour of this module."""
+    base = type(group)
+    bases = (_InParts if side.in_parts else _BufferEra, base)
+    group.__class__ = type(f"CrossJob{base.__name__}", bases, {"__doc__": base.__doc__})
+    group.cross_job = Updates(side)
+
+
+class Updates:
+    """Weight updates of one group of training actors."""
+
+    def __init__(self, side: TrainSide):
+        self.side = side
+        self.connected = 0  # epoch of the rollout job whose engines got weights last
+        self.saving = -1  # the checkpoint that was written last, or is being written
+        self._watch: threading.Thread | None = None
+
+    def run(self, connect: Callable[[], Any], push: Callable[[], Any]) -> None:
+        """Update the weights of all engines of the rollout job that is alive; again if it dies in the middle.
+
+        Raises:
+            PeerFailed, EndOfStream, WaitTimeout: no rollout job is there, or none came back.
+        """
+        side = self.side
+        with side.lock:
+            while True:
+                epoch = side.ask("begin_update", side.args.num_rollout, wait=True)
+                try:
+                    if epoch != self.connected:
+                        connect()
+                    push()
+                    side.ask("end_update", side.weight_version, epoch)
+                except NotOwner as error:
+                    logger.warning("job %s: %s", side.args.job_id, error)
+                    continue
+                except ray.exceptions.RayTaskError as error:
+                    self._broken(epoch, error)
+                except ray.exceptions.RayActorError as error:
+                    if not side.ask("break_update", epoch):
+                        raise
+                    logger.warning("job %s: engines died in a weight update: %s", side.args.job_id, error)
+                    continue
+                self.connected = epoch
+                break
+        if self._watch is None:
+            self._watch = threading.Thread(target=self._serve, args=(connect, push), daemon=True)
+            self._watch.start()
+
+    def training(self, rollout_id: int) -> None:
+        """The ranks are about to train on this rollout."""
+        self.side.trained = max(self.side.trained, rollout_id)
+        self.side.gateway.doing.remote(f"training on rollout {rollout_id}")
+
+    def _broken(self, epoch: int, error: ray.exceptions.RayTaskError) -> None:
+        """A rank failed in the update, and the others may wait for it for ever: nothing can be tried again."""
+        if self.side.ask("break_update", epoch):
+            raise PeerFailed(
+                "the rollout job ended in the middle of a weight update, in which the training ranks wait for each "
+                f"other: start this train job again, from its last checkpoint ({_last_line(error)})"
+            ) from None
+        raise error
+
+    def _serve(self, connect: Callable[[], Any], push: Callable[[], Any]) -> None:
+        """Give weights to the engines of every rollout job that comes after the first."""
+        side = self.side
+        while True:
+            try:
+                waiting = get(
+                    side.gateway.unloaded.remote(self.connected, _POLL_S), Deadline(_POLL_S + 60), "the gateway"
+                )
+                if waiting is None:
+                    continue
+                with side.lock:
+                    if waiting > self.connected:
+                        logger.info("job %s: a new rollout job has come: it gets the weights", side.args.job_id)
+                        self.run(connect, push)
+            except (CrossJobError, ray.exceptions.RayError) as error:
+                if not side.ended:
+                    logger.warning("job %s: a new rollout job will get no weights: %s", side.args.job_id, error)
+                return
+
+
+class _BufferEra:
+    """In front of RayTrainGroup up to v0.1: methods return refs, which train.py awaits."""
+
+    cross_job: Updates
+
+    def async_init_weight_update_connections(self, rollout: Any) -> list[Any]:
+        refs = super().async_init_weight_update_connections(rollout)  # type: ignore[misc]
+        self.cross_job.connected = rollout.engines_epoch
+        return refs
+
+    def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
+        with self.cross_job.side.lock:
+            self.cross_job.training(rollout_id)
+            return super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+
+    def async_save_model(self, step_id: int) -> list[Any]:
+        with self.cross_job.side.lock:
+            refs = super().async_save_model(step_id)  # type: ignore[misc]
+        ray.get(refs)
+        self.cross_job.side.ask("saved", step_id)
+        return refs
+
+    def async_update_weights(self) -> list[Any]:
+        """Blocks until the engines have the weights; train.py awaits the empty list that is returned."""
+        update = super().async_update_weights  # type: ignore[misc]
+        self.cross_job.run(
+            lambda: ray.get(self.async_init_weight_update_connections(self.rollout)),  # type: ignore[attr-defined]
+            lambda: ray.get(update()),
+        )
+        return []
+
+
+class _InParts:
+    """In front of RayTrainGroup from v0.3 on: methods block; engines are asked for at every update."""
+
+    cross_job: Updates
+
+    def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
+        with self.cross_job.side.lock:
+            self.cross_job.training(rollout_id)
+            return super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+
+    def save_model(self, rollout_id: int, force_sync: bool = False) -> Any:
+        with self.cross_job.side.lock:
+            saved = super().save_model(rollout_id, force_sync=force_sync)  # type: ignore[misc]
+        # an asynchronous checkpoint is known to be there once the next one begins
+        later = getattr(self.cross_job.side.args, "async_save", False) and not force_sync
+        covered = self.cross_job.saving if later else rollout_id
+        self.cross_job.saving = rollout_id
+        self.cross_job.side.ask("saved", covered)
+        return saved
+
+    def update_weights(self) -> None:
+        self.cross_job.run(lambda: None, super().update_weights)  # type: ignore[misc]
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,0 +1,125 @@
+"""The driver of the train job: slime's own train.py runs here; this makes the gateway and says how the job ended."""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Any, ClassVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from . import arguments
+from .errors import BadInput, CrossJobError
+from .gateway import Gateway
+from .link import Deadline, ensure_ray, get
+
+logger = logging.getLogger(__name__)
+
+_QUICK_S = 120.0  # deadline of a call that waits for nobody
+
+
+class TrainSide:
+    """One a process. `lock` is held while calls are sent to all training ranks, so that each gets them in order."""
+
+    _instance: ClassVar["TrainSide | None"] = None
+
+    def __init__(self, args: Any):
+        self.args = args
+        self.settings = arguments.settings(args)
+        self.lock = threading.RLock()
+        self.trained = -1  # highest rollout that was given to the training ranks
+        self.ended = False
+        from slime.ray import placement_group
+
+        self.in_parts = hasattr(placement_group, "create_training_models")  # from v0.3 on
+        ensure_ray()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor: Any = ray.remote(Gateway)
+        options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
+        self.gateway = actor.options(**options).remote(args, self.in_parts)
+        self.ask("start")
+        sys.excepthook = self._excepthook
+        atexit.register(self._at_exit)
+
+    @classmethod
+    def of(cls, args: Any) -> "TrainSide":
+        """The train side of this process, made by the first call."""
+        if cls._instance is None:
+            cls._instance = cls(args)
+        cls._instance.args = args  # slime completes its arguments as it goes on
+        return cls._instance
+
+    def manager(self) -> Any:
+        """What slime's create_rollout_manager returns at this pin."""
+        if not self.in_parts:
+            return Manager(self)
+        per_epoch = None
+        if self.args.num_rollout is None:
+            per_epoch = self.ask("get_num_rollout_per_epoch", wait=True)
+            self.args.num_rollout = per_epoch * self.args.num_epoch
+        return self.gateway, per_epoch
+
+    def ask(self, method: str, *args: Any, wait: bool = False) -> Any:
+        """Call the gateway; `wait`: it may wait for the rollout job, with deadlines of its own."""
+        deadline = Deadline(2 * self.settings.timeout_s + _QUICK_S if wait else _QUICK_S)
+        return get(getattr(self.gateway, method).remote(*args), deadline, "the gateway")
+
+    @property
+    def weight_version(self) -> int:
+        """Number of the weights that the training ranks have: the rollout that is to be trained on next."""
+        return self.trained + 1 if self.trained >= 0 else self.args.start_rollout_id or 0
+
+    def _excepthook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause = getattr(error, "cause", None) or error  # of Ray's wrapping
+        if not isinstance(cause, CrossJobError):
+            sys.__excepthook__(kind, error, trace)
+            self._end("fail", traceback.format_exception_only(kind, error)[-1].strip())
+            return
+        print(f"{type(cause).__name__}: {' | '.join(str(cause).splitlines())}", file=sys.stderr, flush=True)
+        self._end("fail", str(cause))
+        sys.stdout.flush()
+        ray.shutdown()
+        os._exit(cause.exit_code)  # an excepthook cannot choose the exit code in another way
+
+    def _at_exit(self) -> None:
+        through = self.args.num_rollout is not None and self.weight_version >= self.args.num_rollout
+        self._end(*(["finish"] if through else ["fail", "its driver ended before the last rollout"]))
+
+    def _end(self, how: str, *reason: str) -> None:
+        if self.ended or not ray.is_initialized():
+            return
+        self.ended = True
+        try:
+            get(getattr(self.gateway, how).remote(*reason), Deadline(30), "the gateway")
+        except (CrossJobError, ray.exceptions.RayError) as other:
+            logger.warning("could not tell the broker how this job ended: %s", other)
+
+
+class Manager:
+    """In the place of slime's RolloutManager up to v0.1: the gateway behind the attributes that train.py uses."""
+
+    def __init__(self, side: TrainSide):
+        self._side = side
+        self.data_buffer = self.controller = side.gateway
+        self.engines_epoch = 0
+
+    @property
+    def rollout_engines(self) -> list[Any]:
+        """Engines of the rollout job that is alive; waits for one."""
+        self.engines_epoch, engines, self.rollout_engine_lock = self._side.ask("engines", wait=True)
+        return engines
+
+    def async_generate(self, rollout_id: int, evaluation: bool = False) -> Any:
+        return self.data_buffer.generate.remote(rollout_id, evaluation=evaluation)
+
+    def async_eval(self, rollout_id: int) -> Any:
+        return self.data_buffer.eval.remote(rollout_id)
+
+    def async_offload(self) -> list[Any]:
+        raise BadInput("engines of another job are not offloaded: rollout and training share no GPU across jobs")
+
+    async_onload = async_offload

@@ -1,0 +1,76 @@
+"""The command-line flags of cross-job, for slime's argument parser and for any other.
+
+Imports neither slime nor slime.cross_job, so that slime without the switch loads no line of it. What the flags mean
+is said where they are used: `cross_job/settings.py` for the settings, `cross_job/hooks.py` for switch and role.
+"""
+
+import argparse
+from typing import Any
+
+SETTINGS: dict[str, tuple[type, str]] = {
+    "namespace": (str, "Ray namespace of the broker and the vaults, the same in both jobs (default: slime_shared)"),
+    "max_ahead": (
+        int,
+        "rollouts generated beyond the last one demanded, 0: train.py's order, 1: train_async.py's (default: 0)",
+    ),
+    "retain": (int, "how many acked rollouts are kept before they are freed (default: 0)"),
+    "heartbeat_s": (float, "seconds between two signs of life (default: 1.0)"),
+    "dead_after_s": (
+        float,
+        "seconds of silence after which a client counts as dead though its Ray job still runs (default: 30.0)",
+    ),
+    "peer_grace_s": (
+        float,
+        "seconds that a waiting job gives a failed peer to come back before it fails too (default: 0.0), 1800 for "
+        "slime's rollout and train jobs",
+    ),
+    "timeout_s": (float, "seconds after which a wait ends with a verdict (default: 3600.0)"),
+}
+"""Field of Settings -> its type and help. Absent flags are None: the defaults stay those of Settings."""
+
+
+def flag(name: str) -> str:
+    """The flag of a field of Settings."""
+    return "--cross-job-" + name.replace("_", "-")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add `--job-id` and the `--cross-job-*` settings to `parser` and return it."""
+    group = parser.add_argument_group("cross-job", "rollout and training as separate Ray jobs")
+    group.add_argument("--job-id", default=None, help="name of the experiment, the same in its rollout and train job")
+    for name, (kind, text) in SETTINGS.items():
+        group.add_argument(flag(name), type=kind, default=None, help=text)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add every cross-job flag to slime's parser: the settings, the switch and the role."""
+    add_settings(parser)
+    parser.add_argument(
+        "--enable-cross-job-communication",
+        action="store_true",
+        default=False,
+        help="publish rollouts for other Ray jobs; with --cross-job-role, run only one half of slime in this job",
+    )
+    parser.add_argument(
+        "--cross-job-role",
+        choices=["rollout", "train"],
+        default=None,
+        help="the half of slime that this Ray job runs: rollout (cross_job_rollout.py) or train (train.py, "
+        "train_async.py); without it the job runs both, and publishes what it generates",
+    )
+    return parser
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse combinations that cannot work, with the reason; called with slime's parsed and validated arguments.
+
+    Raises:
+        slime.cross_job.errors.BadInput: names the flags.
+    """
+    given = [flag(name) for name in SETTINGS if getattr(args, f"cross_job_{name}", None) is not None]
+    given += ["--cross-job-role"] if args.cross_job_role else []
+    if args.enable_cross_job_communication or given or args.job_id:
+        from slime.cross_job import arguments
+
+        arguments.check(args, given)
