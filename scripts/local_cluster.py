@@ -56,7 +56,11 @@ class LocalCluster:
             MARKER: self.marker,
             **(env or {}),
         }
-        self._args = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--object-store-memory={object_store_bytes}"]
+        self._args = [
+            f"--num-cpus={num_cpus}",
+            f"--num-gpus={num_gpus}",
+            f"--object-store-memory={object_store_bytes}",
+        ]
         self.folder = Path(tempfile.mkdtemp(prefix="xjob"))  # short: Ray puts sockets there, whose paths are limited
         self.address = ""
         self.api = ""

@@ -1,19 +1,41 @@
 #!/usr/bin/env bash
-# Runs the tests: scripts/test.sh [unit|integration|all] [pytest options]. Makes its environment first.
+# Runs the tests: scripts/test.sh [unit|integration|patches|slime|all] [pytest options]. Makes its environment first.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 suite=all
 case ${1:-} in
-unit | integration | all)
+unit | integration | patches | slime | all)
     suite=$1
     shift
     ;;
 -* | "") ;;
-*) die "unknown suite '$1': unit, integration or all" ;;
+*)
+    echo "error: unknown suite '$1': unit, integration, patches, slime or all" >&2
+    exit 2
+    ;;
 esac
-cd "$ROOT"
+here=$(dirname "${BASH_SOURCE[0]}")
+
+run() { # run ENVIRONMENT FOLDER... -- PYTEST-OPTIONS
+    local environment=$1 folders=()
+    shift
+    while [ "$1" != -- ]; do
+        folders+=("$1")
+        shift
+    done
+    shift
+    (
+        ENVIRONMENT=$environment
+        . "$here/env.sh"
+        cd "$ROOT"
+        exec python -m pytest "${folders[@]}" "$@"
+    )
+}
+
 case $suite in
-all) folders=(tests) ;;
-*) folders=("tests/$suite") ;;
+slime) run slime tests/slime -- "$@" ;;
+all)
+    run "" tests --ignore=tests/slime -- "$@"
+    run slime tests/slime -- "$@"
+    ;;
+*) run "" "tests/$suite" -- "$@" ;;
 esac
-exec python -m pytest "${folders[@]}" "$@"
