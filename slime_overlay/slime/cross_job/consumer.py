@@ -131,7 +131,7 @@ class Consumer(Member):
 
     def producer_facts(self, timeout_s: float | None = None) -> tuple[int, Any]:
         """Wait for (epoch, what it announced) of a live producer. Raises EndOfStream, PeerFailed, WaitTimeout."""
-        return self._wait(timeout_s, "word from the rollout job", "facts", grace_s=self.settings.peer_grace_s)
+        return self._peer_facts(timeout_s)
 
     def begin_update(self, until: int | None = None, timeout_s: float | None = None) -> int:
         """Wait until weights may go into the producer's engines (see gate.py); returns the epoch of that producer.

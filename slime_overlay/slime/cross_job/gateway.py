@@ -16,6 +16,7 @@ from . import arguments
 from .boxes import boxes_of
 from .consumer import Consumer
 from .errors import CrossJobError, RolloutNotFound
+from .jobs import log_to_stderr
 from .link import Deadline, get
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Gateway:
 
     def start(self) -> None:
         """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
+        log_to_stderr()
         self._consumer = Consumer(self._args.job_id, settings=self._settings)
 
     # ------------------------------------------------------------------ as slime calls its rollout manager

@@ -12,8 +12,7 @@ def run(main: Callable[[], None]) -> None:
     """Run a job's `main`. A CrossJobError that nobody caught becomes one line on stderr and the error's exit code;
     any other exception stays a traceback with exit code 1.
     """
-    level = os.environ.get("SLIME_CROSS_JOB_LOG_LEVEL", "INFO")
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log_to_stderr()
     try:
         main()
     except CrossJobError as error:
@@ -22,3 +21,9 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         print(f"{type(error).__name__}: {' | '.join(str(error).split(chr(10)))}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def log_to_stderr() -> None:
+    """Show what is logged, from SLIME_CROSS_JOB_LOG_LEVEL on, unless logging was set up before."""
+    level = os.environ.get("SLIME_CROSS_JOB_LOG_LEVEL", "INFO")
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")

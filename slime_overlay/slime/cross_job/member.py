@@ -102,9 +102,25 @@ class Member:
         self._activity = activity[:200]
 
     def announce(self, facts: Any) -> None:
-        """Tell the other side what it needs to know of this client: small values and actor handles, no payload."""
+        """Tell the other side what it needs to know of this client: small values and actor handles, no payload.
+
+        It is forgotten when this process ends.
+        """
         self.check()
-        self.link.call("announce", self.info.client_id, facts)
+        # a ref: the broker must not open handles, for which Ray would import slime
+        self.link.call("announce", self.info.client_id, [ray.put(facts)])
+
+    def _peer_facts(self, timeout_s: float | None) -> tuple[int, Any]:
+        """Wait for (epoch, facts) of the peer; see Ledger.facts."""
+        deadline = self._deadline(timeout_s)
+        while True:
+            epoch, refs = self._wait(
+                deadline.left(), "word from the other job", "facts", grace_s=self.settings.peer_grace_s
+            )
+            try:
+                return epoch, get(refs[0], Deadline(START_S), "the other job")
+            except ray.exceptions.ObjectLostError:  # it ended a moment ago, and the broker will know in another
+                time.sleep(0.5)
 
     def publish_value(
         self,

@@ -9,7 +9,7 @@ import ray
 
 from .batch import Batch
 from .errors import BadInput, EndOfStream, WaitTimeout
-from .link import Deadline, get
+from .link import START_S, Deadline, get
 from .member import Member, as_source, get_parts
 from .types import PROTOCOL, Located, check_rollout_id
 from .vault import HEADER, FromMethod, FromRefs, Target
@@ -75,6 +75,7 @@ class Producer(Member):
         rollout_id: int,
         actor: Any,
         method: str,
+        /,
         *args: Any,
         parts: int = 1,
         timeout_s: float | None = None,
@@ -83,6 +84,7 @@ class Producer(Member):
         """Publish what `actor.method(*args, **kwargs)` will return: the vault of the actor's node calls it (one copy).
 
         The method must return `returned(...)` with `parts` batches. While it runs, `doing` and heartbeats go on.
+        An actor whose class other processes cannot import takes keyword arguments only.
 
         Raises:
             ActorLost: the actor died in the method. Else as `publish`, and whatever the method raises.
@@ -116,10 +118,13 @@ class Producer(Member):
         return self._wait(timeout_s, "demand", "next_demand", **limits, grace_s=grace_s)
 
     def consumer_facts(self) -> Any:
-        """What the newest consumer announced; None: nothing yet."""
+        """What the newest consumer announced; None: it announced nothing, or has ended."""
         self.check()
         found = self.link.call("facts", self.info.client_id)
-        return None if found is None else found[1]
+        try:
+            return None if found is None else get(found[1][0], Deadline(START_S), "the train job")
+        except ray.exceptions.ObjectLostError:
+            return None
 
     def resume_point(self) -> tuple[int, dict[str, Any]] | None:
         """Highest rollout id that was ever published in this job, with its metadata; None: nothing was."""

@@ -55,7 +55,7 @@ def _serve(args: Any, producer: Producer, manager: Any) -> None:
         if told is not None and told != layout:
             get(manager.set_train_parallel_config.remote(told), Deadline(_QUICK_S), "slime's rollout manager")
             layout, parts = told, told["dp_size"]
-        published = producer.publish_from(rollout_id, manager, "generate", rollout_id, parts=parts)
+        published = producer.publish_from(rollout_id, manager, "generate", rollout_id=rollout_id, parts=parts)
         logger.info(
             "job %s: rollout %d version %d published: %d samples, %d bytes",
             *(args.job_id, rollout_id, published.version, published.num_samples, published.nbytes),

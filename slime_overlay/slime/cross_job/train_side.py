@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from . import arguments
 from .errors import BadInput, CrossJobError
 from .gateway import Gateway
+from .jobs import log_to_stderr
 from .link import Deadline, ensure_ray, get
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class TrainSide:
         from slime.ray import placement_group
 
         self.in_parts = hasattr(placement_group, "create_training_models")  # from v0.3 on
+        log_to_stderr()
         ensure_ray()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor: Any = ray.remote(Gateway)

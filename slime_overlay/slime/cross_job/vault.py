@@ -10,6 +10,7 @@ It does not survive the vault's own death; that is what durable stores are for.
 
 import asyncio
 import logging
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,9 @@ class Vault:
     """See the module. Undecorated, so that it can be tested without Ray; `link.py` makes the actor."""
 
     def __init__(self, name: str, namespace: str):
+        # Ray imports an actor's module when its handle arrives. A vault calls slime's actors without knowing them: it
+        # must not take seconds and gigabytes to load what they load, nor care which slime they come from.
+        sys.modules.setdefault("slime.ray", None)  # type: ignore[arg-type]
         self._name = name
         self._namespace = namespace
         self._broker_handle: Any = None

@@ -1,0 +1,65 @@
+"""Real slime at each pin, cloned from upstream and patched by scripts/apply.sh, and a Ray cluster with logical GPUs."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_cluster import LocalCluster
+from single_job import PINS
+from slime_jobs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """checkout(pin, patched): folder of slime at that pin."""
+    made: dict[tuple[str, bool], Path] = {}
+
+    def get(pin: str, patched: bool = True) -> Path:
+        if (pin, patched) not in made:
+            folder = tmp_path_factory.mktemp("slime") / f"{pin}-{'patched' if patched else 'upstream'}"
+            script("fetch_slime.sh", folder, pin)
+            if patched:
+                script("apply.sh", folder)
+                script("apply.sh", folder, "--verify")
+            made[pin, patched] = folder
+        return made[pin, patched]
+
+    return get
+
+
+def script(name: str, *args: object) -> None:
+    done = subprocess.run([ROOT / "scripts" / name, *map(str, args)], capture_output=True, text=True, check=False)
+    if done.returncode and name == "fetch_slime.sh":
+        pytest.skip(f"slime cannot be cloned here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(num_cpus=24, num_gpus=4, object_store_bytes=800_000_000) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=PINS)
+def pin(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def new_run(
+    cluster: LocalCluster, checkout: Callable[..., Path], tmp_path: Path
+) -> Iterator[Callable[..., Run]]:
+    """new_run(pin, name, ...): an experiment of its own; what it started is stopped at the end of the test."""
+    runs: list[Run] = []
+
+    def make(pin: str, name: str, **given: Any) -> Run:
+        runs.append(Run(cluster.api, pin, checkout(pin), tmp_path / name, **given))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.stop()
