@@ -1,4 +1,4 @@
-"""Real slime at each pin, cloned from upstream and patched by scripts/apply.sh, and a Ray cluster with logical GPUs."""
+"""Real slime at each pin, cloned and patched by the project's scripts, and a Ray cluster with logical GPUs."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -50,9 +50,7 @@ def pin(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def new_run(
-    cluster: LocalCluster, checkout: Callable[..., Path], tmp_path: Path
-) -> Iterator[Callable[..., Run]]:
+def new_run(cluster: LocalCluster, checkout: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """new_run(pin, name, ...): an experiment of its own; what it started is stopped at the end of the test."""
     runs: list[Run] = []
 

@@ -53,14 +53,14 @@ class Run:
             log_dir=self.root,
             router_019=ROUTER_019,
         )
-        command = [sys.executable, "-u", str(self.slime / script), *arguments]
+        command = [sys.executable, "-u", str(self.slime / script), *arguments]  # an absolute path stays as it is
         job = SubmittedJob(JobSubmissionClient(self.api), command, {**env, **self.env})
         self.jobs.append(job)
         return job
 
-    def rollout_job(self, *extra: str, **options: Any) -> SubmittedJob:
+    def rollout_job(self, *extra: str, script: str = "cross_job_rollout.py", **options: Any) -> SubmittedJob:
         """The rollout half."""
-        return self.start("cross_job_rollout.py", *CROSS_JOB, self.name, "--cross-job-role", "rollout", *extra, **options)
+        return self.start(script, *CROSS_JOB, self.name, "--cross-job-role", "rollout", *extra, **options)
 
     def train_job(self, *extra: str, script: str = "train.py", **options: Any) -> SubmittedJob:
         """The train half: slime's own train.py or train_async.py."""
@@ -88,6 +88,16 @@ def end_well(*jobs: SubmittedJob, timeout_s: float = 240) -> None:
         return {*states} == {"SUCCEEDED"}
 
     wait_for(over, timeout_s, lambda: "\n".join(f"==== {j.status}\n{j.logs[-5000:]}" for j in jobs))
+
+
+def end_as_upstream(script: str, pin: str, job: SubmittedJob, *others: SubmittedJob) -> None:
+    """Like `end_well`, but train_async.py up to v0.1 fails after its last step: it awaits a rollout too many."""
+    if script == "train.py" or pin == "v0.3.1":
+        end_well(job, *others)
+        return
+    assert job.wait(240) == "FAILED"
+    assert "ValueError: Invalid type of object refs, <class 'NoneType'>" in job.logs, job.logs[-5000:]
+    end_well(*others)
 
 
 def weights_that_generated(train_job: SubmittedJob) -> dict[int, int]:

@@ -1,6 +1,6 @@
 """slime's own train.py and train_async.py give the same training in one job and in two: same data, same losses."""
 
-from slime_jobs import end_well, weights_that_generated
+from slime_jobs import end_as_upstream, end_well, weights_that_generated
 
 FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
 STEPS = 4
@@ -26,7 +26,7 @@ def test_one_ahead_is_train_async(pin, new_run):
     """With --cross-job-max-ahead 1 slime's synchronous train.py trains as its train_async.py does."""
     options = {"num_rollout": STEPS}
     single = new_run(pin, "single", options=options)
-    end_well(single.start("train_async.py"))
+    end_as_upstream("train_async.py", pin, single.start("train_async.py"))
     expected = single.steps(*FIGURES)
     assert [step[0] for step in expected] == list(range(STEPS))
 
@@ -39,5 +39,5 @@ def test_one_ahead_is_train_async(pin, new_run):
 
     asynchronous = new_run(pin, "async", options=options)
     rollout, train = asynchronous.rollout_job(), asynchronous.train_job(script="train_async.py")
-    end_well(rollout, train)
+    end_as_upstream("train_async.py", pin, train, rollout)
     assert asynchronous.steps(*FIGURES) == expected

@@ -79,24 +79,30 @@ class TrainSide:
         cause = getattr(error, "cause", None) or error  # of Ray's wrapping
         if not isinstance(cause, CrossJobError):
             sys.__excepthook__(kind, error, trace)
-            self._end("fail", traceback.format_exception_only(kind, error)[-1].strip())
+            self._end(traceback.format_exception_only(kind, error)[-1].strip())
             return
         print(f"{type(cause).__name__}: {' | '.join(str(cause).splitlines())}", file=sys.stderr, flush=True)
-        self._end("fail", str(cause))
+        self._end(str(cause))
         sys.stdout.flush()
         ray.shutdown()
         os._exit(cause.exit_code)  # an excepthook cannot choose the exit code in another way
 
     def _at_exit(self) -> None:
-        through = self.args.num_rollout is not None and self.weight_version >= self.args.num_rollout
-        self._end(*(["finish"] if through else ["fail", "its driver ended before the last rollout"]))
+        self._end("its driver ended before the last rollout")
 
-    def _end(self, how: str, *reason: str) -> None:
+    def _end(self, reason: str) -> None:
+        """Tell the rollout job. After the last rollout nothing more is wanted, even if slime's script then fails
+        (train_async.py does, up to v0.1)."""
         if self.ended or not ray.is_initialized():
             return
         self.ended = True
+        through = self.args.num_rollout is not None and self.weight_version >= self.args.num_rollout
         try:
-            get(getattr(self.gateway, how).remote(*reason), Deadline(30), "the gateway")
+            get(
+                self.gateway.finish.remote() if through else self.gateway.fail.remote(reason),
+                Deadline(30),
+                "the gateway",
+            )
         except (CrossJobError, ray.exceptions.RayError) as other:
             logger.warning("could not tell the broker how this job ended: %s", other)
 

@@ -1,0 +1,211 @@
+"""GRPO on the CPU for the training actors of all pins: stands for slime's Megatron loss, optimizer and checkpoint.
+
+Takes what slime's own process_rollout_data gives to a data-parallel rank. The loss is slime's default: the clipped
+policy-gradient loss, a mean over each response's tokens, then over the global batch; the old log-probs are the
+model's own before the first step (those of the rollout with --use-rollout-logprobs); the advantage of every token is
+the reward that slime has normalised. Sums have one order (one thread, micro-batches in turn, one all-reduce over the
+ranks), so equal inputs give equal bits.
+
+Not here, and refused: KL terms, entropy bonus, TIS, dynamic batch sizes, learning-rate schedules, model parallelism.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+from pathlib import Path
+
+import gpt
+import probe
+import torch
+import torch.distributed as dist
+import weights
+
+REFUSED = (
+    "kl_coef",
+    "use_kl_loss",
+    "entropy_coef",
+    "use_tis",
+    "use_dynamic_batch_size",
+    "use_critic",
+    "keep_old_actor",
+)
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def iteration_folder(root: str, rollout_id: int) -> Path:
+    return Path(root) / f"iter_{rollout_id:07d}"
+
+
+def log(event: str, **fields: object) -> None:
+    """One JSON line to the file that SLIME_CPU_TRAIN_LOG names, by rank 0. Floats are exact: json writes repr."""
+    if dist.get_rank() == 0 and (path := os.environ.get("SLIME_CPU_TRAIN_LOG")):
+        with Path(path).open("a") as file:
+            file.write(json.dumps({"event": event, **fields}) + "\n")
+
+
+class Trainer:
+    """One data-parallel rank; the default process group must be there."""
+
+    def __init__(self, args) -> None:
+        if wrong := [name for name in REFUSED if getattr(args, name, None)]:
+            raise ValueError(f"the stand-in does not do {wrong}")
+        self.args, self.rank, self.world = args, dist.get_rank(), dist.get_world_size()
+        gpt.use_cpu()
+        gpt.join_parallel_groups()
+        torch.manual_seed(args.seed)
+        self.model = gpt.build(weights.read_config(args.hf_checkpoint))
+        self.params = [param for _, param in sorted(self.model.named_parameters())]
+        self.adam = torch.optim.Adam(
+            self.params, args.lr, (args.adam_beta1, args.adam_beta2), args.adam_eps, args.weight_decay, foreach=False
+        )
+
+    def load(self) -> int:
+        """Load the checkpoint of --load where it holds one, else the Hugging Face weights; gives start_rollout_id."""
+        tracker = Path(self.args.load or "") / TRACKER
+        if self.args.load is None or not tracker.exists():
+            gpt.load_named(self.model, weights.load_folder(self.args.hf_checkpoint))
+            log("init", start_rollout_id=0, checksum=self.checksum())
+            return 0
+        rollout_id = self.args.ckpt_step if self.args.ckpt_step is not None else int(tracker.read_text())
+        state = torch.load(iteration_folder(self.args.load, rollout_id) / "state.pt", weights_only=False)
+        gpt.load_named(self.model, state["model"])
+        if not self.args.no_load_optim:
+            self.adam.load_state_dict(state["adam"])
+        if not self.args.no_load_rng:
+            torch.set_rng_state(state["torch_rng"])
+            random.setstate(state["python_rng"])
+        log("init", start_rollout_id=rollout_id + 1, checksum=self.checksum())
+        return rollout_id + 1
+
+    def save(self, rollout_id: int) -> None:
+        """Write model, optimizer and generators; a reader of the tracker file finds a complete checkpoint."""
+        if self.rank == 0:
+            state = {
+                "model": gpt.to_named(self.model),
+                "adam": self.adam.state_dict(),
+                "torch_rng": torch.get_rng_state(),
+                "python_rng": random.getstate(),
+            }
+            folder = iteration_folder(self.args.save, rollout_id)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, folder / "state.pt.partial")
+            (folder / "state.pt.partial").replace(folder / "state.pt")
+            tracker = Path(self.args.save) / TRACKER
+            partial = tracker.with_suffix(".partial")
+            partial.write_text(str(rollout_id))
+            partial.replace(tracker)
+            log("save", rollout_id=rollout_id, checksum=self.checksum())
+        dist.barrier()
+
+    def checksum(self) -> str:
+        return weights.checksum(gpt.to_named(self.model))
+
+    def export(self, folder: str | Path) -> None:
+        """Rank 0 writes the weights as a Hugging Face folder; every rank returns when it is there."""
+        if self.rank == 0:
+            weights.save_folder(folder, gpt.to_named(self.model), like=self.args.hf_checkpoint)
+        dist.barrier()
+
+    def probe(self, urls: list[str], **fields: object) -> None:
+        """With SLIME_CPU_PROBE=1, log how far each server's log-probs are from the model's, and the checksums."""
+        if self.rank == 0 and os.environ.get("SLIME_CPU_PROBE") == "1":
+            servers = [probe.score(self.model, url) for url in urls]
+            log("probe", trainer_checksum=self.checksum(), servers=servers, **fields)
+        dist.barrier()
+
+    def train(self, rollout_id: int, data: dict) -> None:
+        """Optimizer steps over one rollout's data of this rank."""
+        batch = Batch(self.args, data, self.world)
+        tokens_digest = self._digest(batch)
+        with torch.no_grad():
+            for micro in (micro for step in batch.steps for micro in step):
+                batch.set_old_log_probs(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+        raw = [float(reward) for reward in data["raw_reward"]]
+        for index, step in enumerate(batch.steps):
+            loss, norm = self._step(batch, step)
+            log(
+                "train",
+                rollout_id=rollout_id,
+                step=index,
+                loss=loss,
+                grad_norm=norm,
+                raw_reward=math.fsum(raw) / len(raw),
+                checksum=self.checksum(),
+                samples=batch.global_batch,
+                tokens=tokens_digest,
+                rollout_logprob_gap=batch.gap,
+            )
+
+    def _step(self, batch: "Batch", step: list[list[int]]) -> tuple[float, float]:
+        self.adam.zero_grad(set_to_none=False)
+        total = torch.zeros(1, dtype=torch.float64)
+        for micro in step:
+            loss = batch.loss(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+            loss.backward()
+            total += loss.detach()
+        dist.all_reduce(total)
+        flat = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in self.params])
+        dist.all_reduce(flat)  # losses are divided by the global batch already
+        norm = torch.linalg.vector_norm(flat)
+        if self.args.clip_grad > 0:
+            flat *= min(1.0, self.args.clip_grad / (norm.item() + 1e-6))
+        for param, grad in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
+            param.grad = grad.view_as(param)
+        self.adam.step()
+        return total.item(), norm.item()
+
+    def _digest(self, batch: "Batch") -> str:
+        """SHA-256 of every rank's tokens and advantages: equal in two runs when the ranks got equal data."""
+        parts: list = [None] * self.world
+        mine = hashlib.sha256(repr([(t.tolist(), a) for t, a in zip(batch.tokens, batch.advantages)]).encode())
+        dist.all_gather_object(parts, mine.hexdigest())
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+class Batch:
+    """One rank's samples of a rollout, and the micro-batches (lists of positions) of each optimizer step."""
+
+    def __init__(self, args, data: dict, world: int) -> None:
+        self.args = args
+        self.tokens = [torch.as_tensor(t, dtype=torch.long) for t in data["tokens"]]
+        self.lengths = [int(length) for length in data["response_lengths"]]
+        self.masks = [torch.as_tensor(m, dtype=torch.float32) for m in data["loss_masks"]]
+        self.advantages = [float(reward) for reward in data["rewards"]]
+        self.old: list = [None] * len(self.tokens)
+        self.rollout_log_probs = data.get("rollout_log_probs")
+        self.gap = 0.0 if self.rollout_log_probs is not None else None
+        self.global_batch = args.global_batch_size
+        if "micro_batch_indices" in data:  # v0.3.1 plans the steps on the rollout side
+            micros = iter(data["micro_batch_indices"])
+            self.steps = [[next(micros) for _ in range(count)] for count in data["num_microbatches"]]
+        else:
+            size, per_step = args.micro_batch_size, args.global_batch_size // world
+            starts = range(0, len(self.tokens), per_step)
+            self.steps = [
+                [list(range(at, min(at + size, start + per_step))) for at in range(start, start + per_step, size)]
+                for start in starts
+            ]
+
+    def inputs(self, micro: list[int]) -> tuple[list[torch.Tensor], list[int]]:
+        return [self.tokens[i] for i in micro], [self.lengths[i] for i in micro]
+
+    def set_old_log_probs(self, micro: list[int], computed: list[torch.Tensor]) -> None:
+        for i, log_probs in zip(micro, computed, strict=True):
+            self.old[i] = log_probs
+            if self.rollout_log_probs is not None:
+                theirs = torch.as_tensor(self.rollout_log_probs[i], dtype=torch.float32)
+                self.gap = max(self.gap, (theirs - log_probs).abs().max().item())
+                if getattr(self.args, "use_rollout_logprobs", False):
+                    self.old[i] = theirs
+
+    def loss(self, micro: list[int], log_probs: list[torch.Tensor]) -> torch.Tensor:
+        """This micro-batch's part of the mean over the global batch."""
+        total = torch.zeros(())
+        low, high = 1 - self.args.eps_clip, 1 + self.args.eps_clip_high
+        for i, new in zip(micro, log_probs, strict=True):
+            ratio = (new - self.old[i]).exp()
+            worse = torch.maximum(-ratio * self.advantages[i], -ratio.clamp(low, high) * self.advantages[i])
+            total = total + (worse * self.masks[i]).sum() / self.masks[i].sum().clamp(min=1)
+        return total / self.global_batch

@@ -1,0 +1,3 @@
+from _mockmod import getattr_factory
+
+__getattr__ = getattr_factory(__name__)

@@ -1,0 +1,94 @@
+"""With no cross-job flag given, patched slime is slime: same defaults, same code path, nothing of cross-job loaded."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import single_job
+from slime_jobs import ROUTER_019
+
+FLAGS = {
+    *("enable_cross_job_communication", "job_id", "cross_job_role", "cross_job_namespace", "cross_job_max_ahead"),
+    *("cross_job_retain", "cross_job_heartbeat_s", "cross_job_dead_after_s", "cross_job_peer_grace_s"),
+    "cross_job_timeout_s",
+}
+
+LOOK = """
+import json, sys
+sys.argv = ["train.py", *json.loads(sys.argv[1])]
+import train, train_async, slime.ray.placement_group, slime.ray.rollout
+from slime.utils.arguments import parse_args
+args = {name: repr(value) for name, value in sorted(vars(parse_args()).items())}
+loaded = sorted(name for name in sys.modules if name.startswith("slime.cross_job"))
+print("LOOKED", json.dumps([args, loaded, slime.ray.rollout.__file__]))
+"""
+
+
+def look(pin: str, folder: Path, root: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    """Parse slime's arguments as train.py does, in a process of its own."""
+    folders = single_job.Folders(root)
+    folders.prepare()
+    arguments = single_job.slime_arguments(
+        pin, folders.model, folders.prompts, weight_dir=folders.weights, extra=extra
+    )
+    env = single_job.environment(pin, folder, engine="toy", weight_dir=folders.weights, router_019=ROUTER_019)
+    command = [sys.executable, "-c", LOOK, json.dumps(arguments)]
+    return subprocess.run(
+        command, cwd=folder, env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_a_flag_patched_slime_is_slime(pin, checkout: Callable[..., Path], tmp_path: Path):
+    seen = []
+    for patched in (False, True):
+        done = look(pin, checkout(pin, patched), tmp_path)
+        line = next((line for line in done.stdout.splitlines() if line.startswith("LOOKED ")), None)
+        assert line is not None, done.stderr[-4000:]
+        args, loaded, where = json.loads(line.removeprefix("LOOKED "))
+        assert where.startswith(str(checkout(pin, patched))), "another slime was looked at"
+        seen.append((args, [name for name in loaded if name.split(".")[1] == "cross_job"]))
+    (theirs, _), (ours, loaded) = seen
+    assert {name for name in ours if name not in theirs} == FLAGS
+    assert {name: ours[name] for name in theirs} == theirs
+    assert {ours[name] for name in FLAGS} == {"False", "None"}
+    assert loaded == [], "slime.cross_job was imported with the feature off"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--cross-job-role", "train"), "--cross-job-role without --enable-cross-job-communication"),
+        (("--job-id", "x"), "--job-id without --enable-cross-job-communication"),
+        (("--enable-cross-job-communication",), "no job id"),
+        (
+            ("--enable-cross-job-communication", "--job-id", "x", "--cross-job-role", "judge"),
+            "invalid choice: 'judge'",
+        ),
+        (
+            ("--enable-cross-job-communication", "--job-id", "x", "--cross-job-role", "train", "--colocate"),
+            "--colocate does not go with --cross-job-role train: rollout and training share no GPU across jobs",
+        ),
+        (
+            (
+                "--enable-cross-job-communication",
+                "--job-id",
+                "x",
+                "--cross-job-role",
+                "rollout",
+                "--debug-rollout-only",
+            ),
+            "--debug-rollout-only does not go with --cross-job-role rollout",
+        ),
+        (
+            ("--enable-cross-job-communication", "--job-id", "x", "--cross-job-max-ahead", "-1"),
+            "--cross-job-max-ahead -1 is too small",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(flags, said, checkout: Callable[..., Path], tmp_path: Path):
+    done = look("v0.3.1", checkout("v0.3.1"), tmp_path, *flags)
+    assert done.returncode != 0
+    assert said in done.stderr, done.stderr[-3000:]
