@@ -91,13 +91,19 @@ class Rank:
         gpt.join_parallel_groups()
         self.rank = rank
 
-    def compare(self, args: Namespace, single: object, published: object) -> tuple[list[str], list[str]]:
-        """(keys of slime's rollout data, differences)."""
+    def compare(
+        self, args: Namespace, case: tuple[str, ...], single: object, published: object
+    ) -> tuple[list[str], list[str]]:
+        """(keys of slime's rollout data, differences). Any process may get what a box holds."""
         try:
             from slime.backends.utils.data import process_rollout_data
         except ModuleNotFoundError:
             from slime.utils.data import process_rollout_data
 
+        for box in published if isinstance(published, list) else [published]:
+            assert len(ray.get(box.inner)["tokens"]) > 0
+            assert box.job_id == args.job_id
+            assert (CASES[box.rollout_id], box.version) == (case, 1)
         theirs = process_rollout_data(args, single, self.rank, RANKS)
         ours = process_rollout_data(args, published, self.rank, RANKS)
         if list(theirs) != list(ours):
@@ -150,7 +156,7 @@ def train(args: Namespace) -> None:
             ray.get(manager.__ray_call__.remote(set_arguments, alone))
             single = ray.get(manager.generate.remote(number))
             published = boxes if isinstance(single, list) else boxes[0]
-            seen = ray.get([rank.compare.remote(alone, single, published) for rank in ranks])
+            seen = ray.get([rank.compare.remote(alone, case, single, published) for rank in ranks])
             told = {"case": case, "keys": seen[0][0], "differences": [d for _, diffs in seen for d in diffs][:5]}
             print("SAID", json.dumps(told), flush=True)
             claimed.ack()

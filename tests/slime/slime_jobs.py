@@ -27,6 +27,7 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)  # of single_job.slime_arguments
     env: dict[str, str] = field(default_factory=dict)
     jobs: list[SubmittedJob] = field(default_factory=list)
+    hold: Path | None = None  # see seeded_generate
 
     def __post_init__(self) -> None:
         self.folders = single_job.Folders(self.root)
@@ -43,6 +44,14 @@ class Run:
             **{**self.options, **options},
             extra=extra,
         )
+        command = [sys.executable, "-u", str(self.slime / script), *arguments]  # an absolute path stays as it is
+        return self._submit(command)
+
+    def start_script(self, name: str, *words: str) -> SubmittedJob:
+        """Submit a script of this folder, with the patched slime on its path."""
+        return self._submit([sys.executable, "-u", str(Path(__file__).with_name(name)), *words])
+
+    def _submit(self, command: list[str]) -> SubmittedJob:
         env = single_job.environment(
             self.pin,
             self.slime,
@@ -53,7 +62,6 @@ class Run:
             log_dir=self.root,
             router_019=ROUTER_019,
         )
-        command = [sys.executable, "-u", str(self.slime / script), *arguments]  # an absolute path stays as it is
         job = SubmittedJob(JobSubmissionClient(self.api), command, {**env, **self.env})
         self.jobs.append(job)
         return job
@@ -85,7 +93,7 @@ def end_well(*jobs: SubmittedJob, timeout_s: float = 240) -> None:
     def over() -> bool:
         states = [job.status for job in jobs]
         assert not {"FAILED", "STOPPED"} & {*states}, "\n".join(f"==== {j.status}\n{j.logs[-5000:]}" for j in jobs)
-        return {*states} == {"SUCCEEDED"}
+        return all(state == "SUCCEEDED" for state in states)
 
     wait_for(over, timeout_s, lambda: "\n".join(f"==== {j.status}\n{j.logs[-5000:]}" for j in jobs))
 

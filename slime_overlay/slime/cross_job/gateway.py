@@ -52,8 +52,14 @@ class Gateway:
             return self._evaluate("generate", rollout_id, evaluation=True)
         if self._first:
             self._ack_before(rollout_id)
-            self._first = False
-        self._consumer.demand(rollout_id)
+        try:
+            self._consumer.demand(rollout_id)
+        except RolloutNotFound as error:
+            raise RolloutNotFound(
+                f"{error}: a checkpoint of this experiment covered it. Start from the newest checkpoint (--load), "
+                "or begin anew under another --job-id"
+            ) from None
+        self._first = False
         rollout = self._consumer.claim(rollout_id)
         self._claimed.add(rollout_id)
         logger.info(

@@ -1,6 +1,9 @@
 """The driver of the rollout job: slime's own engines, router and data source generate what the train job demands."""
 
+import ctypes
 import logging
+import os
+import signal
 from typing import Any
 
 from . import arguments
@@ -24,6 +27,7 @@ def main(args: Any) -> None:
             "this is the rollout job's entry: add --enable-cross-job-communication --cross-job-role rollout"
         )
     ensure_ray()
+    _children_die_with_us()
     with Producer(args.job_id, settings=arguments.settings(args)) as producer:
         producer.doing("starting slime's engines")
         owner, facts = _start(args)  # the owner is kept: engines and router end with it
@@ -60,6 +64,13 @@ def _serve(args: Any, producer: Producer, manager: Any) -> None:
             "job %s: rollout %d version %d published: %d samples, %d bytes",
             *(args.job_id, rollout_id, published.version, published.num_samples, published.nbytes),
         )
+
+
+def _children_die_with_us() -> None:
+    """Let no child outlive this driver, not even after SIGKILL (Linux): slime's router would keep its ports."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        os.register_at_fork(after_in_child=lambda: libc.prctl(1, signal.SIGTERM))  # 1: PR_SET_PDEATHSIG
 
 
 def _start(args: Any) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,57 @@
+"""Real SGLang server, router and megatron-core training, launched as users launch them: the split pair learns."""
+
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import single_job
+from slime_jobs import ROUTER_019, Run
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ROLLOUTS = 18
+
+
+def launch(run: Run, role: str, *extra: str) -> subprocess.Popen[str]:
+    """scripts/launch_ROLE.sh with the run's arguments behind --, following the job's log to its end."""
+    env = single_job.environment(
+        run.pin,
+        run.slime,
+        engine=run.engine,
+        weight_dir=run.folders.weights,
+        log=run.folders.log,
+        probe=True,
+        log_dir=run.root,
+        router_019=ROUTER_019,
+    )
+    arguments = single_job.slime_arguments(
+        run.pin, run.folders.model, run.folders.prompts, weight_dir=run.folders.weights, num_rollout=ROLLOUTS
+    )
+    command = [SCRIPTS / f"launch_{role}.sh", "--job-id", run.name, "--slime", run.slime, "--address", run.api]
+    command += [text for name, value in env.items() for text in ("--env", f"{name}={value}")]
+    with (run.root / f"{role}.log").open("w") as log:
+        return subprocess.Popen([*command, *extra, "--", *arguments], stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
+def test_the_split_pair_learns_on_real_parts(pin, new_run):
+    run = new_run(pin, "real", engine="sglang")
+    jobs = {role: launch(run, role) for role in ("rollout", "train")}
+    try:
+        codes = {role: job.wait(600) for role, job in jobs.items()}
+    finally:
+        for job in jobs.values():
+            job.kill()
+    logs = {role: (run.root / f"{role}.log").read_text() for role in jobs}
+    assert codes == {"rollout": 0, "train": 0}, "\n".join(log[-5000:] for log in logs.values())
+
+    rewards = [reward for (reward,) in run.steps("raw_reward")]
+    assert len(rewards) == ROLLOUTS
+    assert mean(rewards[-4:]) > 3 * mean(rewards[:4]), f"the reward did not climb: {rewards}"
+    probes = single_job.read_log(run.folders.log, "probe")
+    servers = [probe["servers"][0] for probe in probes]
+    assert len(servers) >= ROLLOUTS
+    assert all(one["checksum"] != other["checksum"] for one, other in pairwise(servers)), "an update did not arrive"
+    assert max(server["max_logprob_diff"] for server in servers) < 1e-3, "trainer and server disagree on log-probs"
+    print(f"{pin}: rewards {rewards}, log-probs differ by {max(server['max_logprob_diff'] for server in servers):.1e}")

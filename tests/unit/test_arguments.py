@@ -1,0 +1,71 @@
+"""slime's arguments in a job of one role: what cannot work is refused, with the flag and the reason."""
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from slime.cross_job import arguments
+from slime.cross_job.errors import BadInput
+from slime.cross_job_arguments import SETTINGS, add_arguments, check_arguments
+
+SWITCH = ["--enable-cross-job-communication", "--job-id", "exp"]
+ROLE = [*SWITCH, "--cross-job-role", "train"]
+
+
+def parse(*words, **of_slime):
+    args = add_arguments(argparse.ArgumentParser()).parse_args(words)
+    defaults = {"colocate": False, "debug_train_only": False, "rollout_num_gpus": 2}
+    return SimpleNamespace(**{**defaults, **vars(args), **of_slime})
+
+
+def test_without_any_flag_nothing_is_checked():
+    check_arguments(parse(colocate=True))
+
+
+@pytest.mark.parametrize(
+    "words", [SWITCH, ROLE, [*SWITCH, "--cross-job-role", "rollout", "--cross-job-max-ahead", "1"]]
+)
+def test_what_works_passes(words):
+    check_arguments(parse(*words))
+
+
+def test_a_job_without_a_role_may_be_any_slime_job():
+    check_arguments(parse(*SWITCH, colocate=True, offload=True, rollout_num_gpus=None))
+
+
+@pytest.mark.parametrize(
+    ("words", "of_slime", "said"),
+    [
+        (["--job-id", "exp"], {}, "--job-id without --enable-cross-job-communication"),
+        (["--cross-job-role", "train"], {}, "--cross-job-role without --enable-cross-job-communication"),
+        (["--cross-job-retain", "0"], {}, "--cross-job-retain without --enable-cross-job-communication"),
+        (SWITCH[:1], {}, "no job id"),
+        ([*SWITCH, "--cross-job-max-ahead", "-1"], {}, "--cross-job-max-ahead -1 is too small"),
+        (ROLE, {"colocate": True}, "--colocate does not go with --cross-job-role train"),
+        (ROLE, {"offload": True}, "--offload does not go with"),
+        (ROLE, {"offload_rollout": True}, "--offload-rollout does not go with"),
+        (ROLE, {"release_train": True}, "--release-train does not go with"),
+        (ROLE, {"debug_rollout_only": True}, "--debug-rollout-only does not go with"),
+        (ROLE, {"rollout_data_transport": "nixl"}, "--rollout-data-transport nixl"),
+        (ROLE, {"rollout_num_gpus": None}, "--rollout-num-gpus is not set"),
+    ],
+)
+def test_what_cannot_work_is_refused(words, of_slime, said):
+    with pytest.raises(BadInput, match=said):
+        check_arguments(parse(*words, **of_slime))
+
+
+def test_engines_that_are_not_started_need_no_gpus():
+    check_arguments(parse(*ROLE, rollout_num_gpus=None, rollout_external=True))
+    check_arguments(parse(*ROLE, rollout_num_gpus=None, debug_train_only=True))
+
+
+def test_slimes_jobs_let_each_other_come_back_unless_told_otherwise():
+    assert arguments.settings(parse(*ROLE)).peer_grace_s == arguments.PEER_GRACE_S == 1800
+    assert arguments.settings(parse(*ROLE, "--cross-job-peer-grace-s", "0")).peer_grace_s == 0
+    assert arguments.settings(parse(*SWITCH)).peer_grace_s == 0
+
+
+def test_every_setting_has_its_flag():
+    assert [*SETTINGS] == [field.name for field in arguments.Settings.__dataclass_fields__.values()]
