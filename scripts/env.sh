@@ -30,6 +30,7 @@ _fill_venv() {
 }
 
 _fill_slime() {
+    [ "$PYTHON_VERSION" = 3.11 ] || die "the tests with real slime need Python 3.11: set PYTHON to such an interpreter"
     _pip torch==2.13.0
     _pip --no-deps -r "$ROOT/tests/slime/requirements.lock"
     # slime up to v0.1 registers engines with an endpoint that later routers do not have

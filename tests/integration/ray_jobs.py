@@ -23,6 +23,7 @@ class SubmittedJob:
 
     def __init__(self, client: JobSubmissionClient, command: list[str], env: dict[str, str]):
         self.client = client
+        self._words = [word.encode() for word in command]
         self.id = client.submit_job(
             entrypoint=shlex.join(command),
             runtime_env={"env_vars": env},
@@ -39,13 +40,14 @@ class SubmittedJob:
 
     @property
     def pid(self) -> int:
-        """Process id of the job's driver; 0 while it has none."""
+        """Process id of the job's driver (its children may have its command line too). Fails when it has none."""
+        found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                variables = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
-                if f"RAY_JOB_SUBMISSION_ID={self.id}".encode() in variables:
-                    return int(entry.name)
-        return 0
+                if entry.name.isdigit() and (entry / "cmdline").read_bytes().split(b"\0")[:-1] == self._words:
+                    found.append(int(entry.name))
+        assert found, f"{self.id} has no driver: {self.logs}"
+        return min(found)
 
     def wait(self, timeout_s: float = 60) -> str:
         """Wait for the end of the job; returns its status."""

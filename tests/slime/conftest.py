@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from local_cluster import LocalCluster
 from single_job import PINS
-from slime_jobs import Run
+from slime_jobs import FIGURES, ROLLOUTS, Run, end_as_upstream
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +42,25 @@ def script(name: str, *args: object) -> None:
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(num_cpus=24, num_gpus=4, object_store_bytes=800_000_000) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def single(
+    cluster: LocalCluster, checkout: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[tuple[Any, ...]]]:
+    """single(pin, script): FIGURES of each step of slime in one job, with every default of the tests; run once."""
+    made: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+
+    def get(pin: str, script: str = "train.py") -> list[tuple[Any, ...]]:
+        if (pin, script) not in made:
+            run = Run(cluster.api, pin, checkout(pin), tmp_path_factory.mktemp("single") / f"{pin}-{script}")
+            end_as_upstream(script, pin, run.start(script))
+            steps = run.steps(*FIGURES)
+            assert [step[0] for step in steps] == list(range(ROLLOUTS))
+            made[pin, script] = steps
+        return made[pin, script]
+
+    return get
 
 
 @pytest.fixture(params=PINS)

@@ -11,6 +11,9 @@ from ray.job_submission import JobSubmissionClient
 from ray_jobs import SubmittedJob, wait_for
 
 ROUTER_019 = Path(sys.prefix) / "router-0.1.9"  # made by scripts/env.sh
+ROLLOUTS = 5
+FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
+"""What is equal in equal trainings; `tokens` hashes every rank's samples, `checksum` the weights after the step."""
 CROSS_JOB = ("--enable-cross-job-communication", "--job-id")
 
 
@@ -41,7 +44,7 @@ class Run:
             self.folders.model,
             self.folders.prompts,
             weight_dir=self.folders.weights,
-            **{**self.options, **options},
+            **{"num_rollout": ROLLOUTS, **self.options, **options},
             extra=extra,
         )
         command = [sys.executable, "-u", str(self.slime / script), *arguments]  # an absolute path stays as it is

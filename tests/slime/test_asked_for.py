@@ -4,9 +4,7 @@ import re
 
 import pytest
 from ray_jobs import SubmittedJob
-from slime_jobs import CROSS_JOB, end_well
-
-FIGURES = ("rollout_id", "tokens", "grad_norm", "raw_reward", "checksum")
+from slime_jobs import CROSS_JOB, FIGURES, ROLLOUTS, end_well
 
 
 def evaluations(job: SubmittedJob) -> list[tuple[str, str]]:
@@ -38,16 +36,14 @@ def test_evaluation_and_the_data_source_are_the_rollout_jobs(pin, new_run):
 
 
 @pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
-def test_a_single_job_with_the_switch_trains_as_before_and_lets_others_read(pin, new_run):
-    plain = new_run(pin, "plain")
-    end_well(plain.start("train.py"))
+def test_a_single_job_with_the_switch_trains_as_before_and_lets_others_read(pin, new_run, single):
     tapped = new_run(pin, "tapped")
-    reader = tapped.start_script("reader.py", tapped.name, "3")
+    reader = tapped.start_script("reader.py", tapped.name, str(ROLLOUTS))
     reader.said(120)  # it is attached: nothing is freed before it has read it
     job = tapped.start("train.py", *CROSS_JOB, tapped.name)
     end_well(job, reader)
-    assert tapped.steps(*FIGURES) == plain.steps(*FIGURES)
-    read = reader.all_said(4)[1:]
-    assert [(line["rollout_id"], line["samples"]) for line in read] == [(r, 64) for r in range(3)]
+    assert tapped.steps(*FIGURES) == single(pin)
+    read = reader.all_said(1 + ROLLOUTS)[1:]
+    assert [(line["rollout_id"], line["samples"]) for line in read] == [(r, 64) for r in range(ROLLOUTS)]
     rewards = [line["reward"] for line in read]
-    assert rewards == pytest.approx([reward for (reward,) in plain.steps("raw_reward")])
+    assert rewards == pytest.approx([reward for (reward,) in tapped.steps("raw_reward")])

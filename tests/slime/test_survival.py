@@ -7,21 +7,11 @@ from pathlib import Path
 
 import pytest
 from ray_jobs import SubmittedJob, wait_for
-from slime_jobs import Run, end_well, weights_that_generated
+from slime_jobs import FIGURES, ROLLOUTS, Run, end_well, weights_that_generated
 
-FIGURES = ("rollout_id", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
-ROLLOUTS = 5
 KILLED_AT = 3  # while this rollout is being generated
 
 pytestmark = pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
-
-
-@pytest.fixture
-def expected(pin, new_run) -> list[tuple]:
-    """The steps of an undisturbed single job."""
-    single = new_run(pin, "single", options={"num_rollout": ROLLOUTS})
-    end_well(single.start("train.py"))
-    return single.steps(*FIGURES)
 
 
 @pytest.fixture
@@ -30,7 +20,7 @@ def run(pin, new_run, tmp_path) -> Run:
     hold = tmp_path / "hold"
     hold.write_text(str(KILLED_AT))
     saving = {"save": tmp_path / "saved", "save_interval": 2}
-    run = new_run(pin, "run", options={"num_rollout": ROLLOUTS, **saving}, env={"SLIME_CPU_HOLD": str(hold)})
+    run = new_run(pin, "run", options=saving, env={"SLIME_CPU_HOLD": str(hold)})
     run.hold = hold
     return run
 
@@ -45,25 +35,25 @@ def kill_in_the_middle(run: Run, job: SubmittedJob, *jobs: SubmittedJob) -> None
     run.hold.unlink()
 
 
-def test_a_rollout_job_that_was_killed(pin, run, expected):
+def test_a_rollout_job_that_was_killed(pin, run, single):
     """The trainer waits, gives its weights to the new engines, and gets the rollout that was lost in the making."""
     first, train = run.rollout_job(), run.train_job()
     kill_in_the_middle(run, first, first, train)
     second = run.rollout_job()
     end_well(second, train, timeout_s=300)
-    assert run.steps(*FIGURES) == expected
+    assert run.steps(*FIGURES) == single(pin), "it differs from an undisturbed single job"
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
     published = [f"rollout {r} version" in second.logs for r in range(ROLLOUTS)]
     assert published == [r >= KILLED_AT for r in range(ROLLOUTS)], "what had been published was generated again"
 
 
-def test_a_train_job_that_was_killed(pin, run, expected, tmp_path):
+def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
     """It goes on from its checkpoint with the rollouts behind it, the same bytes, none of them generated again."""
     rollout, first = run.rollout_job(), run.train_job()
     kill_in_the_middle(run, first, rollout, first)
     second = run.train_job(load=tmp_path / "saved")
     end_well(rollout, second, timeout_s=300)
-    steps = run.steps(*FIGURES)
+    steps, expected = run.steps(*FIGURES), single(pin)
     assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4], "it resumed elsewhere than behind its last checkpoint"
     assert steps[:3] == expected[:3]
     assert steps[3:] == expected[2:]
