@@ -214,6 +214,23 @@ def test_a_rollout_job_learns_where_the_last_one_stopped(ledger):
     assert ledger.resume_point(rollout) == (2, {"of": 2})
 
 
+def test_a_rollout_that_is_there_already_ends_its_generation(ledger):
+    """Generated twice, because a rollout job could not know; the vault finds it equal and records no new version."""
+    rollout, train = jobs(ledger)
+    update(ledger, train, 0)
+    ledger.demand(train, 0)
+    assert wanted(ledger, rollout) == 0
+    payload = Payload("t", "vault", 1, num_samples=1)
+    ledger.publish(rollout, 0, payload)
+    ledger.jobs["exp"].gate.generating = 0
+    again = ledger.jobs["exp"].rollouts[0][0].payload
+    assert (
+        ledger.publish(rollout, 0, Payload("u", "vault", 1, num_samples=1, weight_version=0), compare=True)[0] is False
+    )
+    assert again.weight_version == 0
+    assert ledger.begin_update(train) == 1
+
+
 def test_jobs_that_hand_weights_over_as_a_value_do_not_meet_the_gate(ledger):
     rollout, train = jobs(ledger)
     ledger.demand(train, 0)

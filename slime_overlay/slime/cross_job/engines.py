@@ -35,6 +35,10 @@ class Engines(Roster):
                 self._raise_if_producer_over(job, grace_s)
         return None if peer is None or peer.facts is None else (peer.epoch, peer.facts)
 
+    def resume_point(self, client_id: str) -> tuple[int, dict[str, Any]] | None:
+        """Highest rollout id that was ever published in this job, and its metadata; None: nothing was."""
+        return self.jobs[self._live(client_id, "producer").info.job_id].newest
+
     def begin_update(self, client_id: str, until: int | None = None, grace_s: float = 0.0) -> int | None:
         """Hold the engines for a weight update; returns the epoch of the producer that has them, None: not yet.
 

@@ -52,13 +52,13 @@ class Ledger(Engines):
             raise Refused(
                 f"rollout {rollout_id} of job {job.job_id} was trained on, acked and freed: it is not taken again"
             )
+        if job.gate.generating == rollout_id:
+            job.gate.generating = None
         if compare and versions and _alike(versions[-1].payload, payload):
             return False, versions[-1]
         if payload.weight_version is None and job.gate.open:
             payload = replace(payload, weight_version=job.gate.version)
         located = Located(job.job_id, rollout_id, len(versions) + 1, payload, self._wall(), client.epoch)
-        if job.gate.generating == rollout_id:
-            job.gate.generating = None
         if job.newest is None or rollout_id >= job.newest[0]:
             job.newest = (rollout_id, payload.meta)
         job.rollouts.setdefault(rollout_id, []).append(located)
@@ -131,10 +131,6 @@ class Ledger(Engines):
         # while somebody waits to update the weights, only what he waits for is begun
         allowed = min(job.max_ahead, 1) if gated and gate.wanted_by else job.max_ahead
         return ahead if ahead <= last + allowed else None
-
-    def resume_point(self, client_id: str) -> tuple[int, dict[str, Any]] | None:
-        """Highest rollout id that was ever published in this job, and its metadata; None: nothing was."""
-        return self.jobs[self._live(client_id, "producer").info.job_id].newest
 
     # ------------------------------------------------------------------ consumer
 

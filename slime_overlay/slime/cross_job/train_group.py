@@ -7,6 +7,7 @@ because the trainer may be waiting for a rollout that they cannot generate witho
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,10 +98,15 @@ class Updates:
                     if waiting > self.connected:
                         logger.info("job %s: a new rollout job has come: it gets the weights", side.args.job_id)
                         self.run(connect, push)
-            except (CrossJobError, ray.exceptions.RayError) as error:
+            except (PeerFailed, ray.exceptions.RayTaskError) as error:
                 if not side.ended:
-                    logger.warning("job %s: a new rollout job will get no weights: %s", side.args.job_id, error)
+                    side.die(error)
                 return
+            except (CrossJobError, ray.exceptions.RayError) as error:
+                if side.ended:
+                    return
+                logger.warning("job %s: no weights for a new rollout job, for now: %s", side.args.job_id, error)
+                time.sleep(_POLL_S)
 
 
 class _BufferEra:

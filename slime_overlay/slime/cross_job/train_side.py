@@ -76,16 +76,19 @@ class TrainSide:
         return self.trained + 1 if self.trained >= 0 else self.args.start_rollout_id or 0
 
     def _excepthook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause = getattr(error, "cause", None) or error  # of Ray's wrapping
-        if not isinstance(cause, CrossJobError):
-            sys.__excepthook__(kind, error, trace)
-            self._end(traceback.format_exception_only(kind, error)[-1].strip())
-            return
+        if isinstance(_cause(error), CrossJobError):
+            self.die(error)
+        sys.__excepthook__(kind, error, trace)
+        self._end(traceback.format_exception_only(kind, error)[-1].strip())
+
+    def die(self, error: BaseException) -> None:
+        """End this process with an error, from any thread: one line, and the exit code that tells errors apart."""
+        cause = _cause(error)
         print(f"{type(cause).__name__}: {' | '.join(str(cause).splitlines())}", file=sys.stderr, flush=True)
         self._end(str(cause))
         sys.stdout.flush()
         ray.shutdown()
-        os._exit(cause.exit_code)  # an excepthook cannot choose the exit code in another way
+        os._exit(getattr(cause, "exit_code", 1))
 
     def _at_exit(self) -> None:
         self._end("its driver ended before the last rollout")
@@ -105,6 +108,11 @@ class TrainSide:
             )
         except (CrossJobError, ray.exceptions.RayError) as other:
             logger.warning("could not tell the broker how this job ended: %s", other)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that was raised, freed from Ray's wrapping."""
+    return getattr(error, "cause", None) or error
 
 
 class Manager:
