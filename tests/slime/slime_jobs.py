@@ -30,7 +30,6 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)  # of single_job.slime_arguments
     env: dict[str, str] = field(default_factory=dict)
     jobs: list[SubmittedJob] = field(default_factory=list)
-    hold: Path | None = None  # see seeded_generate
 
     def __post_init__(self) -> None:
         self.folders = single_job.Folders(self.root)
@@ -39,7 +38,13 @@ class Run:
 
     def start(self, script: str, *extra: str, **options: Any) -> SubmittedJob:
         """Submit slime's `script` with the run's arguments, `options` replacing some, and `extra` behind them."""
-        arguments = single_job.slime_arguments(
+        arguments = self.arguments(*extra, **options)
+        command = [sys.executable, "-u", str(self.slime / script), *arguments]  # an absolute path stays as it is
+        return self._submit(command)
+
+    def arguments(self, *extra: str, **options: Any) -> list[str]:
+        """What goes behind slime's train.py."""
+        return single_job.slime_arguments(
             self.pin,
             self.folders.model,
             self.folders.prompts,
@@ -47,14 +52,9 @@ class Run:
             **{"num_rollout": ROLLOUTS, **self.options, **options},
             extra=extra,
         )
-        command = [sys.executable, "-u", str(self.slime / script), *arguments]  # an absolute path stays as it is
-        return self._submit(command)
 
-    def start_script(self, name: str, *words: str) -> SubmittedJob:
-        """Submit a script of this folder, with the patched slime on its path."""
-        return self._submit([sys.executable, "-u", str(Path(__file__).with_name(name)), *words])
-
-    def _submit(self, command: list[str]) -> SubmittedJob:
+    def environment(self) -> dict[str, str]:
+        """Variables of all processes of its jobs."""
         env = single_job.environment(
             self.pin,
             self.slime,
@@ -65,7 +65,14 @@ class Run:
             log_dir=self.root,
             router_019=ROUTER_019,
         )
-        job = SubmittedJob(JobSubmissionClient(self.api), command, {**env, **self.env})
+        return {**env, **self.env}
+
+    def start_script(self, name: str, *words: str) -> SubmittedJob:
+        """Submit a script of this folder, with the patched slime on its path."""
+        return self._submit([sys.executable, "-u", str(Path(__file__).with_name(name)), *words])
+
+    def _submit(self, command: list[str]) -> SubmittedJob:
+        job = SubmittedJob(JobSubmissionClient(self.api), command, self.environment())
         self.jobs.append(job)
         return job
 

@@ -7,36 +7,23 @@ from statistics import mean
 
 import pytest
 import single_job
-from slime_jobs import ROUTER_019, Run
+from slime_jobs import Run
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROLLOUTS = 18
 
 
-def launch(run: Run, role: str, *extra: str) -> subprocess.Popen[str]:
+def launch(run: Run, role: str) -> subprocess.Popen[str]:
     """scripts/launch_ROLE.sh with the run's arguments behind --, following the job's log to its end."""
-    env = single_job.environment(
-        run.pin,
-        run.slime,
-        engine=run.engine,
-        weight_dir=run.folders.weights,
-        log=run.folders.log,
-        probe=True,
-        log_dir=run.root,
-        router_019=ROUTER_019,
-    )
-    arguments = single_job.slime_arguments(
-        run.pin, run.folders.model, run.folders.prompts, weight_dir=run.folders.weights, num_rollout=ROLLOUTS
-    )
     command = [SCRIPTS / f"launch_{role}.sh", "--job-id", run.name, "--slime", run.slime, "--address", run.api]
-    command += [text for name, value in env.items() for text in ("--env", f"{name}={value}")]
+    command += [text for name, value in run.environment().items() for text in ("--env", f"{name}={value}")]
     with (run.root / f"{role}.log").open("w") as log:
-        return subprocess.Popen([*command, *extra, "--", *arguments], stdout=log, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen([*command, "--", *run.arguments()], stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
 def test_the_split_pair_learns_on_real_parts(pin, new_run):
-    run = new_run(pin, "real", engine="sglang")
+    run = new_run(pin, "real", engine="sglang", probe=True, options={"num_rollout": ROLLOUTS})
     jobs = {role: launch(run, role) for role in ("rollout", "train")}
     try:
         codes = {role: job.wait(600) for role, job in jobs.items()}

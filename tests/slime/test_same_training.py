@@ -13,6 +13,8 @@ def test_two_jobs_train_as_one(pin, new_run, single):
     rollout, train = split.rollout_job(), split.train_job()
     end_well(rollout, train)
     assert split.steps(*FIGURES) == expected
+    for job, gpus in ((train, 2), (rollout, 1)):
+        assert f"Creating placement group with {gpus} GPUs" in job.logs
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
 
 

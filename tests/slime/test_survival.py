@@ -11,34 +11,39 @@ from slime_jobs import FIGURES, ROLLOUTS, Run, end_well, weights_that_generated
 
 KILLED_AT = 3  # while this rollout is being generated
 
-pytestmark = pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
+both_eras = pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
 
 
 @pytest.fixture
 def run(pin, new_run, tmp_path) -> Run:
-    """Its generation stops in the middle of rollout KILLED_AT for as long as the file `hold` is there."""
-    hold = tmp_path / "hold"
-    hold.write_text(str(KILLED_AT))
-    saving = {"save": tmp_path / "saved", "save_interval": 2}
-    run = new_run(pin, "run", options=saving, env={"SLIME_CPU_HOLD": str(hold)})
-    run.hold = hold
-    return run
+    """Saves after every second rollout."""
+    return new_run(pin, "run", options={"save": tmp_path / "saved", "save_interval": 2})
 
 
-def kill_in_the_middle(run: Run, job: SubmittedJob, *jobs: SubmittedJob) -> None:
-    """SIGKILL the driver of `job` while rollout KILLED_AT is being generated; returns when Ray calls it failed."""
-    witness = Path(f"{run.hold}.held")
+def stop_at(run: Run, what: str, number: int) -> Path:
+    """Its processes will wait at that rollout or weight update until the file that is returned is removed."""
+    hold = run.root / f"hold-{what}"
+    hold.write_text(str(number))
+    run.env[f"SLIME_CPU_HOLD_{what.upper()}"] = str(hold)
+    return hold
+
+
+def kill_there(hold: Path, job: SubmittedJob, *jobs: SubmittedJob) -> None:
+    """SIGKILL the driver of `job` when somebody waits at `hold`; returns when Ray calls it failed."""
+    witness = Path(f"{hold}.held")
     wait_for(witness.exists, 240, lambda: "\n".join(j.logs[-3000:] for j in jobs))
     time.sleep(1)
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait(60) == "FAILED", "the fault did not happen"
-    run.hold.unlink()
+    hold.unlink()
 
 
+@both_eras
 def test_a_rollout_job_that_was_killed(pin, run, single):
     """The trainer waits, gives its weights to the new engines, and gets the rollout that was lost in the making."""
+    hold = stop_at(run, "rollout", KILLED_AT)
     first, train = run.rollout_job(), run.train_job()
-    kill_in_the_middle(run, first, first, train)
+    kill_there(hold, first, first, train)
     second = run.rollout_job()
     end_well(second, train, timeout_s=300)
     assert run.steps(*FIGURES) == single(pin), "it differs from an undisturbed single job"
@@ -47,10 +52,12 @@ def test_a_rollout_job_that_was_killed(pin, run, single):
     assert published == [r >= KILLED_AT for r in range(ROLLOUTS)], "what had been published was generated again"
 
 
+@both_eras
 def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
     """It goes on from its checkpoint with the rollouts behind it, the same bytes, none of them generated again."""
+    hold = stop_at(run, "rollout", KILLED_AT)
     rollout, first = run.rollout_job(), run.train_job()
-    kill_in_the_middle(run, first, rollout, first)
+    kill_there(hold, first, rollout, first)
     second = run.train_job(load=tmp_path / "saved")
     end_well(rollout, second, timeout_s=300)
     steps, expected = run.steps(*FIGURES), single(pin)
@@ -59,3 +66,18 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
     assert steps[3:] == expected[2:]
     for rollout_id in range(ROLLOUTS):
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
+
+
+@pytest.mark.parametrize("pin", ["079dbcf"])
+def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, single, tmp_path):
+    """It held slime's lock, and left the engines paused: they generate nothing before they have whole weights."""
+    hold = stop_at(run, "update", 4)  # the one after rollout 2: the first is that of the start
+    rollout, first = run.rollout_job(), run.train_job()
+    kill_there(hold, first, rollout, first)
+    second = run.train_job(load=tmp_path / "saved")
+    end_well(rollout, second, timeout_s=300)
+    steps, expected = run.steps(*FIGURES), single(pin)
+    assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4]
+    assert steps[:3] == expected[:3]
+    assert steps[3:] == expected[2:]
+    assert "freed the lock on the engines" in second.logs, "the lock was not held: the fault did not happen"

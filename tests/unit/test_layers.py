@@ -21,7 +21,7 @@ ORDER = (
     *("weights", "member"),  # what both sides have in common
     *("producer", "consumer"),
     *("facade", "jobs"),
-    *("arguments", "train_data", "boxes", "tap"),  # slime's side, see hooks.py
+    *("arguments", "train_data", "boxes", "tap", "update_groups"),  # slime's side, see hooks.py
     *("gateway", "train_side", "train_group"),
     *("hooks", "rollout_side"),
 )
@@ -39,7 +39,7 @@ STRANGERS = (
 USES_RAY = frozenset(
     [
         *("liveness", "vault", "broker", "link", "member", "producer", "facade"),
-        *("boxes", "gateway", "train_side", "train_group", "hooks"),
+        *("boxes", "gateway", "train_side", "train_group", "hooks", "update_groups"),
     ]
 )
 USES_SLIME = frozenset(["boxes", "train_side", "rollout_side"])

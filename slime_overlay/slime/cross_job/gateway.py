@@ -6,13 +6,14 @@ job dies, a call waits for the next one as long as the grace allows, and is made
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from . import arguments
+from . import arguments, update_groups
 from .boxes import boxes_of
 from .consumer import Consumer
 from .errors import CrossJobError, RolloutNotFound
@@ -37,6 +38,9 @@ class Gateway:
         self._consumer: Consumer
         self._claimed: set[int] = set()
         self._first = True
+        self._lock = threading.Lock()
+        self._unlocked = 0  # epoch of the rollout job whose lock no dead train job holds any more
+        self._groups_of = 0  # epoch of the rollout job whose engines are rid of earlier groups
         self._connected = 0  # epoch of the rollout job whose engines the training ranks are connected to
 
     def start(self) -> None:
@@ -87,6 +91,7 @@ class Gateway:
     def get_updatable_engines_and_lock(self) -> Any:
         """Engines and lock of the rollout job; all count as new until this train job has connected to them."""
         epoch, (engines, lock, new, *layout) = self._ask_with_epoch("get_updatable_engines_and_lock")
+        self._end_groups(epoch, engines)
         return engines, lock, new if epoch == self._connected else len(engines), *layout
 
     def clear_updatable_num_new_engines(self) -> Any:
@@ -107,11 +112,18 @@ class Gateway:
     def engines(self) -> tuple[int, list[Any], Any]:
         """(epoch of the rollout job, its engines, the lock on them), for pins that connect to them once."""
         epoch, facts = self._consumer.producer_facts()
+        self._end_groups(epoch, facts["engines"])
         return epoch, facts["engines"], facts["lock"]
 
     def begin_update(self, until: int | None) -> int:
-        """See Consumer.begin_update."""
-        return self._consumer.begin_update(until)
+        """See Consumer.begin_update. The engines are this train job's, also if another died in an update of them."""
+        epoch = self._consumer.begin_update(until)
+        if self._unlocked != epoch:
+            facts = self._consumer.producer_facts()[1]
+            lock = facts.get("lock") or self._ask("get_updatable_engines_and_lock")[1]
+            update_groups.unlock(lock)
+            self._unlocked = epoch
+        return epoch
 
     def end_update(self, version: int, epoch: int) -> None:
         """See Consumer.end_update; what was trained on is acked where no checkpoint will ever cover it."""
@@ -149,6 +161,13 @@ class Gateway:
         self._consumer.fail(reason)
 
     # ------------------------------------------------------------------ inside
+
+    def _end_groups(self, epoch: int, engines: list[Any]) -> None:
+        """Once for each rollout job: make its engines ready for this train job's process groups."""
+        with self._lock:
+            if self._groups_of != epoch:
+                update_groups.end(engines, update_groups.names(self._args))
+                self._groups_of = epoch
 
     def _ack_before(self, rollout_id: int) -> None:
         """Ack what a checkpoint covered before this train job was started; its predecessor may not have come to it."""

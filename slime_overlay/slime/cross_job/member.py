@@ -270,13 +270,12 @@ def as_source(value: Any) -> FromRefs:
     if isinstance(value, ray.ObjectRef):
         return FromRefs([value], {"nbytes": 0, "num_samples": -1})
     parts = value if isinstance(value, list) and value else [value]
-    batches = [Batch.pack(p) if isinstance(p, Mapping) and not isinstance(p, Batch) else p for p in parts]
-    for batch in batches:
-        if not isinstance(batch, Batch):
-            raise BadInput(
-                f"cannot publish a {type(batch).__name__}: give a mapping of columns, a Batch, or an ObjectRef to "
-                "anything that Ray can serialise"
-            )
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise BadInput(
+            f"cannot publish a {type(value).__name__}: give a mapping of columns, a Batch, a list of those, or an "
+            "ObjectRef to anything that Ray can serialise"
+        )
+    batches = [part if isinstance(part, Batch) else Batch.pack(part) for part in parts]
     nbytes = sum(batch.nbytes for batch in batches)
     try:
         refs = [ray.put(batch) for batch in batches]

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from . import update_groups
 from .errors import CrossJobError, NotOwner, PeerFailed
 from .link import Deadline, get
 from .train_side import TrainSide
@@ -162,7 +163,11 @@ class _InParts:
         return saved
 
     def update_weights(self) -> None:
-        self.cross_job.run(lambda: None, super().update_weights)  # type: ignore[misc]
+        self.cross_job.run(self._forget_dead_engines, super().update_weights)  # type: ignore[misc]
+
+    def _forget_dead_engines(self) -> None:
+        actors = self._actor_handlers  # type: ignore[attr-defined]
+        ray.get([actor.__ray_call__.remote(update_groups.forget) for actor in actors])
 
 
 def _last_line(error: BaseException) -> str:

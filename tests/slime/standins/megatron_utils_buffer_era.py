@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 import torch.distributed as dist
+from hold import held
 from megatron_cli import build_parser
 
 try:
@@ -99,6 +100,8 @@ class MegatronTrainRayActor(TrainRayActor):
 
     def _send(self, folder):
         while not ray.get(self.rollout_engine_lock.acquire.remote()):
+            time.sleep(0.1)
+        while held("SLIME_CPU_HOLD_UPDATE", self.weight_version):
             time.sleep(0.1)
         version = str(self.weight_version)
         ray.get([engine.update_weights_from_disk.remote(folder, version) for engine in self.rollout_engines])

@@ -4,17 +4,12 @@ slime sends the same request for every sample of a prompt. The toy engine draws 
 identity, its index in the data source, must be in it. sampling_params.sampling_seed is the field for that, and
 sglang-router 0.3.2 passes it on; 0.1.9 drops what it does not know, so the same number also goes as a stop token far
 outside any vocabulary, which stops nothing. SGLang uses the seed only with deterministic inference.
-
-For fault tests: while the file that SLIME_CPU_HOLD names exists, the samples of the rollout whose id it holds wait,
-and FILE.held tells that they do.
 """
 
 import asyncio
-import contextlib
 import hashlib
-import os
-from pathlib import Path
 
+from hold import held
 from slime.rollout import sglang_rollout
 
 BEYOND_VOCABULARY = 2**30
@@ -26,18 +21,9 @@ def sampling_seed(rollout_seed: int, index: int) -> int:
     return int.from_bytes(digest[:4], "little") >> 2
 
 
-async def hold(args, sample):
-    """Wait here if the sample belongs to the rollout that is to stop in the middle."""
-    file = Path(os.environ.get("SLIME_CPU_HOLD", "/nonexistent"))
-    mine = sample.index // (args.rollout_batch_size * args.n_samples_per_prompt)
-    with contextlib.suppress(FileNotFoundError):
-        while int(file.read_text()) == mine:
-            Path(f"{file}.held").touch()
-            await asyncio.sleep(0.1)
-
-
 async def generate(args, sample, sampling_params):
-    await hold(args, sample)
+    while held("SLIME_CPU_HOLD_ROLLOUT", sample.index // (args.rollout_batch_size * args.n_samples_per_prompt)):
+        await asyncio.sleep(0.1)
     seed = sampling_seed(args.rollout_seed, sample.index)
     stops = [*(sampling_params.get("stop_token_ids") or ()), BEYOND_VOCABULARY + seed]
     params = {**sampling_params, "sampling_seed": seed, "stop_token_ids": stops}

@@ -31,6 +31,10 @@ else:  # v0.3.1
     AMEND = {"slime.backends.sglang_utils.sglang_engine": "sglang_engine_v031"}
 
 
+for name in filter(None, os.environ.get("SLIME_CPU_REAL_MODULES", "").split(",")):
+    del REDIRECT[name]  # for tests of what slime itself does there
+
+
 class StandInFinder:
     """Finds the redirected modules here, and lets `amend` of the named stand-in work on a module of slime's own."""
 
