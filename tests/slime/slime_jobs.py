@@ -65,7 +65,7 @@ class Run:
             log_dir=self.root,
             router_019=ROUTER_019,
         )
-        return {**env, **self.env}
+        return {**env, "RAY_DEDUP_LOGS": "0", **self.env}
 
     def start_script(self, name: str, *words: str) -> SubmittedJob:
         """Submit a script of this folder, with the patched slime on its path."""

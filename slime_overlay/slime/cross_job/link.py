@@ -48,8 +48,12 @@ class Deadline:
         return self.left() > 0
 
 
-def ensure_ray(address: str | None = None, probe_s: float = 5.0) -> None:
+def ensure_ray(address: str | None = None, probe_s: float = 5.0, log_to_driver: bool = False) -> None:
     """Connect this process to Ray if it is not connected: to `address`, else to RAY_ADDRESS.
+
+    Args:
+        probe_s: how long to try whether anybody listens at the address, in seconds.
+        log_to_driver: show what the actors of this job print.
 
     Raises:
         ClusterUnreachable: no address is known, or no cluster answers there.
@@ -71,7 +75,7 @@ def ensure_ray(address: str | None = None, probe_s: float = 5.0) -> None:
                 f"no Ray cluster at {address} ({error}): check that it runs, and the address"
             ) from None
     try:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=log_to_driver)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
 
@@ -140,7 +144,7 @@ class Link:
                 max_restarts=-1,
                 max_concurrency=1000,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
-            ).remote(name, self.namespace)
+            ).remote(name, self.namespace, own_process=True)
             get(handle.hello.remote(), Deadline(START_S), f"the vault of node {node_id[:8]}")
             self._vaults[name] = handle
         return self._vaults[name]

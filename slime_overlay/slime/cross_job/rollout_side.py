@@ -26,7 +26,7 @@ def main(args: Any) -> None:
         raise BadInput(
             "this is the rollout job's entry: add --enable-cross-job-communication --cross-job-role rollout"
         )
-    ensure_ray()
+    ensure_ray(log_to_driver=True)
     _children_die_with_us()
     with Producer(args.job_id, settings=arguments.settings(args)) as producer:
         producer.doing("starting slime's engines")

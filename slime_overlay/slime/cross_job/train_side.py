@@ -38,7 +38,7 @@ class TrainSide:
 
         self.in_parts = hasattr(placement_group, "create_training_models")  # from v0.3 on
         log_to_stderr()
-        ensure_ray()
+        ensure_ray(log_to_driver=True)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor: Any = ray.remote(Gateway)
         options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
@@ -49,10 +49,9 @@ class TrainSide:
 
     @classmethod
     def of(cls, args: Any) -> "TrainSide":
-        """The train side of this process, made by the first call."""
+        """The train side of this process, made by the first call, with the arguments that slime completes later."""
         if cls._instance is None:
             cls._instance = cls(args)
-        cls._instance.args = args  # slime completes its arguments as it goes on
         return cls._instance
 
     def manager(self) -> Any:

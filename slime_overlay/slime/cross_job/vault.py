@@ -63,10 +63,9 @@ class FromMethod:
 class Vault:
     """See the module. Undecorated, so that it can be tested without Ray; `link.py` makes the actor."""
 
-    def __init__(self, name: str, namespace: str):
-        # Ray imports an actor's module when its handle arrives. A vault calls slime's actors without knowing them: it
-        # must not take seconds and gigabytes to load what they load, nor care which slime they come from.
-        sys.modules.setdefault("slime.ray", None)  # type: ignore[arg-type]
+    def __init__(self, name: str, namespace: str, own_process: bool = False):
+        if own_process:
+            _load_nothing_of_slime()
         self._name = name
         self._namespace = namespace
         self._broker_handle: Any = None
@@ -200,6 +199,16 @@ class Vault:
                 if asyncio.get_running_loop().time() > deadline:
                     raise BrokerLost(f"the broker did not answer vault {self._name}: {error}") from None
             await asyncio.sleep(0.5)
+
+
+def _load_nothing_of_slime() -> None:
+    """Ray loads an actor's class, and what that imports, when its handle arrives; where it cannot, it makes do.
+
+    A vault calls slime's actors without knowing them: it must not take seconds and gigabytes to load SGLang, nor care
+    which slime they come from.
+    """
+    for package in ("ray", "utils", "rollout", "backends"):
+        sys.modules.setdefault(f"slime.{package}", None)  # type: ignore[arg-type]
 
 
 async def _copy(ref: Any) -> Any:
