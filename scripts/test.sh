@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: scripts/test.sh [unit|integration|patches|slime|all] [pytest options]. Makes its environment first.
+# Runs the tests: scripts/test.sh [unit|integration|patches|slime|all] [TEST-FILE...] [pytest options].
+# Makes the environments first: one, and for tests/slime another.
 set -euo pipefail
 suite=all
 case ${1:-} in
@@ -16,31 +17,29 @@ esac
 here=$(dirname "${BASH_SOURCE[0]}")
 python=${PYTHON:-python3}
 
-run() { # run ENVIRONMENT FOLDER... -- PYTEST-OPTIONS
-    local environment=$1 folders=()
-    shift
-    while [ "$1" != -- ]; do
-        folders+=("$1")
-        shift
+run() { # run ENVIRONMENT "FOLDER OPTIONS" PYTEST-ARGUMENTS...: the folder, unless the arguments name files of it
+    local ENVIRONMENT=$1 selected=$2 argument
+    shift 2
+    for argument in "$@"; do
+        [ ! -e "${argument%%::*}" ] || selected=""
     done
-    shift
     (
-        ENVIRONMENT=$environment
         . "$here/env.sh"
         cd "$ROOT"
-        exec python -m pytest "${folders[@]}" "$@"
+        # shellcheck disable=SC2086 # words
+        exec python -m pytest $selected "$@"
     )
 }
 
 case $suite in
-slime) run slime tests/slime -- "$@" ;;
+slime) run slime tests/slime "$@" ;;
 all)
-    run "" tests --ignore=tests/slime -- "$@"
+    run "" "tests --ignore=tests/slime" "$@"
     if "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-        run slime tests/slime -- "$@"
+        run slime tests/slime "$@"
     else
         echo "not run: tests/slime, which need Python 3.11 (SGLang's and megatron-core's wheels): set PYTHON"
     fi
     ;;
-*) run "" "tests/$suite" -- "$@" ;;
+*) run "" "tests/$suite" "$@" ;;
 esac

@@ -30,6 +30,7 @@ def test_evaluation_and_the_data_source_are_the_rollout_jobs(pin, new_run):
     assert [rollout_id for rollout_id, _ in evaluations(alone)] == ["0", "0", "1"]
     assert evaluations(rollout) == evaluations(alone)
     assert evaluations(train) == []
+    assert rollout.logs.count(" published: ") == 2, "an evaluation was published"
     for run in (single, split):
         saved = sorted(path.name for path in (run.root / "saved" / "rollout").iterdir())
         assert saved == ["global_dataset_state_dict_0.pt", "global_dataset_state_dict_1.pt"]
