@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from ray_jobs import wait_for
 from slime_jobs import end_well
 
 
@@ -15,6 +16,15 @@ def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
     assert [used for used, _ in single["pairs"]] == [2, 3], "slime's own sum is another: is the patch still needed?"
     assert all(used == given for used, given in split["pairs"])
     assert not all(used == given for used, given in single["pairs"])
+
+
+@pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
+def test_gpus_that_are_missing_are_named(pin, new_run):
+    run = new_run(pin, "greedy")
+    job = run.train_job("--actor-num-gpus-per-node", "6", "--global-batch-size", "48")
+    said = "this train job waits for 6 GPUs; 4 of the cluster's 4 are free"
+    wait_for(lambda: said in job.logs or job.status == "FAILED", 120, lambda: job.logs)
+    assert said in job.logs
 
 
 def test_engines_that_a_killed_train_job_left_take_weights_from_the_next(new_run):

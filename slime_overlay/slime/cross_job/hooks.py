@@ -19,12 +19,29 @@ _taps: dict[str, Any] = {}
 
 
 def placement(args: Any) -> tuple[int, int]:
-    """(GPUs of this job's placement group, index of the first rollout GPU in it) for the job's role."""
+    """(GPUs of this job's placement group, index of the first rollout GPU in it) for the job's role.
+
+    slime then waits for them without a word (up to v0.1), so what is missing is said here.
+    """
+    import ray
+
+    from .link import ensure_ray
+
     if args.cross_job_role == "train":
-        return args.actor_num_nodes * args.actor_num_gpus_per_node, 0
-    if args.debug_train_only or getattr(args, "rollout_external", False):
-        return 0, 0
-    return args.rollout_num_gpus, 0
+        gpus = args.actor_num_nodes * args.actor_num_gpus_per_node
+    elif args.debug_train_only or getattr(args, "rollout_external", False):
+        gpus = 0
+    else:
+        gpus = args.rollout_num_gpus
+    ensure_ray(log_to_driver=True)
+    free = ray.available_resources().get("GPU", 0)
+    if free < gpus:
+        logger.warning(
+            "job %s: this %s job waits for %d GPUs; %g of the cluster's %g are free: stop what holds them, add nodes, "
+            "or ask for fewer",
+            *(args.job_id, args.cross_job_role, gpus, free, ray.cluster_resources().get("GPU", 0)),
+        )
+    return gpus, 0
 
 
 def base_gpu_id() -> int:
