@@ -21,8 +21,8 @@ def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
 @pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
 def test_gpus_that_are_missing_are_named(pin, new_run):
     run = new_run(pin, "greedy")
-    job = run.train_job("--actor-num-gpus-per-node", "6", "--global-batch-size", "48")
-    said = "this train job waits for 6 GPUs; 4 of the cluster's 4 are free"
+    job = run.train_job("--actor-num-gpus-per-node", "8")
+    said = "this train job waits for 8 GPUs; 4 of the cluster's 4 are free"
     wait_for(lambda: said in job.logs or job.status == "FAILED", 120, lambda: job.logs)
     assert said in job.logs
 
