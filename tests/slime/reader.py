@@ -6,6 +6,7 @@ import sys
 import ray
 
 from slime.cross_job import Consumer
+from slime.cross_job.errors import EndOfStream
 
 if __name__ == "__main__":
     job_id, count = sys.argv[1], int(sys.argv[2])
@@ -19,3 +20,7 @@ if __name__ == "__main__":
                 told = {"rollout_id": rollout.rollout_id, "samples": tokens, "reward": rollout.meta["reward"]}
                 assert len(rewards) == tokens
                 print("SAID", json.dumps(told), flush=True)
+        try:
+            consumer.claim(timeout_s=60)
+        except EndOfStream:
+            print("SAID", json.dumps({"end": "planned"}), flush=True)

@@ -44,7 +44,8 @@ def test_a_single_job_with_the_switch_trains_as_before_and_lets_others_read(pin,
     job = tapped.start("train.py", *CROSS_JOB, tapped.name)
     end_well(job, reader)
     assert tapped.steps(*FIGURES) == single(pin)
-    read = reader.all_said(1 + ROLLOUTS)[1:]
+    *read, end = reader.all_said(2 + ROLLOUTS)[1:]
+    assert end == {"end": "planned"}
     assert [(line["rollout_id"], line["samples"]) for line in read] == [(r, 64) for r in range(ROLLOUTS)]
     rewards = [line["reward"] for line in read]
     assert rewards == pytest.approx([reward for (reward,) in tapped.steps("raw_reward")])

@@ -79,7 +79,7 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     if args.job_id not in _taps:
         from .tap import Tap
 
-        _taps[args.job_id] = Tap(args.job_id, arguments.settings(args))
+        _taps[args.job_id] = Tap(args.job_id, arguments.settings(args), args.num_rollout)
     return _taps[args.job_id].publish(rollout_id, parts, meta, in_parts=hasattr(manager, "_split_train_data_by_dp"))
 
 

@@ -16,7 +16,8 @@ class Tap:
     generates the next, at most); other consumer groups keep what they have not acked.
     """
 
-    def __init__(self, job_id: str, settings: Settings):
+    def __init__(self, job_id: str, settings: Settings, num_rollout: int | None):
+        self._num_rollout = num_rollout
         self._producer = Producer(job_id, settings=settings)
         self._own = Consumer(job_id, settings=settings)
         self._claimed: list[int] = []
@@ -29,5 +30,7 @@ class Tap:
         self._producer.publish(rollout_id, parts, meta=meta)
         rollout = self._own.claim(rollout_id)
         self._claimed.append(rollout_id)
+        if self._num_rollout is not None and rollout_id + 1 >= self._num_rollout:
+            self._producer.finish()  # readers learn that this was the end, and no crash
         boxes = boxes_of(rollout)
         return boxes if in_parts else boxes[0]
