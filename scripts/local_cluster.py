@@ -88,7 +88,7 @@ class LocalCluster:
             raise
 
     def _start(self) -> None:
-        client_port, agent_port = _free_ports(2)
+        client_port, agent_port = free_ports(2)
         log = self.folder / "start.log"
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
@@ -165,7 +165,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for s in sockets:

@@ -13,7 +13,20 @@ SETTINGS: dict[str, tuple[type, str]] = {
         int,
         "rollouts generated beyond the last one demanded, 0: train.py's order, 1: train_async.py's (default: 0)",
     ),
-    "retain": (int, "how many acked rollouts are kept before they are freed (default: 0)"),
+    "retain": (int, "how many acked rollouts are kept, for a restart from an older checkpoint (default: 0)"),
+    "max_bytes": (
+        int,
+        "bytes of rollouts that are kept; at this bound the rollout job waits for acks (default: no bound)",
+    ),
+    "max_staleness": (
+        int,
+        "how many weight versions a rollout may be behind those that train on it (default: any number)",
+    ),
+    "on_stale": (
+        str,
+        "what happens to a rollout that would be further behind, wait: it is generated later, drop: it is replaced by "
+        "one of new prompts, regenerate: by one of the same prompts (default: wait)",
+    ),
     "heartbeat_s": (float, "seconds between two signs of life (default: 1.0)"),
     "dead_after_s": (
         float,

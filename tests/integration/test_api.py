@@ -76,7 +76,7 @@ def test_the_same_content_is_the_same_version_and_other_content_the_next(pair):
     assert consumer.claim(0).version == 3
     assert consumer.get(0, version=1).batch.to_pydict() == columns(0)
     assert [located.version for located in consumer.versions(0)] == [1, 2, 3]
-    with pytest.raises(RolloutNotFound, match="versions 1 to 3"):
+    with pytest.raises(RolloutNotFound, match="versions 1, 2, 3, not 4"):
         consumer.get(0, version=4)
     node = ray.get_runtime_context().get_node_id()
     stats = ray.get(producer.link.vault_on(node).stats.remote())
@@ -257,7 +257,7 @@ def test_the_names_of_the_proposal(job_id):
 def test_a_broker_of_another_protocol_is_refused(job_id):
     options = {"name": BROKER_NAME, "namespace": job_id, "num_cpus": 0}
     broker = ray.remote(Broker).options(**options).remote(job_id, protocol=999)
-    with pytest.raises(ProtocolMismatch, match="speaks protocol 999, this client 1: give both jobs the same"):
+    with pytest.raises(ProtocolMismatch, match="speaks protocol 999, this client 2: give both jobs the same"):
         Link(job_id)
     ray.kill(broker)
 

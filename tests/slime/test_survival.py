@@ -68,6 +68,26 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
 
 
+@both_eras
+def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
+    """SIGTERM: the rollout that is being generated is finished, what was trained is saved; both end well."""
+    hold = stop_at(run, "rollout", KILLED_AT)
+    rollout, train = run.rollout_job(), run.train_job()
+    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, train)))
+    for job in (rollout, train):
+        os.kill(job.pid, signal.SIGTERM)
+    assert train.wait(60) == "SUCCEEDED", train.logs
+    assert f"saving after rollout {KILLED_AT - 1}" in train.logs
+    assert rollout.status == "RUNNING", "it did not finish what it was generating"
+    hold.unlink()
+    assert rollout.wait(60) == "SUCCEEDED", rollout.logs
+    assert f"rollout {KILLED_AT} version 1 published" in rollout.logs
+    second_rollout, second_train = run.rollout_job(), run.train_job(load=tmp_path / "saved")
+    end_well(second_rollout, second_train, timeout_s=300)
+    assert run.steps(*FIGURES) == single(pin), "a step was lost or done twice"
+    assert f"rollout {KILLED_AT} version" not in second_rollout.logs, "it was generated again"
+
+
 @pytest.mark.parametrize("pin", ["079dbcf"])
 def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, single, tmp_path):
     """It held slime's lock, and left the engines paused: they generate nothing before they have whole weights."""

@@ -16,7 +16,8 @@ import pytest
 import slime.cross_job
 from slime.cross_job import errors
 from slime.cross_job.errors import BadInput, CrossJobError, PeerFailed, WaitTimeout
-from slime.cross_job.settings import Settings, add_arguments
+from slime.cross_job.records import DROP, REGENERATE, SETTINGS, WAIT, Job
+from slime.cross_job.settings import ON_STALE, Settings, add_arguments
 from slime.cross_job.types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
 
 FLAGS = frozenset(
@@ -25,12 +26,23 @@ FLAGS = frozenset(
         "--cross-job-namespace",
         "--cross-job-max-ahead",
         "--cross-job-retain",
+        "--cross-job-max-bytes",
+        "--cross-job-max-staleness",
+        "--cross-job-on-stale",
         "--cross-job-heartbeat-s",
         "--cross-job-dead-after-s",
         "--cross-job-peer-grace-s",
         "--cross-job-timeout-s",
     ]
 )
+OF_THE_JOB = {
+    "max_ahead": "0",
+    "retain": "0",
+    "max_bytes": "no bound",
+    "max_staleness": "any number",
+    "on_stale": "wait",
+}
+"""Settings that belong to the job: none given is what the other side says, or this."""
 PACKAGE_NAMES = frozenset(["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "errors"])
 UTILS_NAMES = frozenset(
     [
@@ -141,6 +153,9 @@ def test_every_flag_arrives():
         "namespace": "mine",
         "max_ahead": 0,  # not the same as none given
         "retain": 3,
+        "max_bytes": 1 << 40,
+        "max_staleness": 2,
+        "on_stale": "drop",
         "heartbeat_s": 0.5,
         "dead_after_s": 4.5,
         "peer_grace_s": 60.0,
@@ -157,10 +172,11 @@ def test_the_help_says_the_defaults():
     text = add_arguments(argparse.ArgumentParser()).format_help()
     text = re.sub(r"\s+", " ", text)
     for flag in FLAGS - {"--job-id"}:
-        default = getattr(Settings(), flag.removeprefix("--cross-job-").replace("-", "_"))
-        shown = re.search(rf"{flag} [A-Z_]+ [^-].*?\(default: (\S+)\)", text)
+        name = flag.removeprefix("--cross-job-").replace("-", "_")
+        shown = re.search(rf"{flag} [A-Z_]+ [^-].*?\(default: ([^)]+)\)", text)
         assert shown, flag
-        assert shown[1] == str(0 if default is None else default), flag
+        default = getattr(Settings(), name)
+        assert shown[1] == (OF_THE_JOB[name] if default is None else str(default)), flag
 
 
 @pytest.mark.parametrize(
@@ -171,6 +187,10 @@ def test_the_help_says_the_defaults():
         ("namespace", 3),
         ("max_ahead", -1),
         ("retain", -1),
+        ("max_bytes", 0),
+        ("max_staleness", -1),
+        ("on_stale", "never"),
+        ("on_stale", "drop"),  # without a bound on staleness it says nothing
         ("peer_grace_s", -0.1),
         ("peer_grace_s", math.nan),
         ("heartbeat_s", 0.0),
@@ -191,7 +211,12 @@ def test_refused_settings_name_their_flag(name, value):
 
 
 @pytest.mark.parametrize(
-    "given", [{"max_ahead": 0}, {"retain": 0}, {"timeout_s": 0}, {"heartbeat_s": 0.05, "dead_after_s": 0.2}]
+    "given",
+    [
+        *({"max_ahead": 0}, {"retain": 0}, {"max_bytes": 1}, {"max_staleness": 0}, {"timeout_s": 0}),
+        *({"max_staleness": 0, "on_stale": how} for how in ("wait", "drop", "regenerate")),
+        {"heartbeat_s": 0.05, "dead_after_s": 0.2},
+    ],
 )
 def test_the_least_that_is_accepted(given):
     Settings(**given)
@@ -237,6 +262,25 @@ def test_errors_survive_travel(error, through):
     assert found.exit_code == error.exit_code
     if isinstance(error, (WaitTimeout, PeerFailed)):
         assert found.verdict == error.verdict == (error.args[1] or {})
+
+
+def test_how_long_the_holder_of_a_place_is_silent_travels_with_the_refusal():
+    assert pickle.loads(pickle.dumps(errors.JobIdTaken("taken", 12.5))).silent_s == 12.5
+    assert errors.JobIdTaken("taken").silent_s == 0.0
+
+
+def test_the_settings_of_a_job_are_those_that_the_ledger_takes():
+    assert {*OF_THE_JOB} == {*SETTINGS}
+    fresh = Job("exp")
+    assert {name: getattr(fresh, name) for name in SETTINGS} == {
+        "max_ahead": 0,
+        "retain": 0,
+        "max_bytes": None,
+        "max_staleness": None,
+        "on_stale": "wait",
+    }
+    assert all(getattr(Settings(), name) is None for name in SETTINGS)
+    assert ON_STALE == (WAIT, DROP, REGENERATE)
 
 
 def test_a_verdict_is_never_none():

@@ -204,14 +204,15 @@ def test_each_side_hears_what_the_newest_of_the_other_announced(ledger, clock):
 
 def test_a_rollout_job_learns_where_the_last_one_stopped(ledger):
     rollout, train = jobs(ledger, max_ahead=2)
-    assert ledger.resume_point(rollout) is None
+    assert ledger.source_before(rollout, 0) == (0, None)
     update(ledger, train, 0)
     ledger.demand(train, 0)
     for rollout_id in (0, 1, 2):
         publish(ledger, rollout, rollout_id)
     ledger.claim(train, 0)
     ledger.ack(train, 0)
-    assert ledger.resume_point(rollout) == (2, {"of": 2})
+    position, payload = ledger.source_before(rollout, 3)
+    assert (position, payload.meta) == (3, {"of": 2})
 
 
 def test_a_rollout_that_is_there_already_ends_its_generation(ledger):

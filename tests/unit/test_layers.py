@@ -13,15 +13,24 @@ OVERLAY = ROOT / "slime_overlay"
 PACKAGE = OVERLAY / "slime" / "cross_job"
 
 ORDER = (
-    *("errors", "types", "settings"),
+    *("errors", "types", "settings", "stopping"),
     "batch",
-    *("gate", "records", "verdicts", "status", "roster", "engines", "ledger"),  # the state: no Ray
-    *("liveness", "vault", "broker"),  # the actors
+    *("gate", "records", "verdicts", "status"),  # the state: no Ray
+    *("roster", "shelf", "pacing", "engines", "ledger", "snapshot"),
+    *("liveness", "vault", "keeper", "broker"),  # the actors
     "link",
     *("weights", "member"),  # what both sides have in common
     *("producer", "consumer"),
     *("facade", "jobs"),
-    *("arguments", "train_data", "boxes", "tap", "update_groups"),  # slime's side, see hooks.py
+    *(
+        "arguments",
+        "handshake",
+        "data_source",
+        "train_data",
+        "boxes",
+        "tap",
+        "update_groups",
+    ),  # slime's side
     *("gateway", "train_side", "train_group"),
     *("hooks", "rollout_side"),
 )
@@ -33,16 +42,19 @@ STRANGERS = (
     ("liveness", "vault"),
     ("settings", "batch"),
     ("tap", "gateway"),
+    ("liveness", "keeper"),
+    ("keeper", "vault"),
+    ("stopping", "ledger"),
 )
 """Pairs that do not import each other either way, and have no reason to."""
 
 USES_RAY = frozenset(
     [
-        *("liveness", "vault", "broker", "link", "member", "producer", "facade"),
+        *("liveness", "vault", "keeper", "broker", "link", "member", "producer", "facade"),
         *("boxes", "gateway", "train_side", "train_group", "hooks", "update_groups"),
     ]
 )
-USES_SLIME = frozenset(["boxes", "train_side", "rollout_side"])
+USES_SLIME = frozenset(["boxes", "data_source", "train_side", "rollout_side"])
 """Modules that import slime's own: they are of use on a patched checkout only."""
 FLAGS = {"settings": "..cross_job_arguments"}
 """The flags lie beside the package, so that slime's parser need not import it."""

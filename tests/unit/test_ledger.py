@@ -124,7 +124,7 @@ def test_the_same_token_is_the_same_version_and_other_content_the_next(ledger, p
     assert ledger.claim(consumer, 0).version == 2
     assert ledger.get("exp", 0, 1).payload.token == "a"
     assert [v.version for v in ledger.versions("exp", 0)] == [1, 2]
-    with pytest.raises(RolloutNotFound, match="versions 1 to 2"):
+    with pytest.raises(RolloutNotFound, match=r"versions? 1, 2, not 3"):
         ledger.get("exp", 0, 3)
     assert ledger.status("exp")["exp"]["republished"] == 1
     ledger.ack(consumer, 0)
@@ -317,7 +317,7 @@ def test_a_producer_of_the_same_ray_job_takes_over(ledger):
 def test_settings_of_the_job_must_agree_while_the_other_side_lives(ledger, clock):
     attach(ledger, "producer", max_ahead=1)
     attach(ledger, "consumer")  # states nothing: takes what holds
-    with pytest.raises(Refused, match=r"--cross-job-max-ahead is 0 here and 1 at the producer"):
+    with pytest.raises(Refused, match=r"the producer .* disagree: --cross-job-max-ahead is 0 here and 1 there"):
         attach(ledger, "consumer", "c2", max_ahead=0)
     ledger.end("producer", "finished")
     attach(ledger, "consumer", "c3", max_ahead=0)

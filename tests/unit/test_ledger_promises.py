@@ -1,5 +1,6 @@
 """Promises of the ledger that test_ledger_model.py found broken, each in the fewest steps."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, Refused
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.types import ClientInfo, Payload
+from slime.cross_job.snapshot import restore, snapshot
+from slime.cross_job.types import ClientInfo, Located, LocatedValue, Payload
 
 
 @pytest.fixture
@@ -17,15 +19,28 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def attach(ledger: Ledger) -> Callable[..., dict[str, Any]]:
-    def attach(role: str, name: str, group: str = "train", ray_job: str = "", **stated: int) -> dict[str, Any]:
+    def attach(role: str, name: str, group: str = "train", ray_job: str = "", **stated: Any) -> dict[str, Any]:
         group = group if role == "consumer" else ""
         return ledger.attach(ClientInfo(name, "exp", role, group=group, ray_job_id=ray_job or name), **stated)
 
     return attach
 
 
-def publish(ledger: Ledger, rollout_id: int) -> None:
-    ledger.publish("p", rollout_id, Payload(f"t{rollout_id}", "vault", 1))
+def publish(ledger: Ledger, rollout_id: int, token: str = "", **facts: Any) -> Located:
+    payload = Payload(token or f"t{rollout_id}", "vault", **{"nbytes": 1, **facts})
+    return ledger.publish("p", rollout_id, payload)[1]
+
+
+def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
+    return ledger.put_value("c", key, Payload(f"{key}{version}", "vault", 1), version)
+
+
+def restarted(ledger: Ledger, *held: Located | LocatedValue) -> Ledger:
+    """A ledger as a broker that restarts makes it, where vaults hold only these."""
+    kept = [(snapshot(ledger, job_id, 1, 1), dict(job.sources)) for job_id, job in ledger.jobs.items()]
+    again = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
+    restore(again, pickle.loads(pickle.dumps(kept)), [*held])
+    return again
 
 
 def train(ledger: Ledger, consumer: str, rollout_id: int) -> None:
@@ -115,7 +130,7 @@ def test_what_a_live_client_stated_holds_though_another_repeated_it_and_left(led
     attach("producer", "p", max_ahead=1)
     attach("consumer", "c", max_ahead=1)
     ledger.end("c", "dead", "killed")
-    with pytest.raises(Refused, match="--cross-job-max-ahead is 0 here and 1 at the producer"):
+    with pytest.raises(Refused, match=r"the producer .* --cross-job-max-ahead is 0 here and 1 there"):
         attach("consumer", "restarted", max_ahead=0)
 
 
@@ -129,3 +144,236 @@ def test_attaching_again_because_the_answer_was_lost_is_once(ledger, attach, rol
         ledger.end("same", "finished")
         with pytest.raises(EndOfStream):
             ledger.next_demand("p")
+
+
+# ---------------------------------------------------------------------- what is lost, or too stale
+
+
+def test_what_was_demanded_and_lost_before_anybody_claimed_it_is_wanted_again(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    ledger.demand("c", 0)
+    publish(ledger, 0)
+    ledger.payload_lost("exp", "t0")
+    assert ledger.claim("c", 0) is None
+    assert ledger.next_demand("p") == 0
+
+
+def test_a_lease_on_a_version_that_was_lost_goes_over_to_the_next_one(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    ledger.payload_lost("exp", "t0")
+    publish(ledger, 0, "again")
+    assert ledger.claim("c", 0).payload.token == "again"
+
+
+def test_what_was_lost_and_demanded_and_acked_after_all_is_not_generated(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    ledger.payload_lost("exp", "t0")  # the consumer has read it
+    ledger.demand("c", 0)
+    ledger.ack("c", 0)
+    assert ledger.next_demand("p") is None
+
+
+@pytest.mark.parametrize("way", ["lost", "stale", "restart"])
+def test_a_version_number_never_means_two_contents(ledger, attach, way):
+    attach("producer", "p", max_staleness=0, on_stale="regenerate")
+    attach("consumer", "c")
+    numbers = [publish(ledger, 0, token, weight_version=0).version for token in ("a", "b")]
+    if way == "lost":
+        ledger.payload_lost("exp", "b")
+    elif way == "stale":
+        put(ledger, "weights", 1)
+        assert ledger.claim("c", 0) is None
+    else:
+        ledger = restarted(ledger)
+    numbers += [publish(ledger, 0, "c", weight_version=1).version]
+    assert numbers == [1, 2, 3]
+
+
+def test_nobody_keeps_a_lease_on_what_was_dropped_as_too_stale(ledger, attach):
+    attach("producer", "p", max_staleness=0, on_stale="drop")
+    attach("consumer", "c")
+    attach("consumer", "late")
+    attach("consumer", "a", group="archive")
+    publish(ledger, 0, weight_version=0)
+    ledger.claim("c", 0)
+    put(ledger, "weights", 1)
+    assert ledger.claim("a") is None  # given up: nobody gets it any more
+    ledger.ack("c", 0)
+    assert ledger.status("exp")["exp"]["leased"] == 0
+    ledger.end("p", "finished")
+    with pytest.raises(EndOfStream):
+        ledger.claim("late")
+
+
+def test_what_was_not_taken_is_not_taken_when_the_vault_asks_again(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    put(ledger, "weights", 5)
+    ledger.demand("c", 0)
+    assert ledger.next_demand("p") == 0
+    assert [publish(ledger, 0, "t", weight_version=3).version for _ in range(2)] == [0, 0]
+    assert ledger.next_demand("p") == 0
+
+
+@pytest.mark.parametrize("way", ["acked", "given up", "not taken"])
+def test_what_a_vault_publishes_again_and_nobody_can_have_is_freed_again(ledger, attach, way):
+    attach("producer", "p", max_staleness=0, on_stale="regenerate")
+    attach("consumer", "c")
+    put(ledger, "weights", 1)
+    ledger.demand("c", 0)
+    assert ledger.next_demand("p") == 0
+    publish(ledger, 0, weight_version=0 if way == "not taken" else 1)
+    if way == "acked":
+        train(ledger, "c", 0)
+    elif way == "given up":
+        put(ledger, "weights", 2)
+        assert ledger.claim("c", 0) is None
+    for _ in range(2):
+        assert ("vault", "t0") in ledger.take_drops()
+        publish(ledger, 0, weight_version=0 if way == "not taken" else 1)
+        assert ledger.catalog() == []
+
+
+def test_where_a_source_stood_is_forgotten_once_nothing_begins_there(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    publish(ledger, 0, source={"at": 1})
+    for token in ("t1", "t0 again"):
+        rollout_id = int(token[1])
+        publish(ledger, rollout_id, token, source={"at": 2})
+        train(ledger, "c", rollout_id)
+    job = ledger.jobs["exp"]
+    assert (job.positions, [*job.sources]) == ({}, [job.frontier])
+
+
+# ---------------------------------------------------------------------- room
+
+
+def test_the_producer_does_not_wait_for_room_that_retention_can_give(ledger, attach):
+    attach("producer", "p", retain=9, max_bytes=3)
+    attach("consumer", "c")
+    for rollout_id in (0, 1):
+        publish(ledger, rollout_id)
+        train(ledger, "c", rollout_id)
+    publish(ledger, 2)
+    ledger.claim("c", 2)
+    ledger.demand("c", 3)
+    assert ledger.next_demand("p") == 3
+    publish(ledger, 3)
+    assert ledger.take_drops() == [("vault", "t0")]
+
+
+def test_nothing_is_retained_beyond_the_bound_on_bytes(ledger, attach):
+    attach("producer", "p", retain=9, max_bytes=2)
+    attach("consumer", "c")
+    for rollout_id in (0, 1):
+        publish(ledger, rollout_id)
+        train(ledger, "c", rollout_id)
+    publish(ledger, 2)
+    assert ledger.take_drops() == [("vault", "t0")]
+    assert ledger.status("exp")["exp"]["held_bytes"] == 2
+
+
+def test_of_what_is_acked_at_once_the_highest_ids_are_retained(ledger, attach):
+    attach("producer", "p", retain=1)
+    attach("consumer", "c")
+    attach("consumer", "a", group="archive")
+    for rollout_id in (1, 0):
+        publish(ledger, rollout_id)
+        train(ledger, "c", rollout_id)
+    ledger.end("a", "finished")  # it holds nothing back any more
+    assert [located.rollout_id for located in ledger.catalog()] == [1]
+
+
+# ---------------------------------------------------------------------- after a restart
+
+
+def test_what_is_to_be_generated_again_was_not_lost_by_a_restart(ledger, attach):
+    attach("producer", "p", max_staleness=0, on_stale="regenerate")
+    attach("consumer", "c")
+    publish(ledger, 0, weight_version=0)
+    weights = put(ledger, "weights", 1)
+    assert ledger.claim("c", 0) is None
+    again = restarted(ledger, weights)
+    assert again.next_demand("p") == 0
+    status = again.status("exp")["exp"]
+    assert (status["lost"], status["losses"], status["regenerated"]) == ([], 0, 1)
+
+
+def test_a_job_that_is_complete_lost_nothing_by_a_restart(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    publish(ledger, 0)
+    ledger.payload_lost("exp", "t0")
+    ledger.end("p", "finished")
+    ledger.end("c", "finished")
+    status = restarted(ledger).status("exp")["exp"]
+    assert (status["complete"], status["lost"], status["losses"]) == (True, [], 1)
+
+
+def test_a_rollout_that_was_given_up_does_not_come_back_with_a_vault_that_was_not_told(ledger, attach):
+    attach("producer", "p", max_staleness=0, on_stale="regenerate")
+    attach("consumer", "c")
+    stale = publish(ledger, 0, weight_version=0)
+    weights = put(ledger, "weights", 1)
+    assert ledger.claim("c", 0) is None
+    again = restarted(ledger, stale, weights)
+    assert again.catalog() == []
+    assert again.take_drops() == [("vault", "t0")]
+    assert again.next_demand("p") == 0
+
+
+def test_a_value_that_was_replaced_does_not_come_back_when_the_newest_is_lost(ledger, attach):
+    attach("consumer", "c")
+    old = put(ledger, "weights", 1)
+    put(ledger, "weights", 2)
+    again = restarted(ledger, old)
+    assert again.get_value("exp", "weights") is None
+    assert again.take_drops() == [("vault", "weights1")]
+
+
+def test_nothing_of_a_job_that_was_complete_comes_back_in_the_next_one_of_its_name(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    old = publish(ledger, 0)
+    train(ledger, "c", 0)
+    ledger.end("p", "finished")
+    ledger.end("c", "finished")
+    attach("producer", "next")
+    again = restarted(ledger, old)
+    assert again.catalog() == []
+    assert again.take_drops() == [("vault", "t0")]
+
+
+def test_what_was_lost_and_published_again_is_there_after_a_restart(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    publish(ledger, 0)
+    ledger.payload_lost("exp", "t0")
+    retried = publish(ledger, 0)  # the same token: the vault was restarted, and called the method again
+    assert [located.payload.token for located in restarted(ledger, retried).catalog()] == ["t0"]
+
+
+def test_where_a_source_stood_is_not_remembered_again_by_a_restart(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    located = [publish(ledger, rollout_id, source={"at": rollout_id}) for rollout_id in range(3)]
+    for rollout_id in (0, 2):
+        train(ledger, "c", rollout_id)
+    assert [*restarted(ledger, located[1]).jobs["exp"].sources] == [*ledger.jobs["exp"].sources] == [0, 2]
+
+
+def test_a_value_that_was_put_after_the_job_was_complete_is_there_after_a_restart(ledger, attach):
+    for role, name in (("producer", "p"), ("consumer", "c"), ("writer", "w")):
+        attach(role, name)
+    for name in ("p", "c"):
+        ledger.end(name, "finished")
+    value = ledger.put_value("w", "tokenizer", Payload("v0", "vault", 1))
+    assert restarted(ledger, value).get_value("exp", "tokenizer") == value

@@ -1,7 +1,8 @@
 """The broker: a thin Ray shell around the ledger. Detached, named, one per namespace; it never sees a payload.
 
 It adds to the ledger what needs a running process: waiting (long polls that end when something changed), the watch
-over silent clients (it asks Ray whether their job, actor or node is gone), telling vaults what they may free.
+over silent clients and over vaults (it asks Ray whether they are gone), telling vaults what they may free, and memory:
+a change is kept in vaults before it is answered (keeper.py), and a broker that restarts begins with what they kept.
 Undecorated, so that it can be tested without Ray; `link.py` makes the actor.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import ray
 
-from .errors import JobIdTaken
+from .errors import JobIdTaken, PayloadLost
+from .keeper import Keeper, alive_nodes
 from .ledger import Ledger
 from .liveness import over_reason
 from .records import DEAD, Client
@@ -22,36 +24,25 @@ from .types import PROTOCOL, ClientInfo
 
 logger = logging.getLogger(__name__)
 
-_WATCH_EVERY_S = 1.0
-_ASK_RAY_AFTER_S = 3.0  # silence after which Ray is asked about a client
-_OPERATIONS = frozenset(
+_WATCH_EVERY_S = 0.5
+_ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
+_VAULTS_EVERY_S = 5.0
+
+_READS = frozenset(
     [
-        "heartbeat",
-        "end",
-        "publish",
-        "next_demand",
-        "resume_point",
-        "announce",
-        "facts",
-        "demand",
-        "begin_update",
-        "end_update",
-        "break_update",
-        "loaded",
-        "unloaded",
-        "claim",
-        "ack",
-        "release",
-        "get",
-        "catalog",
-        "versions",
-        "put_value",
-        "get_value",
-        "forget",
-        "peer_verdict",
-        "status",
+        *("heartbeat", "facts", "loaded", "unloaded", "source_before"),
+        *("get", "catalog", "versions", "get_value", "peer_verdict", "status"),
     ]
 )
+"""Operations after which there is nothing new to be kept."""
+_WRITES = frozenset(
+    [
+        *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
+        *("begin_update", "end_update", "break_update", "put_value", "forget", "control"),
+    ]
+)
+_OF_A_JOB = frozenset(["forget", "control"])
+"""Operations that name a job, not a client."""
 
 
 class Broker:
@@ -61,42 +52,54 @@ class Broker:
         self._namespace = namespace
         self._protocol = protocol
         self._ledger = Ledger()
+        self._keeper = Keeper(namespace, self._ledger)
         self._changed = asyncio.Event()
         self._drops: dict[str, list[str]] = defaultdict(list)
-        self._telling: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: asyncio.Task[None] | None = None
 
     async def hello(self) -> dict[str, Any]:
-        """Who is here: {"protocol", "namespace", "actor_id"}. Starts the watch."""
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().create_task(self._watch_forever())
+        """Who is here: {"protocol", "namespace", "actor_id"}. Begins, with what the vaults remember."""
+        if self._begun is None:
+            self._begun = asyncio.get_running_loop().create_task(self._begin())
+        await asyncio.shield(self._begun)
         actor_id = ray.get_runtime_context().get_actor_id()
         return {"protocol": self._protocol, "namespace": self._namespace, "actor_id": actor_id}
 
     async def attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
+        await self.hello()
         try:
             granted = self._ledger.attach(info, **settings)
         except JobIdTaken:
-            holder = self._ledger.jobs[info.job_id].producer
-            if holder is None or not await self._is_over(holder):
+            if not await self._are_over([self._ledger.jobs[info.job_id].producer]):
                 raise
             granted = self._ledger.attach(info, **settings)
         logger.info(
             "job %s: %s attached, epoch %d (Ray job %s)", info.job_id, info.role, granted["epoch"], info.ray_job_id
         )
-        self._wake()
+        await self._changed_in(info.job_id)
         return granted
 
     async def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Carry out a ledger operation by name."""
-        result = self._operation(operation)(*args, **kwargs)
-        if operation != "heartbeat":
-            self._wake()
+        await self.hello()
+        ask = self._operation(operation)
+        try:
+            result = ask(*args, **kwargs)
+        except JobIdTaken:  # a consumer resumes a group in which another one lives
+            mine = self._ledger.clients[args[0]]
+            group = [c for c in self._ledger.clients.values() if c.live and c.info.group == mine.info.group]
+            if not await self._are_over([c for c in group if c is not mine and c.info.job_id == mine.info.job_id]):
+                raise
+            result = ask(*args, **kwargs)
+        if operation in _WRITES:
+            await self._changed_by(operation, *args)
         return result
 
     async def wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Like `call`, asked again at every change until it finds something; None after `wait_s` seconds."""
+        await self.hello()
         ask, loop = self._operation(operation), asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while (found := ask(*args, **kwargs)) is None:
@@ -105,22 +108,89 @@ class Broker:
                 return None
             with contextlib.suppress(asyncio.TimeoutError):  # a second at most: some answers change with time alone
                 await asyncio.wait_for(self._changed.wait(), min(left, 1.0))
+        if operation in _WRITES:
+            await self._changed_by(operation, *args)
         return found
 
+    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str) -> bool:
+        """A consumer cannot read what it claimed. Returns whether it is lost: then its lease ended, and the rollout is
+        generated again; else the vault has it, and it may try again."""
+        await self.hello()
+        lost = False
+        name = vault.partition("/")[0]
+        try:
+            if name.rpartition("_")[2] not in await alive_nodes():
+                raise PayloadLost(f"the node of {name} is gone")
+            handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+            await asyncio.wait_for(_answer(handle.check.remote(token)), 30)
+        except ray.exceptions.RayTaskError as error:
+            lost = isinstance(error.cause, PayloadLost)
+        except (ValueError, ray.exceptions.ActorDiedError, PayloadLost):
+            lost = True
+        except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
+            logger.warning(
+                "%s does not answer (%s): nobody can tell whether it holds rollout %d", vault, error, rollout_id
+            )
+        if lost:
+            job_id = self._ledger.clients[client_id].info.job_id
+            if what := self._ledger.payload_lost(job_id, token):
+                logger.error("job %s: %s is lost, with its vault %s", job_id, what, vault)
+            await self.call("unreadable", client_id, rollout_id)
+        return lost
+
+    async def vault_here(self, name: str, incarnation: str) -> None:
+        """A vault was started or restarted: what an earlier incarnation held is lost."""
+        await self.hello()
+        await self._vault_is(name, incarnation)
+        await self._keeper.vault_here(name)
+        for job_id in [*self._ledger.jobs]:
+            await self._keeper.keep(job_id)
+
+    # ------------------------------------------------------------------ inside
+
+    async def _begin(self) -> None:
+        while True:
+            try:
+                missing = await self._keeper.restore()
+                break
+            except ray.exceptions.RayError as error:  # to begin without memory would lose what it said
+                logger.warning("cannot ask the vaults what they remember, trying again: %s", error)
+                await asyncio.sleep(1)
+        for job_id, rollouts in missing.items():
+            logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
+        for watch in (self._watch_clients, self._watch_vaults):
+            self._spawn(self._forever(watch))
+        self._wake()
+
     def _operation(self, name: str) -> Callable[..., Any]:
-        if name not in _OPERATIONS:
+        if name not in _READS and name not in _WRITES:
             raise AttributeError(f"the broker has no operation {name!r}")
         return getattr(self._ledger, name)
+
+    async def _changed_by(self, operation: str, first: str, *_: Any) -> None:
+        if operation == "forget":
+            await self._keeper.forget(first)
+            self._wake()
+            return
+        await self._changed_in(first if operation in _OF_A_JOB else self._ledger.clients[first].info.job_id)
+
+    async def _changed_in(self, job_id: str) -> None:
+        """Keep the change, then let everybody know: what was answered is never forgotten."""
+        await self._keeper.keep(job_id)
+        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
         for vault, token in self._ledger.take_drops():
-            self._drops[vault].append(token)
+            self._drops[vault.partition("/")[0]].append(token)
         if self._drops:
-            task = asyncio.get_running_loop().create_task(self._tell_vaults())
-            self._telling.add(task)  # the loop itself holds tasks weakly
-            task.add_done_callback(self._telling.discard)
+            self._spawn(self._tell_vaults())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
 
     async def _tell_vaults(self) -> None:
         drops, self._drops = self._drops, defaultdict(list)
@@ -134,6 +204,10 @@ class Broker:
                 logger.warning("vault %s does not answer (%s): %d payloads are freed later", vault, error, len(tokens))
                 self._drops[vault].extend(tokens)
 
+    async def _are_over(self, clients: list[Client | None]) -> bool:
+        """Whether Ray says of any of these clients that it cannot be alive; it is then counted as dead."""
+        return any([await self._is_over(client) for client in clients if client is not None])
+
     async def _is_over(self, client: Client) -> bool:
         reason = await asyncio.to_thread(over_reason, client.info)
         if reason is not None and client.live:
@@ -141,16 +215,50 @@ class Broker:
             logger.warning("job %s: %s is dead: %s", client.info.job_id, client.info.role, reason)
         return not client.live
 
-    async def _watch_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_EVERY_S)
+    async def _watch_clients(self) -> None:
+        await asyncio.sleep(_WATCH_EVERY_S)
+        gone = self._ledger.tick()
+        gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
+        for job_id in {client.info.job_id for client in gone}:
+            await self._keeper.keep(job_id)
+        if gone or self._drops:
+            self._wake()
+
+    async def _watch_vaults(self) -> None:
+        await asyncio.sleep(_VAULTS_EVERY_S)
+        nodes = await alive_nodes()
+        await asyncio.gather(*(self._look_at_vault(name, nodes) for name in self._ledger.vaults()))
+
+    async def _look_at_vault(self, name: str, nodes: set[str]) -> None:
+        incarnation = ""
+        if name.rpartition("_")[2] in nodes:
             try:
-                gone = self._ledger.tick()
-                gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
-                if gone or self._drops:
-                    self._wake()
+                handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+                incarnation = (await asyncio.wait_for(_answer(handle.hello.remote()), 30))["incarnation"]
+            except (ValueError, ray.exceptions.ActorDiedError):
+                pass
+            except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
+                logger.warning("vault %s does not answer: %s", name, error)
+                return
+        if not incarnation:
+            self._keeper.vault_gone(name)
+        await self._vault_is(name, incarnation)
+
+    async def _vault_is(self, name: str, incarnation: str) -> None:
+        """What this vault's other incarnations held is lost; none at all lives where `incarnation` is empty."""
+        lost = self._ledger.vault_lost(name, incarnation)
+        for job_id, what in lost.items():
+            logger.error("job %s: vault %s died, and with it %s", job_id, name, ", ".join(what))
+            await self._keeper.keep(job_id)
+        if lost:
+            self._wake()
+
+    async def _forever(self, watch: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await watch()
             except Exception:  # the watch must outlive whatever Ray answers; the next round tries again
-                logger.exception("watch over clients")
+                logger.exception("watch")
 
 
 async def _answer(ref: Any) -> Any:

@@ -1,17 +1,21 @@
 """The train side: demand rollouts, claim them, read them, ack them; publish new weights."""
 
+import logging
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 from .batch import Batch
-from .errors import BadInput, EndOfStream
-from .link import Deadline
-from .member import Member, get_parts
+from .errors import BadInput, EndOfStream, Refused, Unreachable
+from .link import START_S, Deadline
+from .member import Member, get_parts, read_source
 from .types import Located, check_rollout_id
 from .weights import KEY, pack_weights
+
+logger = logging.getLogger(__name__)
 
 
 class Rollout:
@@ -38,8 +42,17 @@ class Rollout:
 
     @cached_property
     def refs(self) -> list[Any]:
-        """Ray refs to the parts, owned by a vault: other actors may `ray.get` them on their own nodes."""
+        """Ray refs to the parts, owned by a vault: other actors may `ray.get` them on their own nodes.
+
+        A rollout that was claimed has them already; PayloadLost is for those that were only looked at.
+        """
         return self._consumer.link.open_refs(self._located.payload)
+
+    @property
+    def source(self) -> Any:
+        """Where the producer's source of prompts stood after this rollout (JSON-able); None: it did not say. To be
+        kept in a checkpoint, for Consumer.resume. Raises PayloadLost."""
+        return read_source(self._consumer.link, self._located.payload)
 
     @cached_property
     def parts(self) -> list[Any]:
@@ -87,10 +100,35 @@ class Consumer(Member):
 
     role = "consumer"
 
-    def __init__(self, job_id: str, group: str = "train", **settings: Any):
+    def __init__(self, job_id: str, group: str = "train", *, columns: Sequence[str] = (), **settings: Any):
+        """See Member. `columns`: those that every batch must have; one without them is refused when it is claimed."""
         if not isinstance(group, str) or not group:
             raise BadInput(f"a consumer group is a non-empty name, not {group!r}")
+        self._columns = tuple(columns)
         super().__init__(job_id, group=group, **settings)
+
+    def resume(self, rollout_id: int, source: Any = None) -> None:
+        """This consumer goes on from a checkpoint that covers every rollout below `rollout_id`, and no other.
+
+        What its group acked from there on can be claimed again, the same bytes, as far as --cross-job-retain goes;
+        what lies below is acked. Another consumer of the group that is silent is waited for, until its lease ends.
+
+        Args:
+            source: Rollout.source of the last rollout that the checkpoint covers, if it kept that: where nothing was
+                published yet, as on a new cluster, the rollout job goes on from there.
+
+        Raises:
+            JobIdTaken: a consumer of this group is alive in another Ray job.
+            RolloutNotFound: something from `rollout_id` on was acked and freed.
+        """
+        self.check()
+        rollout_id = check_rollout_id(rollout_id)
+        found = self._when_free(lambda: self.link.call("resume", self.info.client_id, rollout_id, source))
+        if found["again"] or found["acked"]:
+            logger.info(
+                "job %s: resumed at rollout %d: acked before and wanted again: %s; acked now: %s",
+                *(self.job_id, rollout_id, found["again"], found["acked"]),
+            )
 
     def demand(self, rollout_id: int) -> None:
         """Ask that a rollout be generated; returns at once. Raises RolloutNotFound when it was acked and freed."""
@@ -109,10 +147,29 @@ class Consumer(Member):
         """
         rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
         what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
-        grace_s = self.settings.peer_grace_s
-        token = uuid.uuid4().hex
-        located = self._wait(timeout_s, what, "claim", rollout_id, version, grace_s=grace_s, token=token)
-        return Rollout(self, located)
+        deadline = self._deadline(timeout_s)
+        asked = {"grace_s": self.settings.peer_grace_s, "token": uuid.uuid4().hex}
+        while True:
+            located = self._wait(deadline, what, "claim", rollout_id, version, **asked)
+            rollout = Rollout(self, located)
+            payload = located.payload
+            if payload.columns and (missing := [c for c in self._columns if c not in payload.columns]):
+                self.release(located.rollout_id)
+                raise Refused(
+                    f"rollout {located.rollout_id} of job {self.job_id} has columns {', '.join(payload.columns)}; "
+                    f"this consumer needs {', '.join(self._columns)}: {', '.join(missing)} missing"
+                )
+            try:
+                rollout.refs  # noqa: B018  opened now: what its vault lost is generated again
+                return rollout
+            except Unreachable as error:
+                logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
+                where = (located.rollout_id, payload.vault, payload.token)
+                if self.link.ask("unreadable", Deadline(2 * START_S), self.info.client_id, *where):
+                    asked["token"] = uuid.uuid4().hex
+                elif not deadline:
+                    raise
+                time.sleep(0.5)
 
     def get(self, rollout_id: int, version: int | None = None) -> Rollout:
         """Read a published rollout without a lease (default: its newest version). Raises RolloutNotFound."""

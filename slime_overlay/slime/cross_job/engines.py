@@ -6,12 +6,12 @@ Pure state like the rest of the ledger: a method that finds nothing *yet* return
 from typing import Any
 
 from .errors import NotOwner
+from .pacing import Pacing
 from .records import Job
-from .roster import Roster
 from .verdicts import who
 
 
-class Engines(Roster):
+class Engines(Pacing):
     """See the module."""
 
     def announce(self, client_id: str, facts: Any) -> None:
@@ -34,10 +34,6 @@ class Engines(Roster):
             if peer is None:
                 self._raise_if_producer_over(job, grace_s)
         return None if peer is None or peer.facts is None else (peer.epoch, peer.facts)
-
-    def resume_point(self, client_id: str) -> tuple[int, dict[str, Any]] | None:
-        """Highest rollout id that was ever published in this job, and its metadata; None: nothing was."""
-        return self.jobs[self._live(client_id, "producer").info.job_id].newest
 
     def begin_update(self, client_id: str, until: int | None = None, grace_s: float = 0.0) -> int | None:
         """Hold the engines for a weight update; returns the epoch of the producer that has them, None: not yet.
@@ -112,6 +108,8 @@ class Engines(Roster):
 
     def _owed(self, job: Job, until: int | None) -> bool:
         """Whether a rollout is still to be generated with the weights that the engines have."""
-        following = max(job.last_demanded, job.last_published) + 1
+        following = max(job.last_demanded, job.ever.last()) + 1
         ahead = job.max_ahead > 0 and job.last_demanded >= 0 and following <= job.last_demanded + 1
+        if ahead and (self._full(job) or self._too_early(job, following)):
+            ahead = False  # it is begun after the update only
         return bool(job.demands) or (ahead and (until is None or following < until))

@@ -4,20 +4,22 @@
     ├── BadInput (ValueError)     2  the call is wrong: correct it and call again
     │   └── BatchError               a value, column or buffer that is no batch
     ├── Refused                   3  the broker says no: the message names who holds the place
-    │   ├── JobIdTaken               a live rollout job has this job id already
+    │   ├── JobIdTaken               a live job has this place under the job id already
     │   ├── Fenced                   this incarnation was replaced; a newer one took its place
     │   ├── ProtocolMismatch         the broker was made by another protocol version
     │   └── NotOwner                 the lease is not (or no longer) this consumer's
     ├── Unreachable               4  something that should answer does not
     │   ├── ClusterUnreachable       no Ray cluster at the address
-    │   ├── BrokerLost               the broker died, or restarted and forgot its clients
+    │   ├── BrokerLost               the broker died and does not come back
+    │   │   └── Forgotten            the broker is there, but nobody kept its memory of this client
     │   ├── PayloadLost              the vault that owned the payload is gone
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
     │   └── StoreFull                object store and spill disk are full; nothing of that call was published
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
-    └── EndOfStream               0  the other job finished: there is nothing more to come
+    ├── EndOfStream               0  the other job finished, or all is drained: there is nothing more to come
+    └── Stopped                   0  this job was asked to stop (SIGTERM)
 
 The errors survive pickling, because Ray carries them between processes: each is rebuilt from its `args`.
 """
@@ -49,7 +51,11 @@ class Refused(CrossJobError):
 
 
 class JobIdTaken(Refused):
-    """A live rollout job holds this job id."""
+    """A live job holds this place under the job id; `silent_s` is how long it has not been heard."""
+
+    def __init__(self, message: str, silent_s: float = 0.0):
+        super().__init__(message, silent_s)
+        self.silent_s = silent_s
 
 
 class Fenced(Refused):
@@ -75,7 +81,11 @@ class ClusterUnreachable(Unreachable):
 
 
 class BrokerLost(Unreachable):
-    """The broker does not answer, or it restarted without the state of its clients."""
+    """The broker does not answer."""
+
+
+class Forgotten(BrokerLost):
+    """The broker does not know this client: no vault that kept its memory is left."""
 
 
 class PayloadLost(Unreachable):
@@ -118,5 +128,11 @@ class PeerFailed(CrossJobError):
 
 class EndOfStream(CrossJobError):
     """The other job said that it is done: nothing more will be published, or nothing more is wanted."""
+
+    exit_code = 0
+
+
+class Stopped(CrossJobError):
+    """This job was asked to stop (SIGTERM), and came to a point where it can."""
 
     exit_code = 0

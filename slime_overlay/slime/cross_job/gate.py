@@ -65,3 +65,8 @@ class Gate:
     def producer_gone(self) -> None:
         """The producer ended: what it was generating will not be published, and its engines are gone."""
         self.generating, self.unknown = None, _NEVER
+
+    def new_history(self, who: str) -> None:
+        """Training goes on from a checkpoint: what the engines have may be of a history that is void now."""
+        if self.engines and not self.unknown:
+            self.unknown = f"the {who} has resumed and not loaded its weights yet"

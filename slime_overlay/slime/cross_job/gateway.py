@@ -13,10 +13,11 @@ from typing import Any
 
 import ray
 
-from . import arguments, update_groups
+from . import arguments, stopping, update_groups
 from .boxes import boxes_of
 from .consumer import Consumer
-from .errors import CrossJobError, RolloutNotFound
+from .errors import CrossJobError
+from .handshake import terms
 from .jobs import log_to_stderr
 from .link import Deadline, get
 
@@ -46,7 +47,7 @@ class Gateway:
     def start(self) -> None:
         """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
         log_to_stderr()
-        self._consumer = Consumer(self._args.job_id, settings=self._settings)
+        self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=terms(self._args))
 
     # ------------------------------------------------------------------ as slime calls its rollout manager
 
@@ -54,16 +55,8 @@ class Gateway:
         """Demand rollout `rollout_id` and wait for it; returns its box (or boxes, one per DP rank)."""
         if evaluation:
             return self._evaluate("generate", rollout_id, evaluation=True)
-        if self._first:
-            self._ack_before(rollout_id)
-        try:
-            self._consumer.demand(rollout_id)
-        except RolloutNotFound as error:
-            raise RolloutNotFound(
-                f"{error}: a checkpoint of this experiment covered it. Start from the newest checkpoint (--load), "
-                "or begin anew under another --job-id"
-            ) from None
-        self._first = False
+        self._resume_at(rollout_id)
+        self._consumer.demand(rollout_id)
         rollout = self._consumer.claim(rollout_id)
         self._claimed.add(rollout_id)
         logger.info(
@@ -115,8 +108,9 @@ class Gateway:
         self._end_groups(epoch, facts["engines"])
         return epoch, facts["engines"], facts["lock"]
 
-    def begin_update(self, until: int | None) -> int:
+    def begin_update(self, until: int | None, version: int) -> int:
         """See Consumer.begin_update. The engines are this train job's, also if another died in an update of them."""
+        self._resume_at(version)  # before the weights of its checkpoint are loaded
         epoch = self._consumer.begin_update(until)
         if self._unlocked != epoch:
             facts = self._consumer.producer_facts()[1]
@@ -151,6 +145,14 @@ class Gateway:
         """See Member.doing."""
         self._consumer.doing(activity)
 
+    def stop_waiting(self) -> None:
+        """The driver was asked to stop: who waits here for a rollout ends with Stopped."""
+        stopping.requested.set()
+
+    def stop(self, reason: str) -> None:
+        """The driver ends as it was asked to: what is not acked waits for the train job that is started next."""
+        self._consumer.stop(reason)
+
     def finish(self) -> None:
         """Training is through: nothing is held back any more."""
         self.saved(max(self._claimed, default=0))
@@ -162,21 +164,19 @@ class Gateway:
 
     # ------------------------------------------------------------------ inside
 
+    def _resume_at(self, rollout_id: int) -> None:
+        """Once: this train job goes on from a checkpoint that covers every rollout below this one."""
+        with self._lock:
+            if self._first:
+                self._consumer.resume(rollout_id)
+                self._first = False
+
     def _end_groups(self, epoch: int, engines: list[Any]) -> None:
         """Once for each rollout job: make its engines ready for this train job's process groups."""
         with self._lock:
             if self._groups_of != epoch:
                 update_groups.end(engines, update_groups.names(self._args))
                 self._groups_of = epoch
-
-    def _ack_before(self, rollout_id: int) -> None:
-        """Ack what a checkpoint covered before this train job was started; its predecessor may not have come to it."""
-        for located in self._consumer.catalog():
-            if located.rollout_id < rollout_id:
-                try:
-                    self._consumer.claim(located.rollout_id, timeout_s=self._settings.dead_after_s).ack()
-                except RolloutNotFound:
-                    continue  # acked already, and kept for another group or by --cross-job-retain
 
     def _evaluate(self, method: str, rollout_id: int, **kwargs: Any) -> Any:
         while True:

@@ -10,7 +10,7 @@ sglang_engine.py      base_gpu_id                          engines use the GPUs 
 import logging
 from typing import Any
 
-from . import arguments
+from . import arguments, data_source
 from .errors import BadInput
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     args = manager.args
     parts = [pack(part) for part in split(manager, data)]
     rewards = data.get("raw_reward", data.get("rewards"))
-    meta = {"samples": len(data["tokens"]), "data_source": data_source_state(manager)}
+    meta = {"samples": len(data["tokens"])}
     if rewards and all(isinstance(reward, (int, float)) for reward in rewards):
         meta["reward"] = sum(rewards) / len(rewards)
     if args.cross_job_role == "rollout":
-        return returned(*parts, meta=meta)
+        return returned(*parts, meta=meta, source=data_source.state(manager))
     if args.cross_job_role is not None:
         raise BadInput(
             f"a job of role {args.cross_job_role} generates no rollouts: start cross_job_rollout.py for that"
@@ -81,12 +81,6 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
 
         _taps[args.job_id] = Tap(args.job_id, arguments.settings(args), args.num_rollout)
     return _taps[args.job_id].publish(rollout_id, parts, meta, in_parts=hasattr(manager, "_split_train_data_by_dp"))
-
-
-def data_source_state(manager: Any) -> dict[str, Any]:
-    """Where slime's data source stands: small numbers, so that another rollout job can go on from there."""
-    names = ("epoch_id", "sample_offset", "sample_index", "sample_group_index")
-    return {name: value for name in names if isinstance(value := getattr(manager.data_source, name, None), int)}
 
 
 def gateway(args: Any) -> Any:

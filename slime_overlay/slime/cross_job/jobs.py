@@ -5,14 +5,16 @@ import os
 import sys
 from collections.abc import Callable
 
+from . import stopping
 from .errors import CrossJobError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a job's `main`. A CrossJobError that nobody caught becomes one line on stderr and the error's exit code;
-    any other exception stays a traceback with exit code 1.
+    """Run a job's `main`. SIGTERM is a wish to stop (stopping.py). A CrossJobError that nobody caught becomes one line
+    on stderr and the error's exit code; any other exception stays a traceback with exit code 1.
     """
     log_to_stderr()
+    stopping.want()
     try:
         main()
     except CrossJobError as error:

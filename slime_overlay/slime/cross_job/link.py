@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from . import stopping
 from .broker import Broker
 from .errors import (
     BrokerLost,
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 START_S = 30.0
 """Deadline for a broker or vault to start: they need no CPU, only a worker process."""
-POLL_S = 5.0
+POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
 
 
@@ -96,15 +97,16 @@ class Link:
 
     def hello(self) -> dict[str, Any]:
         """What the broker says of itself: {"protocol", "namespace", "actor_id"}."""
-        return get(self._broker.hello.remote(), Deadline(START_S), f"the broker of namespace {self.namespace!r}")
+        return self.ask("hello", Deadline(START_S))
 
     def call(self, operation: str, *args: Any, timeout_s: float = START_S, **kwargs: Any) -> Any:
         """A ledger operation on the broker, once; raises what the ledger raises, BrokerLost, or WaitTimeout."""
         return self.ask("call", Deadline(timeout_s), operation, *args, **kwargs)
 
     def wait(self, deadline: Deadline, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Long-poll a ledger operation until it finds something; None at the deadline."""
+        """Long-poll a ledger operation until it finds something; None at the deadline. Raises Stopped."""
         while True:
+            stopping.check()
             slice_s = min(POLL_S, deadline.left())
             found = self.ask("wait", Deadline(slice_s + START_S), slice_s, operation, *args, **kwargs)
             if found is not None or not deadline:
@@ -112,6 +114,7 @@ class Link:
 
     def vault(self, name: str) -> Any:
         """Handle of an existing vault. Raises PayloadLost when it is gone."""
+        name = name.partition("/")[0]
         if name not in self._vaults:
             try:
                 self._vaults[name] = ray.get_actor(name, namespace=self.namespace)
@@ -119,15 +122,16 @@ class Link:
                 raise PayloadLost(f"{name} is gone, and what it held: its node died or left the cluster") from None
         return self._vaults[name]
 
-    def open_refs(self, payload: Payload) -> list[Any]:
+    def open_refs(self, payload: Payload, suffix: str = "") -> list[Any]:
         """Refs to the parts of a payload, owned by its vault; any Ray process of the cluster may `ray.get` them.
 
         Raises:
             PayloadLost: it was freed, or its vault is gone. Unreachable: the vault does not answer.
         """
         try:
-            return get(self.vault(payload.vault).open.remote(payload.token), Deadline(START_S), "the vault")
+            return get(self.vault(payload.vault).open.remote(payload.token + suffix), Deadline(START_S), "the vault")
         except ray.exceptions.RayActorError as error:
+            self._vaults.pop(payload.vault.partition("/")[0], None)
             raise Unreachable(f"{payload.vault}, which holds the payload, does not answer: {error}") from None
 
     def vault_on(self, node_id: str) -> Any:
@@ -145,15 +149,28 @@ class Link:
                 max_concurrency=1000,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
             ).remote(name, self.namespace, own_process=True)
-            get(handle.hello.remote(), Deadline(START_S), f"the vault of node {node_id[:8]}")
+            try:
+                get(handle.hello.remote(), Deadline(START_S), f"the vault of node {node_id[:8]}")
+            except ray.exceptions.ActorUnschedulableError:
+                raise Unreachable(
+                    f"node {node_id} has left the cluster, and with it the actor and the vault that were there: start "
+                    "this job again"
+                ) from None
             self._vaults[name] = handle
         return self._vaults[name]
 
-    def _find_broker(self) -> None:
+    def forget_vault(self, node_id: str) -> None:
+        """Look for the vault of this node anew: the one that was known does not answer."""
+        self._vaults.pop(f"{VAULT_NAME}_{node_id}", None)
+
+    def _broker_handle(self) -> Any:
         options: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
         options |= {"max_restarts": -1, "max_concurrency": 10_000}
         actor: Any = ray.remote(Broker)
-        self._broker = actor.options(name=BROKER_NAME, namespace=self.namespace, **options).remote(self.namespace)
+        return actor.options(name=BROKER_NAME, namespace=self.namespace, **options).remote(self.namespace)
+
+    def _find_broker(self) -> None:
+        self._broker = self._broker_handle()
         hello = self.hello()
         if hello["protocol"] != PROTOCOL:
             raise ProtocolMismatch(
@@ -172,8 +189,10 @@ class Link:
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
                 if not deadline:
                     raise BrokerLost(f"the broker does not answer for {deadline.timeout_s:.0f} s: {error}") from None
+                if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
+                    self._broker = self._broker_handle()
             time.sleep(min(pause_s, deadline.left()))
-            pause_s = min(2 * pause_s, 2.0)
+            pause_s = min(2 * pause_s, 1.0)
 
 
 def get(ref: Any, deadline: Deadline, what: str) -> Any:

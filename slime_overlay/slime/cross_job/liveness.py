@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import Any
 
 import ray
 from ray.util import state
@@ -33,6 +34,36 @@ def over_reason(info: ClientInfo) -> str | None:
     except (RayStateApiException, ConnectionError, OSError) as error:
         logger.warning("Ray cannot tell about Ray job %s: %s", info.ray_job_id, error)
     return None
+
+
+def submission_id(ray_job_id: str) -> str:
+    """The name under which `ray job logs` knows this Ray job; empty where it was not submitted, or nobody can tell."""
+    address = ray.get_runtime_context().gcs_address
+    try:
+        jobs: Any = state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5)
+    except (RayStateApiException, ConnectionError, OSError):
+        return ""
+    return next((job.submission_id for job in jobs if job.submission_id), "")
+
+
+def pending_reason() -> str | None:
+    """Which actor of this Ray job has not started yet, and what it misses; None when all have, or nobody can tell."""
+    context = ray.get_runtime_context()
+    pending: Any = [("job_id", "=", context.get_job_id()), ("state", "=", "PENDING_CREATION")]
+    try:
+        actors = state.list_actors(address=context.gcs_address, filters=pending, detail=True, timeout=5)
+    except (RayStateApiException, ConnectionError, OSError):
+        return None
+    if not actors:
+        return None
+    found: Any = actors[0]
+    needs = dict(found.required_resources or {})
+    free, total = ray.available_resources(), ray.cluster_resources()
+    short = [f"{n:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, n in needs.items()]
+    return (
+        f"the actor {found.class_name} waits to be started: it needs {', '.join(short) or 'a worker process'}; "
+        "stop what holds them, add nodes, or ask for fewer"
+    )
 
 
 def _last_lines(message: str | None) -> str:

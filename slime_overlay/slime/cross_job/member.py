@@ -1,5 +1,6 @@
 """What producer and consumer have in common: attaching, signs of life, values of the job, ending."""
 
+import json
 import logging
 import os
 import socket
@@ -7,30 +8,33 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import ray
 
+from . import stopping
 from .batch import Batch
 from .errors import (
     BadInput,
-    BrokerLost,
     ClusterUnreachable,
     CrossJobError,
     EndOfStream,
     Fenced,
+    Forgotten,
     JobIdTaken,
     PayloadLost,
+    Stopped,
     StoreFull,
     Unreachable,
     WaitTimeout,
 )
 from .link import START_S, Deadline, Link, ensure_ray, get
-from .records import FAILED, FINISHED
+from .liveness import submission_id
+from .records import FAILED, FINISHED, SETTINGS, STOPPED
 from .settings import Settings
-from .types import ClientInfo, check_job_id
+from .types import ClientInfo, LocatedValue, Payload, check_job_id
 from .vault import FromMethod, FromRefs, Target
 
 logger = logging.getLogger(__name__)
@@ -40,12 +44,14 @@ _TAKEN_RETRY_S = 5.0  # a job that was killed a moment ago still holds its job i
 
 class Member:
     """An attached client with a heartbeat thread. Leaving the `with` block ends it: as finished, or as failed with the
-    exception that passes through (EndOfStream and sys.exit(0) are no failures). A process that dies without a word is
-    noticed by the broker.
+    exception that passes through (EndOfStream and sys.exit(0) are no failures; Stopped leaves all as it is, for the
+    next one). A process that dies without a word is noticed by the broker.
 
     Args:
         job_id: name of the experiment.
         settings: see Settings; keyword arguments of the same names may be given instead.
+        terms: JSON-able values by name that hold for this side; another client that states one of them otherwise is
+            refused, or this one is.
 
     Raises:
         BadInput, ClusterUnreachable, BrokerLost, ProtocolMismatch, Refused (and its JobIdTaken).
@@ -53,18 +59,28 @@ class Member:
 
     role = ""
 
-    def __init__(self, job_id: str, *, settings: Settings | None = None, group: str = "", **overrides: Any):
+    def __init__(
+        self,
+        job_id: str,
+        *,
+        settings: Settings | None = None,
+        group: str = "",
+        terms: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ):
         if settings is not None and overrides:
             raise BadInput("give either settings= or single settings, not both")
         self.settings = settings or Settings(**overrides)
         self.job_id = check_job_id(job_id)
         ensure_ray()
+        stopping.install()
         self.link = Link(self.settings.namespace)
         self.info = self._introduce(group)
         self._activity = "attached"
         self._fault: CrossJobError | None = None
         self._ended = threading.Event()
-        granted = self._attach()
+        self.link.vault_on(self.info.node_id)  # it also keeps the broker's memory
+        granted = self._attach(dict(terms or {}))
         self.epoch: int = granted["epoch"]
         self.max_ahead: int = granted["max_ahead"]
         threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
@@ -75,6 +91,9 @@ class Member:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Stopped):
+            self.stop("it was asked to (SIGTERM)")
+            return
         planned = isinstance(error, EndOfStream) or (isinstance(error, SystemExit) and not error.code)
         if error is None or planned:
             self.finish()
@@ -92,6 +111,15 @@ class Member:
     def fail(self, reason: str) -> None:
         """End with an error: the other side raises it as PeerFailed."""
         self._end(FAILED, reason)
+
+    def stop(self, reason: str = "") -> None:
+        """End for now: nothing is freed, and who waits for this client waits for the next, as long as it may."""
+        self._end(STOPPED, reason)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process was asked to stop (SIGTERM): save what there is; the next wait raises Stopped."""
+        return stopping.requested.is_set()
 
     def status(self) -> dict[str, Any]:
         """Figures of this job: published, claimed, acked, queue_depth, staleness, clients (see status.py)."""
@@ -146,12 +174,16 @@ class Member:
 
     def value_ref(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
         """Like `value`, but a ref in its place, for other processes to `ray.get`."""
+        found = self._value(key, newer_than, timeout_s)
+        return None if found is None else (found[0].version, found[1])
+
+    def _value(self, key: str, newer_than: int | None, timeout_s: float) -> tuple[LocatedValue, Any] | None:
         self.check()
         deadline = Deadline(timeout_s)
         located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
         while located is not None:
             try:
-                return located.version, self.link.open_refs(located.payload)[0]
+                return located, self.link.open_refs(located.payload)[0]
             except Unreachable:  # replaced since the broker named it, or really lost
                 newer = self.link.call("get_value", self.job_id, key, located.version)
                 if newer is None:
@@ -171,13 +203,14 @@ class Member:
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
 
-    def _wait(self, timeout_s: float | None, what: str, operation: str, *args: Any, **kwargs: Any) -> Any:
+    def _wait(self, timeout_s: float | Deadline | None, what: str, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Long-poll; at the deadline WaitTimeout with the verdict on whoever is waited for."""
         self.check()
-        deadline = self._deadline(timeout_s)
+        deadline = timeout_s if isinstance(timeout_s, Deadline) else self._deadline(timeout_s)
         self.doing(f"waiting for {what}")
         try:
-            found = self.link.wait(deadline, operation, self.info.client_id, *args, **kwargs)
+            with stopping.while_waiting():
+                found = self.link.wait(deadline, operation, self.info.client_id, *args, **kwargs)
             if found is None:
                 asked = [a for a in args[:1] if isinstance(a, int)]
                 verdict = self.link.call(
@@ -191,18 +224,32 @@ class Member:
             self.doing(f"nothing here since it waited for {what}")
 
     def _hand_over(
-        self, target: Target, source: FromRefs | FromMethod, node_id: str, timeout_s: float | None, what: str
+        self,
+        target: Target,
+        source: FromRefs | FromMethod,
+        node_id: str,
+        timeout_s: float | None,
+        what: str,
+        repeatable: bool = True,
     ) -> Any:
         self.check()
-        vault = self.link.vault_on(node_id)
         deadline = self._deadline(timeout_s)
         self.doing(f"publishing {what}")
         try:
             while True:
                 slice_s = min(START_S, deadline.left())
-                recorded = get(
-                    vault.hand_over.remote(target, source, slice_s), Deadline(slice_s + START_S), "the vault"
-                )
+                try:
+                    ask = self.link.vault_on(node_id).hand_over.remote(target, source, slice_s)
+                    recorded = get(ask, Deadline(slice_s + START_S), "the vault")
+                except ray.exceptions.RayActorError as error:
+                    self.link.forget_vault(node_id)
+                    if not repeatable or not deadline:
+                        raise Unreachable(
+                            f"the vault died while {what} was handed over: {error}; publish it again"
+                        ) from None
+                    logger.warning("job %s: %s is handed over again: its vault died: %s", self.job_id, what, error)
+                    time.sleep(0.5)
+                    continue
                 self.check()
                 if recorded is not None:
                     return recorded
@@ -211,20 +258,24 @@ class Member:
                         f"{what} of job {self.job_id} was not published within {deadline.timeout_s:g} s: its "
                         "producer's method still runs; what it returns is published then, unless this client ends"
                     )
-        except ray.exceptions.RayActorError as error:
-            raise Unreachable(f"the vault died while {what} was handed over: {error}; publish it again") from None
         finally:
             self.doing(f"nothing here since {what} was handed over")
 
-    def _attach(self) -> dict[str, Any]:
-        stated = {"max_ahead": self.settings.max_ahead, "retain": self.settings.retain}
-        stated["dead_after_s"] = self.settings.dead_after_s  # type: ignore[assignment]
-        deadline = Deadline(_TAKEN_RETRY_S)
+    def _attach(self, terms: dict[str, Any]) -> dict[str, Any]:
+        stated = {name: getattr(self.settings, name) for name in SETTINGS}
+        stated |= {"dead_after_s": self.settings.dead_after_s, "terms": terms}
+        return self._when_free(lambda: self.link.ask("attach", Deadline(START_S), self.info, stated))
+
+    def _when_free(self, take: Callable[[], Any]) -> Any:
+        """Take a place that another job may hold: if that one is silent, wait until its lease is over."""
+        began = time.monotonic()
         while True:
             try:
-                return self.link.ask("attach", Deadline(START_S), self.info, stated)
-            except JobIdTaken:
-                if not deadline:
+                return take()
+            except JobIdTaken as error:
+                silent = error.silent_s > 2 * self.settings.heartbeat_s + 1
+                patience_s = self.settings.dead_after_s + _TAKEN_RETRY_S if silent else _TAKEN_RETRY_S
+                if time.monotonic() - began > patience_s:
                     raise
                 time.sleep(0.5)
 
@@ -236,6 +287,7 @@ class Member:
             role=self.role,
             group=group,
             ray_job_id=context.get_job_id(),
+            submission_id=submission_id(context.get_job_id()),
             actor_id=context.get_actor_id() or "",
             node_id=context.get_node_id(),
             host=socket.gethostname(),
@@ -246,7 +298,7 @@ class Member:
         while not self._ended.wait(self.settings.heartbeat_s):
             try:
                 self.link.call("heartbeat", self.info.client_id, self._activity, timeout_s=self.settings.dead_after_s)
-            except (Fenced, BrokerLost, ClusterUnreachable) as error:
+            except (Fenced, Forgotten, ClusterUnreachable) as error:
                 if not self._ended.is_set():
                     self._fault = error
                     logger.error("job %s: %s must stop: %s", self.job_id, self.role, error)
@@ -281,7 +333,16 @@ def as_source(value: Any) -> FromRefs:
         refs = [ray.put(batch) for batch in batches]
     except (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError) as error:
         raise StoreFull(f"no room for {nbytes} bytes in the object store or on its spill disk: {error}") from None
-    return FromRefs(refs, {"nbytes": nbytes, "num_samples": sum(batch.num_samples for batch in batches)})
+    num_samples = sum(batch.num_samples for batch in batches)
+    return FromRefs(refs, {"nbytes": nbytes, "num_samples": num_samples, "columns": [*batches[0]]})
+
+
+def read_source(link: Link, payload: Payload) -> Any:
+    """Where the source of prompts stood after this payload; None: nobody said. Raises PayloadLost."""
+    if not payload.source_apart:
+        return payload.source
+    batch = get_parts(link.open_refs(payload, ".source"), "where the source of prompts stood")[0]
+    return json.loads(bytes(batch["json"][0]))
 
 
 def get_parts(refs: list[Any], what: str, timeout_s: float = 600.0) -> list[Any]:

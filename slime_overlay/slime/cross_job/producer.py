@@ -1,24 +1,37 @@
 """The rollout side: learn which rollout is wanted, publish it, end the stream."""
 
+import json
+import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from .batch import Batch
 from .errors import BadInput, EndOfStream, WaitTimeout
 from .link import START_S, Deadline, get
-from .member import Member, as_source, get_parts
+from .liveness import pending_reason
+from .member import Member, as_source, get_parts, read_source
 from .types import PROTOCOL, Located, check_rollout_id
 from .vault import HEADER, FromMethod, FromRefs, Target
 from .weights import KEY, Weights
 
+logger = logging.getLogger(__name__)
+
+_STARTS_S = 10.0  # after which one looks why an actor does not answer
+_SMALL_SOURCE_BYTES = 4096  # larger ones do not pass through the broker
+
 
 @dataclass(frozen=True)
 class Published:
-    """A rollout that is owned by a vault and known to the broker."""
+    """A rollout that is owned by a vault and known to the broker.
+
+    Version 0: it was not taken, because the weights that generated it are those of a checkpoint to which the consumers
+    went back while it was generated; it is demanded again.
+    """
 
     rollout_id: int
     version: int
@@ -79,6 +92,7 @@ class Producer(Member):
         *args: Any,
         parts: int = 1,
         timeout_s: float | None = None,
+        repeatable: bool = False,
         **kwargs: Any,
     ) -> Published:
         """Publish what `actor.method(*args, **kwargs)` will return: the vault of the actor's node calls it (one copy).
@@ -86,14 +100,18 @@ class Producer(Member):
         The method must return `returned(...)` with `parts` batches. While it runs, `doing` and heartbeats go on.
         An actor whose class other processes cannot import takes keyword arguments only.
 
+        Args:
+            repeatable: the method may be called again with the same arguments, which happens if the vault dies.
+
         Raises:
-            ActorLost: the actor died in the method. Else as `publish`, and whatever the method raises.
+            ActorLost: the actor died in the method. Unreachable: the vault died; nothing was published.
+            Else as `publish`, and whatever the method raises.
         """
         rollout_id = check_rollout_id(rollout_id)
         if not hasattr(actor, method):
             raise BadInput(f"the actor has no method {method!r}")
         source = FromMethod(actor, method, args, kwargs, parts)
-        return self._publish(rollout_id, source, self._node_of(actor), timeout_s)
+        return self._publish(rollout_id, source, self._node_of(actor), timeout_s, repeatable)
 
     def next_demand(
         self,
@@ -126,10 +144,19 @@ class Producer(Member):
         except ray.exceptions.ObjectLostError:
             return None
 
-    def resume_point(self) -> tuple[int, dict[str, Any]] | None:
-        """Highest rollout id that was ever published in this job, with its metadata; None: nothing was."""
+    def source_before(self, rollout_id: int) -> tuple[int, Any]:
+        """(n, where the source of prompts stood before the generation of `rollout_id`), which is the n-th of this job.
+
+        The second is what `returned(..., source=)` said of the generation before it; None at the source's beginning,
+        or where nobody said it. What is generated again (lost, or too stale) begins where it began the first time; all
+        else where the newest generation ended. So no prompt is skipped or repeated, whichever process asks.
+
+        Raises:
+            PayloadLost: it is large, and went with its vault.
+        """
         self.check()
-        return self.link.call("resume_point", self.info.client_id)
+        position, payload = self.link.call("source_before", self.info.client_id, check_rollout_id(rollout_id))
+        return position, None if payload is None else read_source(self.link, payload)
 
     def demands(
         self, timeout_s: float | None = None, *, start: int | None = None, until: int | None = None
@@ -143,15 +170,30 @@ class Producer(Member):
 
     def weights(self, newer_than: int | None = None, timeout_s: float = 0.0) -> Weights | None:
         """The newest weights, zero-copy; None if within `timeout_s` seconds there are none newer than `newer_than`."""
-        found = self.value_ref(KEY, newer_than, timeout_s)
-        return None if found is None else Weights(found[0], get_parts([found[1]], "the weights")[0], found[1])
+        found = self._value(KEY, newer_than, timeout_s)
+        if found is None:
+            return None
+        located, ref = found
+        return Weights(located.version, get_parts([ref], "the weights")[0], ref, located.payload.token)
 
     def _publish(
-        self, rollout_id: int, source: FromRefs | FromMethod, node_id: str, timeout_s: float | None
+        self,
+        rollout_id: int,
+        source: FromRefs | FromMethod,
+        node_id: str,
+        timeout_s: float | None,
+        repeatable: bool = True,
     ) -> Published:
         target = Target(uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id)
-        located: Located = self._hand_over(target, source, node_id, timeout_s, f"rollout {rollout_id}")
+        what = f"rollout {rollout_id}"
+        located: Located = self._hand_over(target, source, node_id, timeout_s, what, repeatable)
         payload = located.payload
+        if not located.version:
+            logger.warning(
+                "job %s: rollout %d was not taken: it comes from weights %s, but was begun for newer ones; the train "
+                "job went back to a checkpoint meanwhile",
+                *(self.job_id, rollout_id, payload.weight_version),
+            )
         return Published(rollout_id, located.version, payload.nbytes, payload.num_samples, payload.meta)
 
     def _node_of(self, actor: Any) -> str:
@@ -159,8 +201,13 @@ class Producer(Member):
         if actor not in self._nodes:
             try:
                 ask = actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
-                self._nodes[actor] = get(ask, Deadline(10), "the actor")
+                self._nodes[actor] = get(ask, Deadline(_STARTS_S), "the actor")
             except WaitTimeout:
+                if (why := pending_reason()) is not None:
+                    self.doing(why)
+                    logger.warning("job %s: %s", self.job_id, why)
+                return self.info.node_id
+            except ray.exceptions.RayActorError:  # the vault will say so when it calls it
                 return self.info.node_id
         return self._nodes[actor]
 
@@ -169,8 +216,12 @@ def returned(
     *parts: Mapping[str, Sequence[Any]] | Batch,
     meta: Mapping[str, Any] | None = None,
     weight_version: int | None = None,
+    source: Any = None,
 ) -> tuple[Any, ...]:
-    """What a method that is published with `publish_from` returns: a header, then its parts as batches.
+    """What a method that is published with `publish_from` returns: a header, its parts as batches, and its source.
+
+    Args:
+        source: where its source of prompts stands now (JSON-able, of any size), see Producer.source_before.
 
     Raises:
         BatchError: a part makes no batch.
@@ -178,11 +229,16 @@ def returned(
     if not parts:
         raise BadInput("returned() needs at least one part")
     batches = [part if isinstance(part, Batch) else Batch.pack(part) for part in parts]
+    text = b"" if source is None else json.dumps(source).encode()
+    apart = Batch.pack({"json": [np.frombuffer(text, np.uint8)]}) if len(text) > _SMALL_SOURCE_BYTES else None
     header = {
         HEADER: PROTOCOL,
         "nbytes": sum(batch.nbytes for batch in batches),
         "num_samples": sum(batch.num_samples for batch in batches),
+        "columns": [*batches[0]],
         "weight_version": weight_version,
         "meta": dict(meta or {}),
+        "source": source if apart is None else None,
+        "source_apart": apart is not None,
     }
-    return (header, *batches)
+    return (header, *batches, apart)

@@ -3,18 +3,27 @@
 A rollout moves, for each consumer group:
 
     demanded ──► published ──► leased ──► acked ──► freed (when every open group has acked it and retention is past)
-                     ▲            │
-                     └────────────┘ its consumer ended or gave it back
+        ▲            ▲            │          │
+        │            ├────────────┘          │ its consumer ended or gave it back
+        │            └───────────────────────┘ the group resumed from an older checkpoint
+        └── lost with its vault, or too stale: generated again when it is demanded
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from .gate import Gate
-from .types import ClientInfo, Located, LocatedValue
+from .types import ClientInfo, Ids, Located, LocatedValue, Payload
 
-LIVE, FINISHED, FAILED, DEAD = "live", "finished", "failed", "dead"
-"""States of a client: attached; ended as planned; ended with an error that it told; gone without a word."""
+LIVE, FINISHED, STOPPED, FAILED, DEAD = "live", "finished", "stopped", "failed", "dead"
+"""States of a client: attached; through, nothing more to come; stopped as asked, to be started again; ended with an
+error that it told; gone without a word."""
+
+RUNNING, PAUSED, DRAINING = "running", "paused", "draining"
+"""What a job's operator wants: go on; generate nothing for now; finish what is out, and end."""
+
+WAIT, DROP, REGENERATE = "wait", "drop", "regenerate"
+"""What happens to rollouts whose weights are too old, see --cross-job-on-stale."""
 
 
 @dataclass(slots=True)
@@ -23,7 +32,7 @@ class Client:
 
     info: ClientInfo
     epoch: int  # n-th incarnation in its role (of its group)
-    dead_after_s: float
+    dead_after_s: float  # its lease: silence after which it counts as dead
     attached_at: float  # wall clock
     last_beat: float  # monotonic
     last_beat_wall: float
@@ -31,7 +40,8 @@ class Client:
     state: str = LIVE
     reason: str = ""
     ended_at: float = 0.0  # monotonic
-    stated: dict[str, int] = field(default_factory=dict)  # the job's settings, as this client was given them
+    stated: dict[str, Any] = field(default_factory=dict)  # the job's settings, as this client was given them
+    terms: dict[str, Any] = field(default_factory=dict)  # what the other side must agree with, see Roster.attach
     facts: Any = None  # what it told its peer, see Ledger.announce
     answered: dict[str, tuple[str, Any]] = field(default_factory=dict)  # operation -> its newest token and answer
 
@@ -51,7 +61,7 @@ class Group:
     live: int = 0
     ready: list[int] = field(default_factory=list)  # heap; entries may be stale, see Ledger.claim
     leases: dict[int, tuple[str, int]] = field(default_factory=dict)  # rollout id -> (client id, version)
-    acked: set[int] = field(default_factory=set)
+    acked: set[int] = field(default_factory=set)  # of those that are not freed
     demanded: bool = False  # some member has demanded a rollout: this group drives the producer
 
     @property
@@ -65,26 +75,60 @@ class Job:
     """One experiment."""
 
     job_id: str
+    # settings, as some client stated them
     max_ahead: int = 0
     retain: int = 0
+    max_bytes: int | None = None
+    max_staleness: int | None = None
+    on_stale: str = WAIT
+    # who
     producer: Client | None = None
     producer_epoch: int = 0
     groups: dict[str, Group] = field(default_factory=dict)
+    # what
     rollouts: dict[int, list[Located]] = field(default_factory=dict)  # id -> its versions, oldest first
     values: dict[str, LocatedValue] = field(default_factory=dict)
-    demands: set[int] = field(default_factory=set)  # demanded, not yet published
+    demands: set[int] = field(default_factory=set)  # demanded, not published
+    handed: dict[int, int | None] = field(default_factory=dict)  # being generated -> newest weights when it was begun
     last_demanded: int = -1
-    last_published: int = -1
-    freed: set[int] = field(default_factory=set)
+    ever: Ids = field(default_factory=Ids)  # every id that was published
+    readable: Ids = field(default_factory=Ids)  # those in `rollouts`
+    freed: Ids = field(default_factory=Ids)  # acked, and not to be had any more
+    lost: set[int] = field(default_factory=set)  # went with their vault
+    again: dict[int, int] = field(default_factory=dict)  # published more than once, not freed: id -> its last version
+    held_bytes: int = 0  # payloads of `rollouts`
     done: dict[int, None] = field(
         default_factory=dict
-    )  # ordered set: acked by every open group, still retained; oldest first
+    )  # ordered set: acked by every open group, retained; oldest first
+    # where the producer's source of prompts stands: the n-th generation began where the one before it ended
+    positions: dict[int, int] = field(default_factory=dict)  # rollout id -> n; forgotten when it is freed
+    sources: dict[int, Payload] = field(default_factory=dict)  # n -> the payload that tells where it ended
+    frontier: int = -1  # n of the newest
+    tells_source: bool = False  # its producer says where its source stands
+    # what now
+    control: str = RUNNING
     complete: bool = False
     gate: Gate = field(default_factory=Gate)
-    newest: tuple[int, dict[str, Any]] | None = None  # highest rollout id that was published, and its metadata
     # counters, for status and audits
     published: int = 0
     republished: int = 0
     claimed: int = 0
     acked: int = 0
     requeued: int = 0
+    covered: int = 0  # acked by resuming from a checkpoint that covers them
+    dropped: int = 0  # too stale, given up with their prompts
+    regenerated: int = 0  # too stale, generated again from the same prompts
+    losses: int = 0  # rollouts that went with a vault before they took effect
+    rewound: int = 0  # times that a group resumed from an older checkpoint
+    serial: int = 0  # of what is published next, rollouts and values alike
+    over: Ids = field(default_factory=Ids)  # serials of what was freed, replaced, given up or lost
+
+    @property
+    def weights_now(self) -> int | None:
+        """Newest weight version that the job knows; None: none yet."""
+        weights = self.values.get("weights")
+        return weights.version if weights else self.gate.version
+
+
+SETTINGS = ("max_ahead", "retain", "max_bytes", "max_staleness", "on_stale")
+"""Fields of Job that clients state when they attach, and on which those that live must agree."""

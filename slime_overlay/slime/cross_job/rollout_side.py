@@ -6,14 +6,16 @@ import os
 import signal
 from typing import Any
 
-from . import arguments
-from .errors import BadInput, EndOfStream, WaitTimeout
+from . import arguments, data_source, stopping
+from .errors import ActorLost, BadInput, EndOfStream, Unreachable, WaitTimeout
+from .handshake import terms
 from .link import Deadline, ensure_ray, get
 from .producer import Producer
 
 logger = logging.getLogger(__name__)
 
 _QUICK_S = 300.0  # deadline of calls to slime's manager that generate nothing
+_ATTEMPTS = 3  # at one rollout, while vaults die
 
 
 def main(args: Any) -> None:
@@ -28,42 +30,77 @@ def main(args: Any) -> None:
         )
     ensure_ray(log_to_driver=True)
     _children_die_with_us()
-    with Producer(args.job_id, settings=arguments.settings(args)) as producer:
+    stopping.want()
+    with Producer(args.job_id, settings=arguments.settings(args), terms=terms(args)) as producer:
         producer.doing("starting slime's engines")
         owner, facts = _start(args)  # the owner is kept: engines and router end with it
-        resumed = producer.resume_point()
-        if resumed is not None:
-            _restore(facts["manager"], *resumed)
         producer.announce(facts)
         logger.info("job %s: slime's rollout half is ready", args.job_id)
-        _serve(args, producer, facts["manager"])
+        _Server(args, producer, facts["manager"]).serve()
         if owner is facts["manager"]:  # one actor, which closes what it tracks
             get(owner.dispose.remote(), Deadline(_QUICK_S), "slime's rollout manager")
 
 
-def _serve(args: Any, producer: Producer, manager: Any) -> None:
-    layout: dict[str, Any] | None = None
-    parts = 1
-    while True:
-        try:
-            rollout_id = producer.next_demand(until=args.num_rollout, gated=True)
-        except EndOfStream as end:
-            logger.info("%s", end)
-            return
-        except WaitTimeout as waited:  # a training step may take its time; a train job that is not there may not
-            if waited.verdict.get("kind") not in ("alive", "slow"):
+class _Server:
+    """Generates what is demanded, each rollout from where its source of prompts belongs."""
+
+    def __init__(self, args: Any, producer: Producer, manager: Any):
+        self._args, self._producer, self._manager = args, producer, manager
+        self._beginning = self._in_manager(data_source.state)
+        self._at: int | None = -1  # the source stands behind this generation; None: nobody knows
+        self._layout: dict[str, Any] | None = None
+        self._parts = 1
+
+    def serve(self) -> None:
+        """Until the train job is through, or this job is to stop (which raises Stopped)."""
+        failures = 0
+        while True:
+            try:
+                rollout_id = self._producer.next_demand(until=self._args.num_rollout, gated=True)
+            except EndOfStream as end:
+                logger.info("%s", end)
+                return
+            except WaitTimeout as waited:  # a training step may take its time; a train job that is not there may not
+                if waited.verdict.get("kind") not in ("alive", "slow", "paused", "full"):
+                    raise
+                logger.warning("%s", waited)
+                continue
+            try:
+                self._generate(rollout_id)
+                failures = 0
+            except ActorLost:
                 raise
-            logger.warning("%s", waited)
-            continue
-        told = (producer.consumer_facts() or {}).get("train_parallel_config")
-        if told is not None and told != layout:
-            get(manager.set_train_parallel_config.remote(told), Deadline(_QUICK_S), "slime's rollout manager")
-            layout, parts = told, told["dp_size"]
-        published = producer.publish_from(rollout_id, manager, "generate", rollout_id=rollout_id, parts=parts)
+            except Unreachable as error:  # the vault died, and with it what was just generated
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise
+                logger.warning("job %s: rollout %d is generated again: %s", self._args.job_id, rollout_id, error)
+
+    def _generate(self, rollout_id: int) -> None:
+        self._agree_on_layout()
+        position, source = self._producer.source_before(rollout_id)
+        if self._at != position - 1:
+            self._in_manager(data_source.restore, self._beginning if source is None else source)
+            logger.info("job %s: rollout %d begins where the data source belongs", self._args.job_id, rollout_id)
+        self._at = None
+        published = self._producer.publish_from(
+            rollout_id, self._manager, "generate", rollout_id=rollout_id, parts=self._parts
+        )
+        if published.version:
+            self._at = position
         logger.info(
             "job %s: rollout %d version %d published: %d samples, %d bytes",
-            *(args.job_id, rollout_id, published.version, published.num_samples, published.nbytes),
+            *(self._args.job_id, rollout_id, published.version, published.num_samples, published.nbytes),
         )
+
+    def _agree_on_layout(self) -> None:
+        told = (self._producer.consumer_facts() or {}).get("train_parallel_config")
+        if told is not None and told != self._layout:
+            get(self._manager.set_train_parallel_config.remote(told), Deadline(_QUICK_S), "slime's rollout manager")
+            self._layout, self._parts = told, told["dp_size"]
+
+    def _in_manager(self, function: Any, *args: Any) -> Any:
+        return get(self._manager.__ray_call__.remote(function, *args), Deadline(_QUICK_S), "slime's data source")
 
 
 def _children_die_with_us() -> None:
@@ -95,18 +132,3 @@ def _start(args: Any) -> tuple[Any, dict[str, Any]]:
         per_epoch = get(buffer.get_num_rollout_per_epoch.remote(), Deadline(_QUICK_S), "slime's data source")
         args.num_rollout = per_epoch * args.num_epoch
     return owner, {"manager": buffer, "engines": owner.rollout_engines, "lock": owner.rollout_engine_lock}
-
-
-def _restore(manager: Any, rollout_id: int, meta: dict[str, Any]) -> None:
-    """Set the data source of a new rollout job to where the old one left it after its last published rollout."""
-    state = meta.get("data_source") or {}
-    get(manager.__ray_call__.remote(_set_data_source, state), Deadline(_QUICK_S), "slime's data source")
-    logger.info("the data source goes on after rollout %d: %s", rollout_id, state)
-
-
-def _set_data_source(manager: Any, state: dict[str, Any]) -> None:
-    source = manager.data_source
-    for name, value in state.items():
-        setattr(source, name, value)
-    if getattr(source, "dataset", None) is not None and manager.args.rollout_shuffle:
-        source.dataset.shuffle(source.epoch_id)

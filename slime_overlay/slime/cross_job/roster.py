@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .errors import BadInput, BrokerLost, EndOfStream, Fenced, JobIdTaken, PeerFailed, Refused
-from .records import DEAD, FINISHED, Client, Group, Job
-from .types import ClientInfo, check_job_id
+from .errors import BadInput, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
+from .records import DEAD, DRAINING, FINISHED, RUNNING, SETTINGS, STOPPED, Client, Group, Job
+from .settings import flag
+from .types import ClientInfo, Ids, check_job_id
 from .verdicts import verdict, who
+
+_REMEMBERED = 50  # ended clients a job
+_LATE_S = 3.0  # between two ticks; what is more was no silence of the clients'
 
 
 class Roster:
@@ -26,30 +30,39 @@ class Roster:
         self._wall = wall
         self.jobs: dict[str, Job] = {}
         self.clients: dict[str, Client] = {}
+        self._ticked = 0.0
 
     def attach(
-        self, info: ClientInfo, max_ahead: int | None = None, retain: int | None = None, dead_after_s: float = 30.0
+        self, info: ClientInfo, dead_after_s: float = 30.0, terms: dict[str, Any] | None = None, **stated: Any
     ) -> dict[str, Any]:
-        """Let a client in; returns {"epoch", "max_ahead", "retain"} as they hold for the job.
+        """Let a client in; returns {"epoch"} and the settings as they hold for the job (see records.SETTINGS).
 
         A producer replaces an earlier one that ended, or that belongs to the same Ray job (which is fenced).
 
+        Args:
+            dead_after_s: its lease: silence after which it counts as dead.
+            terms: what it takes for granted (JSON-able values by name): the same as whoever else states it.
+            stated: settings of the job; None: as the others say.
+
         Raises:
             JobIdTaken: a producer of another Ray job is alive under this job id.
-            Refused: the job's settings were stated otherwise by a client that is alive.
+            Refused: settings or terms were stated otherwise by a client that is alive.
         """
         if info.role not in ("producer", "consumer", "writer"):
             raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
+        if unknown := set(stated) - set(SETTINGS):
+            raise BadInput(f"{', '.join(sorted(unknown))}: no setting of a job; there are {', '.join(SETTINGS)}")
         known = self.clients.get(info.client_id)
         if known is not None and known.live:  # the same call again, whose answer was lost
-            job = self.jobs[known.info.job_id]
-            return {"epoch": known.epoch, "max_ahead": job.max_ahead, "retain": job.retain}
+            return self._granted(known)
         job = self._job_for_attach(check_job_id(info.job_id))
-        stated = {n: v for n, v in (("max_ahead", max_ahead), ("retain", retain)) if v is not None}
+        stated = {name: value for name, value in stated.items() if value is not None}
         replaced = self._replaced_by(job, info)
-        self._agree(job, stated, replaced)
+        self._agree(job, stated, terms or {}, replaced)
         if replaced is not None:
             self.end(replaced.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
+        if job.control == DRAINING and not self._living(job.job_id):
+            job.control = RUNNING  # it was drained; whoever comes now begins again
         for name, value in stated.items():
             setattr(job, name, value)
         now, wall = self._clock(), self._wall()
@@ -69,9 +82,10 @@ class Roster:
             group.last, group.live = client, group.live + 1
         else:  # a writer publishes values only; any number a job
             client = Client(info, 1, dead_after_s, wall, now, wall)
-        client.stated = stated
+        client.stated, client.terms = stated, terms or {}
         self.clients[info.client_id] = client
-        return {"epoch": client.epoch, "max_ahead": job.max_ahead, "retain": job.retain}
+        self._forget_old(job)
+        return self._granted(client)
 
     def heartbeat(self, client_id: str, activity: str) -> None:
         """Record a sign of life. Raises Fenced when the client was replaced or counted as dead."""
@@ -79,15 +93,21 @@ class Roster:
         client.last_beat, client.last_beat_wall, client.activity = self._clock(), self._wall(), activity
 
     def end(self, client_id: str, state: str, reason: str = "") -> None:
-        """A client ends as `finished`, `failed` or `dead`. Its leases are given back. Ending twice changes nothing."""
+        """A client ends as `finished`, `stopped`, `failed` or `dead`. Its leases are given back. Twice is once.
+
+        In a job that is being drained nobody is through: who finishes has stopped, and may be started again.
+        """
         client = self.clients.get(client_id)
         if client is None or not client.live:
             return
+        job = self.jobs[client.info.job_id]
+        if state == FINISHED and job.control == DRAINING:
+            state, reason = STOPPED, reason or "the job was drained"
         client.state, client.reason, client.ended_at = state, reason, self._clock()
         if client.info.role == "consumer":
-            group = self.jobs[client.info.job_id].groups[client.info.group]
+            group = job.groups[client.info.group]
             group.live, group.ended = group.live - 1, client
-        self._ended(self.jobs[client.info.job_id], client)
+        self._ended(job, client)
 
     def silent(self, longer_than_s: float) -> list[Client]:
         """Live clients without a sign of life for `longer_than_s` seconds: those that are worth asking Ray about."""
@@ -95,12 +115,24 @@ class Roster:
         return [c for c in self.clients.values() if c.live and now - c.last_beat > longer_than_s]
 
     def tick(self) -> list[Client]:
-        """Count clients as dead whose silence exceeds their own limit; returns them."""
+        """Count clients as dead whose silence exceeds their own limit; returns them. To be called every second."""
         now = self._clock()
+        slept_s = now - self._ticked - _LATE_S if self._ticked else 0.0
+        self._ticked = now
+        if slept_s > 0:  # this process was stopped: that nobody was heard meanwhile says nothing
+            for client in self.clients.values():
+                client.last_beat = min(now, client.last_beat + slept_s)
         gone = [c for c in self.clients.values() if c.live and now - c.last_beat > c.dead_after_s]
         for client in gone:
             self.end(client.info.client_id, DEAD, f"no sign of life for {now - client.last_beat:.1f} s")
         return gone
+
+    def take_clients(self, clients: list[Client]) -> None:
+        """Know these clients, of a ledger of another process: their clocks begin anew."""
+        now = self._clock()
+        for client in clients:
+            client.last_beat = client.ended_at = now
+            self.clients[client.info.client_id] = client
 
     # ------------------------------------------------------------------ inside
 
@@ -110,42 +142,73 @@ class Roster:
     def _job_for_attach(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)
         if job is None or job.complete:  # a complete job holds nothing; its name begins a new one
+            serial = 0
             if job is not None:
                 self._free_all(job)  # but a writer that lives on may have put a value since
-            job = self.jobs[job_id] = Job(job_id)
+                serial = job.serial
+            job = self.jobs[job_id] = Job(job_id, serial=serial, over=Ids.below(serial))
         return job
 
     def _free_all(self, job: Job) -> None:
         """Called when a job is replaced; the ledger drops what it holds."""
 
-    def _agree(self, job: Job, stated: dict[str, int], leaving: Client | None) -> None:
-        others = [c for c in self.clients.values() if c.live and c.info.job_id == job.job_id and c is not leaving]
-        for name, value in stated.items():
-            for other in others:
-                if other.stated.get(name, value) != value:
-                    flag = "--cross-job-" + name.replace("_", "-")
-                    raise Refused(
-                        f"{flag} is {value} here and {other.stated[name]} at the {who(other)}: "
-                        "give both jobs the same value"
-                    )
+    def _granted(self, client: Client) -> dict[str, Any]:
+        job = self.jobs[client.info.job_id]
+        return {"epoch": client.epoch, **{name: getattr(job, name) for name in SETTINGS}}
+
+    def _living(self, job_id: str) -> list[Client]:
+        return [c for c in self.clients.values() if c.live and c.info.job_id == job_id]
+
+    def _forget_old(self, job: Job) -> None:
+        """Clients that ended long ago are forgotten, or a job that is restarted for weeks would remember them all."""
+        kept = [job.producer, *(c for g in job.groups.values() for c in (g.last, g.ended))]
+        ended = [i for i, c in self.clients.items() if c.info.job_id == job.job_id and not c.live and c not in kept]
+        for client_id in ended[:-_REMEMBERED]:
+            del self.clients[client_id]
+
+    def _agree(self, job: Job, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None) -> None:
+        for other in self._living(job.job_id):
+            if other is leaving:
+                continue
+            found = [
+                f"{flag(name)} is {value} here and {other.stated[name]} there"
+                for name, value in stated.items()
+                if other.stated.get(name, value) != value
+            ]
+            found += [
+                f"{name} is {value!r} here and {other.terms[name]!r} there"
+                for name, value in sorted(terms.items())
+                if other.terms.get(name, value) != value
+            ]
+            if found:
+                raise Refused(f"this job and the {who(other)} disagree: {'; '.join(found)}. Give both the same")
 
     def _replaced_by(self, job: Job, info: ClientInfo) -> Client | None:
         """The live producer that `info` takes over from, if any. Raises JobIdTaken."""
         old = job.producer
         if info.role != "producer" or old is None or not old.live:
             return None
-        if info.ray_job_id and old.info.ray_job_id == info.ray_job_id:
-            return old
-        silent = self._clock() - old.last_beat
+        self._may_replace(old, info)
+        return old
+
+    def _may_replace(self, old: Client, new: ClientInfo) -> None:
+        """Raises JobIdTaken unless both belong to the same Ray job."""
+        if new.ray_job_id and old.info.ray_job_id == new.ray_job_id:
+            return
+        silent_s = self._clock() - old.last_beat
         raise JobIdTaken(
-            f"job id {job.job_id} is taken: the {who(old)} is alive (last sign of life {silent:.1f} s ago). "
-            "Stop that job, or choose another --job-id"
+            f"job id {new.job_id} is taken: the {who(old)} is alive (last sign of life {silent_s:.1f} s ago). "
+            "Stop that job, or choose another --job-id",
+            silent_s,
         )
 
     def _live(self, client_id: str, role: str | None = None) -> Client:
         client = self.clients.get(client_id)
         if client is None:
-            raise BrokerLost("the broker does not know this client: it was restarted since; start this job again")
+            raise Forgotten(
+                "the broker does not know this client: it ended long ago, or the broker and every vault that kept its "
+                "memory died; start this job again"
+            )
         if not client.live:
             raise Fenced(
                 f"this {who(client)} was ended ({client.state}: {client.reason or 'closed'}): it can do nothing more"

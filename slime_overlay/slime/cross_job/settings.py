@@ -8,23 +8,27 @@ from ..cross_job_arguments import add_settings, flag
 from .errors import BadInput
 from .types import DEFAULT_NAMESPACE
 
+ON_STALE = ("wait", "drop", "regenerate")
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client behaves. `max_ahead` and `retain` belong to the job: both sides' statements must agree
-    (None: as the other side says, or the default). The rest is the client's own.
+    """How a client behaves. The first five belong to the job: all statements of them must agree (None: as the other
+    side says, or the default). The rest is the client's own.
 
     Raises:
         BadInput: a value that is out of range, naming the flag.
     """
 
-    namespace: str = DEFAULT_NAMESPACE
-    max_ahead: int | None = (
-        None  # rollouts generated beyond the last one demanded; 0: slime's train.py, 1: train_async.py
-    )
+    # rollouts generated beyond the last one demanded; 0: slime's train.py, 1: train_async.py
+    max_ahead: int | None = None
     retain: int | None = None  # acked rollouts that are kept before their payload is freed
+    max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
+    max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
+    on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate
+    namespace: str = DEFAULT_NAMESPACE
     heartbeat_s: float = 1.0
-    dead_after_s: float = 30.0  # silence after which a client is dead although Ray still calls its job running
+    dead_after_s: float = 30.0  # a client's lease: silence after which it is dead although Ray calls its job running
     peer_grace_s: float = 0.0  # how long a waiting side lets a failed peer come back before it raises
     timeout_s: float = 3600.0  # deadline of a wait that was given none
 
@@ -34,6 +38,8 @@ class Settings:
         for name, least in (
             ("max_ahead", 0),
             ("retain", 0),
+            ("max_bytes", 1),
+            ("max_staleness", 0),
             ("peer_grace_s", 0),
             ("heartbeat_s", 0.05),
             ("timeout_s", 0),
@@ -41,6 +47,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise BadInput(f"{flag(name)} {value} is too small: at least {least}")
+        if self.on_stale not in (None, *ON_STALE):
+            raise BadInput(f"{flag('on_stale')} {self.on_stale!r} is none of {', '.join(ON_STALE)}")
+        if self.on_stale is not None and self.max_staleness is None:
+            raise BadInput(f"{flag('on_stale')} {self.on_stale} says nothing without {flag('max_staleness')}")
         if not self.dead_after_s >= 3 * self.heartbeat_s:
             raise BadInput(
                 f"{flag('dead_after_s')} {self.dead_after_s:g} must be at least 3 times {flag('heartbeat_s')} "

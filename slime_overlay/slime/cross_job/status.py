@@ -2,41 +2,43 @@
 
 from typing import Any
 
-from .records import Client, Job
+from .records import SETTINGS, Client, Job
 from .types import Located
+
+_COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "losses")
 
 
 def job_status(job: Job, now: float) -> dict[str, Any]:
     """Counts, queue, staleness, bytes and clients of `job`; `now` is the ledger's monotonic clock.
 
     `queue_depth` counts published rollouts that some open group has not acked; `staleness` is the distance between the
-    newest weight version and that of the oldest rollout in the queue (None while either is unknown).
+    newest weight version and that of the oldest rollout in the queue (None while either is unknown); `lost` names the
+    rollouts that went with their vault and were not generated again.
     """
     queue = [r for r in job.rollouts if r not in job.done]
-    weights = job.values.get("weights")
-    newest_weights = weights.version if weights else job.gate.version
+    newest_weights = job.weights_now
     oldest = job.rollouts[min(queue)][-1].payload.weight_version if queue else None
-    held = [v.payload.nbytes for versions in job.rollouts.values() for v in versions]
-    held += [value.payload.nbytes for value in job.values.values()]
+    values = sum(value.payload.nbytes for value in job.values.values())
     return {
         "job_id": job.job_id,
         "complete": job.complete,
-        "max_ahead": job.max_ahead,
-        "retain": job.retain,
+        "control": job.control,
+        **{name: getattr(job, name) for name in SETTINGS},
         "published": job.published,
         "republished": job.republished,
         "claimed": job.claimed,
         "acked": job.acked,
-        "requeued": job.requeued,
+        **{name: getattr(job, name) for name in _COUNTERS},
+        "lost": sorted(job.lost),
         "freed": len(job.freed),
         "retained": len(job.rollouts),
         "queue_depth": len(queue),
         "leased": sum(len(g.leases) for g in job.groups.values()),
         "last_demanded": job.last_demanded,
-        "last_published": job.last_published,
+        "last_published": job.ever.last(),
         "weight_version": newest_weights,
         "staleness": newest_weights - oldest if newest_weights is not None and oldest is not None else None,
-        "held_bytes": sum(held),
+        "held_bytes": job.held_bytes + values,
         "producer": _client(job.producer, now),
         "consumers": {name: _client(g.last, now) for name, g in sorted(job.groups.items())},
     }

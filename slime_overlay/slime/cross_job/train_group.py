@@ -9,11 +9,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
 
-from . import update_groups
+from . import stopping, update_groups
 from .errors import CrossJobError, NotOwner, PeerFailed
 from .link import Deadline, get
 from .train_side import TrainSide
@@ -29,6 +30,7 @@ def adopt(group: Any, side: TrainSide) -> None:
     bases = (_InParts if side.in_parts else _BufferEra, base)
     group.__class__ = type(f"CrossJob{base.__name__}", bases, {"__doc__": base.__doc__})
     group.cross_job = Updates(side)
+    side.save = partial(group.save_model, force_sync=True) if side.in_parts else group.async_save_model
 
 
 class Updates:
@@ -49,7 +51,7 @@ class Updates:
         side = self.side
         with side.lock:
             while True:
-                epoch = side.ask("begin_update", side.args.num_rollout, wait=True)
+                epoch = side.ask("begin_update", side.args.num_rollout, side.weight_version, wait=True)
                 try:
                     if epoch != self.connected:
                         connect()
@@ -73,6 +75,7 @@ class Updates:
 
     def training(self, rollout_id: int) -> None:
         """The ranks are about to train on this rollout."""
+        stopping.check()
         self.side.trained = max(self.side.trained, rollout_id)
         self.side.gateway.doing.remote(f"training on rollout {rollout_id}")
 
@@ -129,6 +132,7 @@ class _BufferEra:
         with self.cross_job.side.lock:
             refs = super().async_save_model(step_id)  # type: ignore[misc]
         ray.get(refs)
+        self.cross_job.side.saved = step_id
         self.cross_job.side.ask("saved", step_id)
         return refs
 
@@ -158,7 +162,7 @@ class _InParts:
         # an asynchronous checkpoint is known to be there once the next one begins
         later = getattr(self.cross_job.side.args, "async_save", False) and not force_sync
         covered = self.cross_job.saving if later else rollout_id
-        self.cross_job.saving = rollout_id
+        self.cross_job.saving = self.cross_job.side.saved = rollout_id
         self.cross_job.side.ask("saved", covered)
         return saved
 

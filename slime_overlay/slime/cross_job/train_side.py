@@ -6,14 +6,15 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from . import arguments
-from .errors import BadInput, CrossJobError
+from . import arguments, stopping
+from .errors import BadInput, CrossJobError, Stopped
 from .gateway import Gateway
 from .jobs import log_to_stderr
 from .link import Deadline, ensure_ray, get
@@ -33,6 +34,8 @@ class TrainSide:
         self.settings = arguments.settings(args)
         self.lock = threading.RLock()
         self.trained = -1  # highest rollout that was given to the training ranks
+        self.saved = -1  # newest checkpoint
+        self.save: Callable[[int], None] | None = None  # of the group that trains, once there is one
         self.ended = False
         from slime.ray import placement_group
 
@@ -44,6 +47,8 @@ class TrainSide:
         options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
         self.gateway = actor.options(**options).remote(args, self.in_parts)
         self.ask("start")
+        stopping.want(lambda: self.gateway.stop_waiting.remote())
+        stopping.install()
         sys.excepthook = self._excepthook
         atexit.register(self._at_exit)
 
@@ -83,11 +88,26 @@ class TrainSide:
     def die(self, error: BaseException) -> None:
         """End this process with an error, from any thread: one line, and the exit code that tells errors apart."""
         cause = _cause(error)
+        if isinstance(cause, Stopped):
+            self._stop(str(cause))
         print(f"{type(cause).__name__}: {' | '.join(str(cause).splitlines())}", file=sys.stderr, flush=True)
         self._end(str(cause))
         sys.stdout.flush()
         ray.shutdown()
         os._exit(getattr(cause, "exit_code", 1))
+
+    def _stop(self, reason: str) -> None:
+        """End as asked: with a checkpoint of what was trained, where checkpoints are made at all."""
+        if self.save is not None and self.args.save is not None and self.trained > self.saved:
+            logger.info("job %s: saving after rollout %d, then stopping", self.args.job_id, self.trained)
+            self.save(self.trained)
+            if getattr(self.args, "rollout_global_dataset", False):  # as train.py does beside a checkpoint
+                try:
+                    get(self.gateway.save.remote(self.trained), Deadline(10), "the rollout job's data source")
+                except CrossJobError as other:
+                    logger.warning("the data source's state was not saved beside the checkpoint: %s", other)
+        self.ended = True
+        get(self.gateway.stop.remote(reason), Deadline(30), "the gateway")
 
     def _at_exit(self) -> None:
         self._end("its driver ended before the last rollout")

@@ -4,12 +4,15 @@ Plain data only: no Ray, no Arrow, so that the ledger and its tests need neither
 """
 
 import re
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import BadInput
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
 
 DEFAULT_NAMESPACE = "slime_shared"
@@ -45,6 +48,55 @@ def check_rollout_id(rollout_id: Any) -> int:
     return value
 
 
+class Ids:
+    """A set of whole numbers, kept as ranges: those of a long run are nearly all neighbours."""
+
+    def __init__(self, ids: Iterable[int] = ()):
+        self._ranges: list[tuple[int, int]] = []  # [first, after the last), in order, never touching
+        for number in ids:
+            self.add(number)
+
+    @classmethod
+    def below(cls, end: int) -> "Ids":
+        """All from 0 to `end` - 1."""
+        made = cls()
+        made._ranges = [(0, end)] if end > 0 else []
+        return made
+
+    def add(self, number: int) -> None:
+        if number in self:
+            return
+        at = bisect_right(self._ranges, (number, number))
+        first, end = number, number + 1
+        if at < len(self._ranges) and self._ranges[at][0] == end:
+            end = self._ranges.pop(at)[1]
+        if at and self._ranges[at - 1][1] == first:
+            first = self._ranges.pop(at - 1)[0]
+            at -= 1
+        self._ranges.insert(at, (first, end))
+
+    def discard(self, number: int) -> None:
+        if number not in self:
+            return
+        at = bisect_right(self._ranges, (number, sys.maxsize)) - 1
+        first, end = self._ranges[at]
+        self._ranges[at : at + 1] = [r for r in ((first, number), (number + 1, end)) if r[0] < r[1]]
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self._ranges, (number, sys.maxsize))
+        return bool(at) and number < self._ranges[at - 1][1]
+
+    def __len__(self) -> int:
+        return sum(end - first for first, end in self._ranges)
+
+    def __iter__(self) -> Iterator[int]:
+        return (number for first, end in self._ranges for number in range(first, end))
+
+    def last(self) -> int:
+        """The greatest; -1 where there is none."""
+        return self._ranges[-1][1] - 1 if self._ranges else -1
+
+
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
     """What a producer or consumer says of itself when it attaches; shown in verdicts."""
@@ -63,7 +115,10 @@ class ClientInfo:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Where a published payload lies: `token` names it inside `vault`; `parts` objects of `nbytes` bytes in all."""
+    """Where a published payload lies: `token` names it inside `vault`; `parts` objects of `nbytes` bytes in all.
+
+    `vault` is the vault's actor name, and after a slash its incarnation: what was restarted holds nothing of before.
+    """
 
     token: str
     vault: str
@@ -72,6 +127,9 @@ class Payload:
     num_samples: int = -1  # -1: an opaque value, not a batch
     weight_version: int | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()  # names of the batch's columns
+    source: Any = None  # where the producer's source of prompts stood after it (JSON-able), see Producer.source_before
+    source_apart: bool = False  # that is large, and lies in the vault beside the payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +142,7 @@ class Located:
     payload: Payload
     published_at: float  # wall clock, seconds
     epoch: int  # of the producer that published it
+    serial: int = 0  # counts what was published in the job, values too
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +154,5 @@ class LocatedValue:
     version: int
     payload: Payload
     published_at: float
+    author: str = ""  # client that published it
+    serial: int = 0  # see Located

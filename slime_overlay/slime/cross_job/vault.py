@@ -5,24 +5,31 @@ vault calls the producer's method itself (one copy, straight into shared memory)
 put (two copies). A payload is recorded with the broker only once the vault owns it, and the producer is told last:
 what was called published survives `kill -9` of the producer, of its driver, and the end of its Ray job.
 
-It does not survive the vault's own death; that is what durable stores are for.
+It does not survive the vault's own death; that is what durable stores are for. A vault that comes back says so, with a
+new incarnation, and what the old one held is known to be lost.
+
+Besides it keeps what a broker that restarts must know: the record of each payload, the newest snapshot of each job.
 """
 
 import asyncio
 import logging
 import sys
+import threading
+import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from .batch import Batch
-from .errors import ActorLost, BadInput, BrokerLost, CrossJobError, PayloadLost, StoreFull
-from .types import BROKER_NAME, PROTOCOL, Payload
+from .errors import ActorLost, BadInput, CrossJobError, Fenced, PayloadLost, StoreFull, Unreachable
+from .snapshot import Snapshot
+from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload
 
 logger = logging.getLogger(__name__)
 
-_BROKER_S = 60.0
+_BROKER_S = 120.0
 _REMEMBERED_CALLS = 256
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
@@ -51,7 +58,7 @@ class FromRefs:
 
 @dataclass(frozen=True, slots=True)
 class FromMethod:
-    """A method that returns (header, part, ...): the vault calls it and so owns what it returns."""
+    """A method that returns (header, part, ..., source): the vault calls it and so owns what it returns."""
 
     actor: Any
     method: str
@@ -64,18 +71,24 @@ class Vault:
     """See the module. Undecorated, so that it can be tested without Ray; `link.py` makes the actor."""
 
     def __init__(self, name: str, namespace: str, own_process: bool = False):
-        if own_process:
-            _load_nothing_of_slime()
         self._name = name
         self._namespace = namespace
+        self._incarnation = uuid.uuid4().hex[:8]
         self._broker_handle: Any = None
         self._held: dict[str, list[Any]] = {}
         self._nbytes: dict[str, int] = {}
+        self._records: dict[str, Located | LocatedValue] = {}
+        self._snapshots: dict[str, tuple[Snapshot, dict[int, Payload]]] = {}
+        self._broker = 0  # n-th broker that left a snapshot here
         self._under_way: dict[str, asyncio.Task[Any]] = {}
+        if own_process:
+            _load_nothing_of_slime()
+            threading.Thread(target=lambda: asyncio.run(self._introduce()), daemon=True).start()
 
     async def hello(self) -> dict[str, Any]:
         """Who is here, and on which node."""
-        return {"protocol": PROTOCOL, "name": self._name, "node_id": ray.get_runtime_context().get_node_id()}
+        node_id = ray.get_runtime_context().get_node_id()
+        return {"protocol": PROTOCOL, "name": self._name, "node_id": node_id, "incarnation": self._incarnation}
 
     async def hand_over(self, target: Target, source: FromRefs | FromMethod, wait_s: float) -> Any:
         """Own the payload, record it, return what the broker recorded; None if that takes longer than `wait_s`.
@@ -96,11 +109,44 @@ class Vault:
             raise PayloadLost(f"vault {self._name} holds no payload {token}: it was freed, or the vault was restarted")
         return self._held[token]
 
+    async def check(self, token: str) -> None:
+        """Raises PayloadLost unless every part of this payload can be read here."""
+        for ref in await self.open(token):
+            try:
+                await ref
+            except ray.exceptions.ObjectLostError as error:
+                raise PayloadLost(f"vault {self._name} lost payload {token}: {error}") from None
+
     async def drop(self, tokens: list[str]) -> None:
         """Forget payloads; Ray frees each as soon as its last reader lets go."""
         for token in tokens:
-            self._held.pop(token, None)
-            self._nbytes.pop(token, None)
+            for held in (self._held, self._nbytes, self._records):
+                held.pop(token, None)
+
+    async def remember(self, snapshot: Snapshot, sources: dict[int, Payload], over: list[int]) -> None:
+        """Keep the newest snapshot of a job; `sources` are new, those in `over` are not needed any more.
+
+        Raises:
+            Fenced: for a broker that was replaced.
+        """
+        if snapshot.broker < self._broker:
+            raise Fenced(f"broker {snapshot.broker} was replaced by broker {self._broker}: it must end")
+        self._broker = snapshot.broker
+        job_id = snapshot.job.job_id
+        old, kept = self._snapshots.get(job_id, (None, {}))
+        kept.update(sources)
+        for position in over:
+            kept.pop(position, None)
+        if old is None or snapshot.order > old.order:
+            self._snapshots[job_id] = (snapshot, kept)
+
+    async def forget(self, job_id: str) -> None:
+        """The job is forgotten: so is its snapshot."""
+        self._snapshots.pop(job_id, None)
+
+    async def inventory(self) -> tuple[list[Located | LocatedValue], list[tuple[Snapshot, dict[int, Payload]]]]:
+        """What a broker that restarts asks for."""
+        return [*self._records.values()], [*self._snapshots.values()]
 
     async def stats(self) -> dict[str, int]:
         """{"payloads", "nbytes"} that this vault owns."""
@@ -111,35 +157,43 @@ class Vault:
             del self._under_way[token]
 
     async def _hand_over(self, target: Target, source: FromRefs | FromMethod) -> Any:
+        apart = None
         try:
             if isinstance(source, FromMethod):
-                header, refs = await self._call(source)
+                header, refs, apart = await self._call(source)
             else:
                 header, refs = source.header, [await _copy(ref) for ref in source.refs]
         except _FULL as error:
             raise StoreFull(f"the object store and its spill disk are full, nothing was published: {error}") from None
         token = target.token
         self._held[token], self._nbytes[token] = refs, header["nbytes"]
+        if apart is not None:
+            self._held[f"{token}.source"] = [apart]
         try:
-            recorded = await self._record(target, self._payload(target, header, len(refs)), refs)
-        except BrokerLost:
-            raise  # nobody knows whether it was recorded: the payload stays
+            recorded = await self._record(target, self._payload(target, header, len(refs), apart is not None), refs)
         except CrossJobError:
-            await self.drop([token])
+            await self.drop([token, f"{token}.source"])
             raise
-        if recorded.payload.token != token:  # the same content as the version that is there
-            await self.drop([token])
+        taken = not isinstance(recorded, Located) or recorded.version > 0
+        if recorded.payload.token == token and taken:
+            self._records[token] = recorded
+        else:  # the same content as the version that is there, or not taken
+            await self.drop([token, f"{token}.source"])
         return recorded
 
-    async def _call(self, source: FromMethod) -> tuple[dict[str, Any], list[Any]]:
+    async def _call(self, source: FromMethod) -> tuple[dict[str, Any], list[Any], Any]:
         method = getattr(source.actor, source.method)
-        refs = method.options(num_returns=1 + source.parts).remote(*source.args, **source.kwargs)
+        refs = method.options(num_returns=2 + source.parts).remote(*source.args, **source.kwargs)
         try:
             header = await refs[0]
         except ray.exceptions.RayActorError as error:
             raise ActorLost(
                 f"the actor died in {source.method}(): {error}. Nothing of this call was published"
             ) from None
+        except ValueError as error:
+            if "num_returns" not in str(error):
+                raise
+            raise BadInput(f"{source.method}() must return returned(columns, ...): {error}") from None
         if not isinstance(header, dict) or header.get(HEADER) != PROTOCOL:
             raise BadInput(
                 f"{source.method}() must return slime.cross_job.producer.returned(columns, ...), "
@@ -147,42 +201,44 @@ class Vault:
             )
         for ref in refs[1:]:  # "ready" may mean an error, such as a full store; reading a batch copies nothing
             await ref
-        return header, refs[1:]
+        return header, refs[1:-1], refs[-1] if header.get("source_apart") else None
 
-    def _payload(self, target: Target, header: dict[str, Any], parts: int) -> Payload:
+    def _payload(self, target: Target, header: dict[str, Any], parts: int, source_apart: bool) -> Payload:
         return Payload(
             token=target.token,
-            vault=self._name,
+            vault=f"{self._name}/{self._incarnation}",
             nbytes=header["nbytes"],
             parts=parts,
             num_samples=header["num_samples"],
             weight_version=header.get("weight_version"),
             meta=header.get("meta") or {},
+            columns=tuple(header.get("columns") or ()),
+            source=header.get("source"),
+            source_apart=source_apart,
         )
 
     async def _record(self, target: Target, payload: Payload, refs: list[Any]) -> Any:
         if target.key is not None:
-            return await self._broker("put_value", target.client_id, target.key, payload, target.version)
+            return await self._tell("put_value", target.client_id, target.key, payload, target.version)
         call = ("publish", target.client_id, target.rollout_id, payload)
-        recorded, located = await self._broker(*call, compare=payload.num_samples >= 0)
+        recorded, located = await self._tell(*call, compare=payload.num_samples >= 0)
         if not recorded and not await self._equal(located.payload, refs):
-            recorded, located = await self._broker(*call, compare=False)
+            recorded, located = await self._tell(*call, compare=False)
         return located
 
     async def _equal(self, old: Payload, refs: list[Any]) -> bool:
         """Whether the bytes of an earlier version equal these; only asked where all else is the same."""
         try:
-            vault = self if old.vault == self._name else None
-            handle: Any = (
-                None if vault else await asyncio.to_thread(ray.get_actor, old.vault, namespace=self._namespace)
-            )
+            name = old.vault.partition("/")[0]
+            vault = self if name == self._name else None
+            handle: Any = None if vault else await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
             old_refs = await (vault.open(old.token) if vault else handle.open.remote(old.token))
             pairs = [(await old_ref, await ref) for old_ref, ref in zip(old_refs, refs, strict=True)]
             return await asyncio.to_thread(lambda: all(_same_bytes(*pair) for pair in pairs))
         except (PayloadLost, ValueError, ray.exceptions.RayError):
             return False
 
-    async def _broker(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+    async def _tell(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Call the broker until it answers: every call carries its token, so that asking twice does no harm."""
         deadline = asyncio.get_running_loop().time() + _BROKER_S
         while True:
@@ -197,7 +253,22 @@ class Vault:
             except (ValueError, ray.exceptions.RayActorError) as error:
                 self._broker_handle = None
                 if asyncio.get_running_loop().time() > deadline:
-                    raise BrokerLost(f"the broker did not answer vault {self._name}: {error}") from None
+                    raise Unreachable(
+                        f"the broker did not answer vault {self._name} for {_BROKER_S:.0f} s, nothing was published: "
+                        f"{error}"
+                    ) from None
+            await asyncio.sleep(0.5)
+
+    async def _introduce(self) -> None:
+        """Tell the broker, if there is one already, that this vault is here, and holds nothing of before."""
+        deadline = time.monotonic() + _BROKER_S
+        while time.monotonic() < deadline:
+            try:
+                broker = ray.get_actor(BROKER_NAME, namespace=self._namespace)
+                await broker.vault_here.remote(self._name, self._incarnation)
+                return
+            except (ValueError, ray.exceptions.RayError) as error:
+                logger.info("vault %s cannot reach the broker yet: %s", self._name, error)
             await asyncio.sleep(0.5)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .records import DEAD, FAILED, FINISHED, LIVE, Client
+from .records import DEAD, FAILED, FINISHED, LIVE, STOPPED, Client
 
 _JOB_NAME = {"producer": "rollout job", "consumer": "train job"}
 _SLOW_AFTER_S = 5.0
@@ -20,7 +20,8 @@ def who(client: Client) -> str:
 
 
 def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall: float) -> dict[str, Any]:
-    """Say how the peer in `role` stands: kind absent, slow, alive, finished, failed or dead; and what to do.
+    """Say how the peer in `role` stands: kind absent, slow, alive, finished, stopped, failed or
+    dead; and what to do.
 
     Returns a JSON-able dict with `kind`, `message`, and where there is a client `who`, `silent_s`, `activity`,
     `ray_job_id`, `submission_id`, `reason`.
@@ -52,6 +53,9 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
         text += "; it may be stuck: look at its log" if kind == "slow" else "; it is still at work: allow more time"
     elif client.state == FINISHED:
         kind, text = "finished", f"the {who(client)} finished" + (f": {client.reason}" if client.reason else "")
+    elif client.state == STOPPED:
+        kind = "stopped"
+        text = f"the {who(client)} stopped as asked: {client.reason or 'no reason given'}; start the {name} again"
     elif client.state == FAILED:
         kind, text = "failed", f"the {who(client)} failed: {client.reason}; mend it and start the {name} again"
     else:

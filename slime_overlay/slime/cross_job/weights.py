@@ -21,10 +21,12 @@ class Weights(Mapping[str, Any]):
 
     Copy what you keep: the memory is freed once a newer version has replaced it and the last view is gone.
     `ref` (where known) is the Ray ref behind it: hand it, inside a container, to actors that load weights themselves.
+    `id` names this publication: a train job that went back to a checkpoint may publish other weights as a version.
     """
 
-    def __init__(self, version: int, batch: Batch, ref: Any = None):
+    def __init__(self, version: int, batch: Batch, ref: Any = None, id: str = ""):
         self.version = version
+        self.id = id
         self.batch = batch
         self.ref = ref
         self._rows = {name: row for row, name in enumerate(batch["name"])}

@@ -1,0 +1,168 @@
+"""The broker's memory: the newest snapshot of each job, kept in vaults; see snapshot.py."""
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from .errors import Fenced
+from .ledger import Ledger
+from .snapshot import restore, snapshot
+from .types import VAULT_NAME, Payload
+
+logger = logging.getLogger(__name__)
+
+_COPIES = 2  # vaults that keep a snapshot
+_ANSWER_S = 20.0
+_SECOND_COPY_S = 0.5
+_AVOIDED_S = 10.0  # after an error
+
+
+@dataclass
+class _Kept:
+    """How far one job is kept: writers that come while one is at it share the next."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked: int = 0
+    kept: int = 0
+    told: dict[str, dict[int, Payload]] = field(default_factory=dict)  # vault -> sources that it has
+
+
+class Keeper:
+    """See the module."""
+
+    def __init__(self, namespace: str, ledger: Ledger):
+        self._namespace = namespace
+        self._ledger = ledger
+        self._vaults: dict[str, Any] = {}
+        self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
+        self._asked: set[asyncio.Future[bool]] = set()  # the loop itself holds tasks weakly
+        self._jobs: dict[str, _Kept] = {}
+        self._broker = 1
+        self._serial = 0
+
+    async def restore(self) -> dict[str, list[int]]:
+        """Fill the ledger with what vaults remember. Returns job id -> rollouts that no vault holds any more."""
+        named = await asyncio.to_thread(ray.util.list_named_actors, True)
+        nodes = await alive_nodes()
+        mine = [a["name"] for a in named if a["namespace"] == self._namespace and a["name"].startswith(VAULT_NAME)]
+        mine = [name for name in mine if name.rpartition("_")[2] in nodes]  # the others never answer
+        snapshots, records = [], []
+        for name, found in zip(mine, await asyncio.gather(*map(self._inventory, mine)), strict=True):
+            if found is not None:
+                self._vaults[name] = found[0]
+                records += found[1]
+                snapshots += found[2]
+        self._broker = 1 + max((s.broker for s, _ in snapshots), default=0)
+        missing = restore(self._ledger, snapshots, records)
+        if snapshots or records:
+            logger.warning(
+                "broker %d goes on with %d jobs and %d payloads that %d vaults remember",
+                *(self._broker, len(self._ledger.jobs), len(records), len(self._vaults)),
+            )
+        for job_id in [*self._ledger.jobs]:
+            await self.keep(job_id)
+        return missing
+
+    async def keep(self, job_id: str) -> None:
+        """Let vaults remember how the job stands. Where no vault answers, nobody does, which is logged."""
+        job = self._jobs.setdefault(job_id, _Kept())
+        job.asked += 1
+        mine = job.asked
+        async with job.lock:
+            if job.kept >= mine or job_id not in self._ledger.jobs:
+                return
+            job.kept = job.asked
+            self._serial += 1
+            state = snapshot(self._ledger, job_id, self._broker, self._serial)
+            sources = dict(self._ledger.jobs[job_id].sources)
+            chosen = self._choose()
+            asked = set()
+            for name in chosen:
+                has = job.told.get(name, {})
+                new = {n: payload for n, payload in sources.items() if has.get(n) is not payload}
+                # serialised here and now: nothing happens between the snapshot and this call
+                ref = self._vaults[name].remember.remote(state, new, [n for n in has if n not in sources])
+                asked.add(asyncio.ensure_future(self._ask(name, ref, job.told, sources)))
+            self._asked |= asked
+            for task in asked:
+                task.add_done_callback(self._asked.discard)
+            kept = False
+            while asked and not kept:
+                done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                kept = any(task.result() for task in done)
+            if asked:  # one copy is enough to answer; the next goes to those that are quick
+                await asyncio.wait(asked, timeout=_SECOND_COPY_S)
+
+    def _choose(self) -> list[str]:
+        """The vaults to ask: those that answer, always the same as long as they do."""
+        now = asyncio.get_running_loop().time()
+        quick = [name for name in sorted(self._vaults) if self._avoided.get(name, now) <= now]
+        return (quick or sorted(self._vaults))[:_COPIES]
+
+    async def _ask(
+        self, name: str, ref: Any, told: dict[str, dict[int, Payload]], sources: dict[int, Payload]
+    ) -> bool:
+        """Whether this vault has it."""
+        loop = asyncio.get_running_loop()
+        self._avoided[name] = loop.time() + _ANSWER_S
+        try:
+            await _answer(ref)
+        except Fenced as error:
+            logger.critical("another broker took the place of this one: %s", error)
+            os._exit(1)
+        except ray.exceptions.ActorDiedError:
+            self.vault_gone(name)
+            return False
+        except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
+            logger.warning("vault %s does not keep the state of a job: %r", name, error)
+            self._avoided[name] = loop.time() + _AVOIDED_S
+            return False
+        self._avoided.pop(name, None)
+        told[name] = sources
+        return True
+
+    async def forget(self, job_id: str) -> None:
+        """The job is forgotten; so is its snapshot."""
+        self._jobs.pop(job_id, None)
+        asked = [vault.forget.remote(job_id) for vault in self._vaults.values()]
+        await asyncio.gather(*map(_answer, asked), return_exceptions=True)
+
+    async def vault_here(self, name: str) -> None:
+        """This vault may keep snapshots."""
+        self._vaults[name] = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+        self.vault_gone(name, but_it_is_back=True)
+
+    def vault_gone(self, name: str, but_it_is_back: bool = False) -> None:
+        """This vault is dead, or a new one with nothing in it."""
+        self._avoided.pop(name, None)
+        for job in self._jobs.values():
+            job.told.pop(name, None)
+        if not but_it_is_back:
+            self._vaults.pop(name, None)
+
+    async def _inventory(self, name: str) -> tuple[Any, list[Any], list[Any]] | None:
+        for attempt in range(3):
+            try:
+                handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+                return (handle, *await _answer(handle.inventory.remote()))
+            except (ValueError, ray.exceptions.ActorDiedError):
+                return None
+            except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
+                logger.warning("vault %s does not say what it holds (attempt %d): %r", name, attempt + 1, error)
+        return None
+
+
+async def alive_nodes() -> set[str]:
+    """Ids of the nodes that Ray counts as alive; a vault ends its name with that of its own."""
+    return {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
+
+
+async def _answer(ref: Any) -> Any:
+    async def answer() -> Any:
+        return await ref
+
+    return await asyncio.wait_for(answer(), _ANSWER_S)

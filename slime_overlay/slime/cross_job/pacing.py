@@ -1,0 +1,167 @@
+"""What is generated next, and what holds it back. The ledger's part for producers.
+
+Pure state like the rest of the ledger: a method that finds nothing *yet* returns None, and `held_back` says why.
+"""
+
+from typing import Any
+
+from .errors import BadInput, EndOfStream, RolloutNotFound
+from .records import DRAINING, DROP, FINISHED, PAUSED, RUNNING, WAIT, Group, Job
+from .shelf import Shelf
+from .types import check_rollout_id
+
+
+class Pacing(Shelf):
+    """See the module."""
+
+    def demand(self, client_id: str, rollout_id: int) -> None:
+        """Ask that `rollout_id` be generated. Demanding what is published already is no error.
+
+        Raises:
+            RolloutNotFound: it was acked and freed.
+        """
+        client = self._live(client_id, "consumer")
+        job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
+        if rollout_id in job.freed:
+            raise RolloutNotFound(f"rollout {rollout_id} of job {job.job_id} was acked and freed")
+        job.groups[client.info.group].demanded = True
+        job.last_demanded = max(job.last_demanded, rollout_id)
+        if rollout_id not in job.rollouts:
+            job.demands.add(rollout_id)
+
+    def next_demand(
+        self,
+        client_id: str,
+        start: int | None = None,
+        until: int | None = None,
+        grace_s: float = 0.0,
+        gated: bool = False,
+    ) -> int | None:
+        """Which rollout the producer should generate next; None: nothing is wanted yet.
+
+        First whatever was demanded and is not published, then up to `max_ahead` rollouts beyond the last demanded.
+        Before any demand, going ahead needs `start`; ids from `until` on are not generated.
+
+        Args:
+            gated: it generates with engines that the consumers load weights into: nothing is handed out while their
+                weights are unknown or change (see gate.py), and reaching `until` does not end the stream, because the
+                engines are still needed: only the consumers' end does.
+
+        Raises:
+            EndOfStream: the consumers finished, `until` is reached, or the job is drained. PeerFailed: they failed.
+        """
+        client = self._live(client_id, "producer")
+        job = self.jobs[client.info.job_id]
+        if job.control == DRAINING:
+            raise EndOfStream(f"job {job.job_id} is being drained: what is out is finished, nothing new is generated")
+        if gated:
+            job.gate.producer_is(client.epoch)
+        found = self._next_wanted(job, start, until, gated)
+        if found is not None:
+            if gated:
+                job.gate.generating = found
+            job.handed[found] = job.weights_now
+            return found
+        drivers = self._drivers(job)
+        if drivers and not any(g.live for g in drivers):
+            broken = [g.ended for g in drivers if g.ended is not None and g.ended.state != FINISHED]
+            if not broken:
+                raise EndOfStream(f"job {job.job_id}: the consumers finished, nothing more is wanted")
+            self._raise_peer(broken[-1], grace_s)
+        return None
+
+    def control(self, job_id: str, wanted: str) -> str:
+        """Pause the job (`paused`), let it go on (`running`), or drain it; returns what held before.
+
+        Paused: nothing new is generated, what is published can be claimed. Draining: besides, the producer's stream
+        ends, and the consumers' with the last published rollout; who ends then has stopped, and nothing is freed.
+        """
+        if wanted not in (RUNNING, PAUSED, DRAINING):
+            raise BadInput(f"{wanted!r} is none of {RUNNING!r}, {PAUSED!r}, {DRAINING!r}")
+        job = self._known_job(job_id)
+        before, job.control = job.control, wanted
+        return before
+
+    def held_back(self, job: Job) -> dict[str, Any] | None:
+        """Why nothing is generated although the producer lives, as a verdict; None: nothing holds it back."""
+        if job.control == PAUSED:
+            return _verdict("paused", f"job {job.job_id} is paused: nothing is generated until it is resumed")
+        if self._full(job):
+            held = sorted(set(job.rollouts) - set(job.done))
+            waiting = ", ".join(name for name, g in job.groups.items() if not g.closed and not g.acked >= set(held))
+            what = f"rollouts {held[0]} to {held[-1]}, {job.held_bytes} bytes, are not acked by {waiting or 'anybody'}"
+            cure = f"save checkpoints more often, or raise --cross-job-max-bytes {job.max_bytes}"
+            return _verdict("full", f"the producer waits for room: {what}: {cure}")
+        return None
+
+    # ------------------------------------------------------------------ inside
+
+    def _drivers(self, job: Job) -> list[Group]:
+        """The groups that the producer works for: those that demand, or all where nobody does."""
+        return [g for g in job.groups.values() if g.demanded] or [*job.groups.values()]
+
+    def _next_wanted(self, job: Job, start: int | None, until: int | None, gated: bool) -> int | None:
+        gate = job.gate
+        if gated and gate.generating is not None:
+            return gate.generating  # the same call again, whose answer was lost
+        if job.control == PAUSED or (gated and not gate.open) or self._full(job):
+            return None
+        wanted = [r for r in job.demands if until is None or r < until]
+        if wanted:
+            return None if self._too_early(job, min(wanted)) else min(wanted)
+        last = job.last_demanded if job.last_demanded >= 0 else (None if start is None else start - 1)
+        if last is None:
+            return None
+        ahead = max(last, job.ever.last()) + 1
+        if until is not None and ahead >= until:
+            if gated:
+                return None
+            raise EndOfStream(f"job {job.job_id}: {until - 1} is the last rollout, nothing more is generated")
+        # while somebody waits to update the weights, only what he waits for is begun
+        allowed = min(job.max_ahead, 1) if gated and gate.wanted_by else job.max_ahead
+        return ahead if ahead <= last + allowed and not self._too_early(job, ahead) else None
+
+    def _full(self, job: Job) -> bool:
+        """Whether the next rollout, as large as the last one, would exceed the bound on bytes."""
+        unacked = [r for r in job.rollouts if r not in job.done] if job.max_bytes is not None else []
+        if not unacked:
+            return False
+        could_go = sum(v.payload.nbytes for r in job.done for v in job.rollouts[r])
+        return self._over_bytes(job, job.rollouts[max(unacked)][-1].payload.nbytes - could_go)
+
+    def _too_early(self, job: Job, rollout_id: int) -> bool:
+        """Whether the newest weights would be too old for `rollout_id`, which is trained on by weights of that number.
+
+        Only where it can become otherwise: what is demanded is trained on next, whatever the newest weights are.
+        """
+        now = job.weights_now
+        if job.on_stale != WAIT or job.max_staleness is None or now is None or rollout_id in job.demands:
+            return False
+        return rollout_id - now > job.max_staleness
+
+    def _is_stale(self, job: Job, rollout_id: int) -> bool:
+        """Whether what is published as `rollout_id` was generated by weights that are too old by now."""
+        now, made = job.weights_now, job.rollouts[rollout_id][-1].payload.weight_version
+        if job.on_stale == WAIT or job.max_staleness is None or now is None or made is None:
+            return False
+        return now - made > job.max_staleness
+
+    def _give_up_stale(self, job: Job, rollout_id: int, again: bool) -> None:
+        """Discard a rollout that is too stale; `again`: it is generated anew, else nobody gets it."""
+        self._unshelve(job, rollout_id)
+        if job.on_stale == DROP:
+            job.dropped += 1
+            self._forget_position(job, rollout_id)
+        else:
+            job.regenerated += 1
+        if again:
+            job.demands.add(rollout_id)
+        else:
+            for group in job.groups.values():
+                if group.leases.pop(rollout_id, None) is not None:
+                    job.requeued += 1
+            self._gone(job, rollout_id)
+
+
+def _verdict(kind: str, message: str) -> dict[str, Any]:
+    return {"kind": kind, "message": message}

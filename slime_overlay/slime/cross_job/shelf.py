@@ -1,0 +1,393 @@
+"""What is published and where it lies: versions, values, retention, losses. The ledger's part about payloads.
+
+Pure state like the rest of the ledger. It holds no payload: it knows tokens, and tells through `take_drops` which ones
+the vaults may free.
+"""
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from .errors import PayloadLost, Refused, RolloutNotFound
+from .records import Client, Job
+from .roster import Roster
+from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id
+from .verdicts import who
+
+
+class Shelf(Roster):
+    """See the module."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
+        super().__init__(clock, wall)
+        self._drops: list[tuple[str, str]] = []
+
+    # ------------------------------------------------------------------ publishing
+
+    def publish(
+        self, client_id: str, rollout_id: int, payload: Payload, compare: bool = False
+    ) -> tuple[bool, Located]:
+        """Record a published payload; returns (True, its version).
+
+        The same token again is the same version. With `compare`, a payload that may equal the newest version (same
+        size, samples and metadata) is not recorded: (False, newest) asks the vault to compare the bytes first.
+
+        Version 0 says that it was not taken: older weights generated it than there were when it was begun, those of a
+        checkpoint to which the consumers went back meanwhile. It will be demanded again.
+
+        Raises:
+            Fenced: another producer took over. Refused: the rollout was acked and freed already.
+        """
+        client = self._live(client_id, "producer")
+        job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
+        versions = job.rollouts.get(rollout_id, [])
+        token, answer = client.answered.get("publish", ("", None))
+        for located in versions:
+            if located.payload.token == payload.token:
+                return True, located
+        if token == payload.token:  # a retry, because the answer was lost: its vault or the broker died
+            if answer.version and (rollout_id in job.lost or rollout_id in job.rollouts):
+                answer = replace(answer, payload=payload, serial=job.serial)
+                job.serial += 1
+                self._shelve(job, answer)
+                client.answered["publish"] = (token, answer)
+            else:
+                self._drops.append((payload.vault, payload.token))
+            return True, answer
+        if rollout_id in job.freed:
+            raise Refused(
+                f"rollout {rollout_id} of job {job.job_id} was trained on, acked and freed: it is not taken again"
+            )
+        if job.gate.generating == rollout_id:
+            job.gate.generating = None
+        if compare and versions and _alike(versions[-1].payload, payload):
+            return False, versions[-1]
+        begun = job.handed.pop(rollout_id, None)
+        if payload.weight_version is None and job.gate.engines:
+            made_by = begun if begun is not None else job.gate.version if job.gate.open else None
+            payload = replace(payload, weight_version=made_by)
+        if begun is not None and payload.weight_version is not None and payload.weight_version < begun:
+            self._drops.append((payload.vault, payload.token))
+            located = Located(job.job_id, rollout_id, 0, payload, self._wall(), client.epoch)
+            client.answered["publish"] = (payload.token, located)
+            return True, located
+        number = job.again.get(rollout_id, 1) + 1 if rollout_id in job.ever else 1
+        located = Located(job.job_id, rollout_id, number, payload, self._wall(), client.epoch, job.serial)
+        job.serial += 1
+        self._shelve(job, located)
+        self._take_position(job, rollout_id, payload)
+        self._make_room(job)
+        job.published += 1
+        job.republished += number > 1
+        client.answered["publish"] = (payload.token, located)
+        return True, located
+
+    def put_value(self, client_id: str, key: str, payload: Payload, version: int | None = None) -> LocatedValue:
+        """Record a value of the job (weights, say) under `key`; it replaces the older one, which is freed.
+
+        Versions grow while their author lives; who comes after it may go back, as from an older checkpoint.
+
+        Raises:
+            Refused: `version` is not newer than what is there.
+        """
+        client = self._live(client_id)
+        job = self.jobs[client.info.job_id]
+        token, answer = client.answered.get("put_value", ("", None))
+        old = job.values.get(key)
+        if old is not None and old.payload.token == payload.token:
+            return old
+        if token == payload.token:  # a retry, because the answer was lost: with the value, if its vault died
+            if old is not None and old.serial > answer.serial:
+                self._drops.append((payload.vault, payload.token))
+                return answer
+            version = answer.version
+        number = (old.version + 1 if old else 0) if version is None else version
+        if old is not None and number <= old.version and (old.author == client_id or self._is_live(old.author)):
+            raise Refused(f"version {number} of {key!r} in job {job.job_id} is not newer than {old.version}")
+        value = LocatedValue(job.job_id, key, number, payload, self._wall(), client_id, job.serial)
+        job.serial += 1
+        job.values[key] = value
+        if old is not None:
+            self._drop(job, old)
+        client.answered["put_value"] = (payload.token, value)
+        return value
+
+    def source_before(self, client_id: str, rollout_id: int) -> tuple[int, Payload | None]:
+        """(n, payload that tells where the source of prompts stood) before the generation of `rollout_id`, the n-th.
+
+        What is generated again begins where it began the first time; anything else where the newest one ended. None:
+        at the source's own beginning, or nobody said where it ended.
+
+        Raises:
+            PayloadLost: it was said, but is lost.
+        """
+        job = self.jobs[self._live(client_id, "producer").info.job_id]
+        position = job.positions.get(check_rollout_id(rollout_id), job.frontier + 1)
+        before = job.sources.get(position - 1)
+        if before is None and position > 0 and job.tells_source:
+            raise PayloadLost(
+                f"where the source of prompts stood before rollout {rollout_id} of job {job.job_id} is lost, with all "
+                "vaults that kept it: begin anew under another --job-id, from a checkpoint that knows it"
+            )
+        return position, before
+
+    # ------------------------------------------------------------------ reading
+
+    def get(self, job_id: str, rollout_id: int, version: int | None = None) -> Located:
+        """Where a published version lies (default: the newest), without a lease. Raises RolloutNotFound."""
+        return self._version(self._known_job(job_id), check_rollout_id(rollout_id), version)
+
+    def catalog(self, job_id: str | None = None) -> list[Located]:
+        """Newest version of every rollout that can be read, by job and id."""
+        jobs = self.jobs.values() if job_id is None else [self._known_job(job_id)]
+        return [job.rollouts[r][-1] for job in sorted(jobs, key=lambda j: j.job_id) for r in sorted(job.rollouts)]
+
+    def versions(self, job_id: str, rollout_id: int) -> list[Located]:
+        """Every version of a rollout that can be read, oldest first. Raises RolloutNotFound."""
+        self.get(job_id, rollout_id)
+        return [*self.jobs[job_id].rollouts[rollout_id]]
+
+    def get_value(self, job_id: str, key: str, newer_than: int | None = None) -> LocatedValue | None:
+        """Newest value of `key`; None if there is none, or none newer than `newer_than`."""
+        job = self.jobs.get(job_id)
+        value = job.values.get(key) if job else None
+        return value if value is not None and (newer_than is None or value.version > newer_than) else None
+
+    # ------------------------------------------------------------------ losing and freeing
+
+    def payload_lost(self, job_id: str, token: str) -> str | None:
+        """A payload is gone with its vault. Returns what it was, in words; None: nobody knows it (any more)."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            return None
+        held: list[Located | LocatedValue] = [v for versions in job.rollouts.values() for v in versions]
+        found = [one for one in [*held, *job.values.values()] if one.payload.token == token]
+        return self._lose(job, found[0]) if found else None
+
+    def vault_lost(self, name: str, incarnation: str = "") -> dict[str, list[str]]:
+        """The vault `name` died; what it held is gone, but for its new `incarnation`. Returns job id -> what."""
+        lost: dict[str, list[str]] = {}
+        for job in self.jobs.values():
+            gone: list[Located | LocatedValue] = [v for versions in job.rollouts.values() for v in versions]
+            gone += job.values.values()
+            gone = [g for g in gone if _is_of(g.payload.vault, name) and g.payload.vault != f"{name}/{incarnation}"]
+            if gone:
+                lost[job.job_id] = [self._lose(job, one) for one in gone]
+        return lost
+
+    def vaults(self) -> set[str]:
+        """Names of the vaults that hold something."""
+        jobs = self.jobs.values()
+        held = [v.payload for job in jobs for versions in job.rollouts.values() for v in versions]
+        held += [value.payload for job in jobs for value in job.values.values()]
+        return {payload.vault.partition("/")[0] for payload in held}
+
+    def forget(self, job_id: str) -> None:
+        """Free everything a job holds and forget it. Raises Refused while a client of it is alive."""
+        job = self._known_job(job_id)
+        if alive := self._living(job_id):
+            raise Refused(f"job {job_id} is in use: {who(alive[0])} is alive")
+        self._free_all(job)
+        del self.jobs[job_id]
+        self.clients = {k: c for k, c in self.clients.items() if c.info.job_id != job_id}
+
+    def take_drops(self) -> list[tuple[str, str]]:
+        """(vault, token) of payloads that nobody can ask for any more; each is told once."""
+        drops, self._drops = self._drops, []
+        return drops
+
+    # ------------------------------------------------------------------ after a restart, see snapshot.py
+
+    def put_back(self, job: Job, record: Located | LocatedValue) -> None:
+        """A vault still holds this; records come in the order of their serials."""
+        if record.serial in job.over:  # the vault was not told yet
+            self._drop(job, record)
+        elif isinstance(record, LocatedValue):
+            old = job.values.get(record.key)
+            if old is not None:
+                self._drop(job, old)
+            job.values[record.key] = record
+        else:
+            known = record.rollout_id in job.positions or record.rollout_id in job.done
+            self._shelve(job, record)
+            if not known:
+                self._take_position(job, record.rollout_id, record.payload)
+            elif record.rollout_id in job.positions:
+                self._note_source(job, job.positions[record.rollout_id], record.payload)
+        job.serial = max(job.serial, record.serial + 1)
+
+    def reconcile(self, job: Job) -> list[int]:
+        """After the last `put_back`: what no vault holds any more is lost; returned are the ids."""
+        job.held_bytes = sum(v.payload.nbytes for versions in job.rollouts.values() for v in versions)
+        gone = [rollout_id for rollout_id in job.readable if rollout_id not in job.rollouts]
+        for rollout_id in gone:
+            self._missing(job, rollout_id)
+        for group in job.groups.values():
+            group.ready = sorted(r for r in job.rollouts if r not in group.acked and r not in group.leases)
+        return gone
+
+    # ------------------------------------------------------------------ inside
+
+    def _is_live(self, client_id: str) -> bool:
+        client: Client | None = self.clients.get(client_id)
+        return client is not None and client.live
+
+    def _known_job(self, job_id: str) -> Job:
+        if check_job_id(job_id) not in self.jobs:
+            known = ", ".join(sorted(self.jobs)) or "none"
+            raise RolloutNotFound(f"no job {job_id!r} here; jobs of this namespace: {known}")
+        return self.jobs[job_id]
+
+    def _version(self, job: Job, rollout_id: int, version: int | None) -> Located:
+        versions = job.rollouts.get(rollout_id)
+        if versions is None:
+            state = "is not published"
+            if rollout_id in job.freed:
+                state = "was acked and freed"
+            elif rollout_id in job.lost:
+                state = "was lost with its vault: demand it, and it is generated again"
+            raise RolloutNotFound(f"rollout {rollout_id} of job {job.job_id} {state}")
+        if version is None:
+            return versions[-1]
+        for located in versions:
+            if located.version == version:
+                return located
+        there = ", ".join(str(v.version) for v in versions)
+        raise RolloutNotFound(f"rollout {rollout_id} of job {job.job_id} has versions {there}, not {version}")
+
+    def _shelve(self, job: Job, located: Located) -> None:
+        """A version is there to be had."""
+        rollout_id = located.rollout_id
+        if rollout_id not in job.rollouts:
+            for group in job.groups.values():
+                if rollout_id not in group.acked and rollout_id not in group.leases:
+                    heapq.heappush(group.ready, rollout_id)
+        job.rollouts.setdefault(rollout_id, []).append(located)
+        job.held_bytes += located.payload.nbytes
+        job.ever.add(rollout_id)
+        job.readable.add(rollout_id)
+        if located.version > 1:
+            job.again[rollout_id] = max(located.version, job.again.get(rollout_id, 0))
+        job.demands.discard(rollout_id)
+        job.lost.discard(rollout_id)
+
+    def _unshelve(self, job: Job, rollout_id: int) -> None:
+        """Nobody can have it any more."""
+        for located in job.rollouts.pop(rollout_id, []):
+            job.held_bytes -= located.payload.nbytes
+            self._drop(job, located)
+        job.readable.discard(rollout_id)
+
+    def _take_position(self, job: Job, rollout_id: int, payload: Payload) -> None:
+        if rollout_id not in job.positions:
+            job.frontier += 1
+            job.positions[rollout_id] = job.frontier
+        position = job.positions[rollout_id]
+        old = job.sources.get(position)
+        if old is not None and old.source_apart:
+            self._drops.append((old.vault, f"{old.token}.source"))
+        job.tells_source = job.tells_source or payload.source is not None or payload.source_apart
+        self._note_source(job, position, payload)
+
+    def _note_source(self, job: Job, position: int, payload: Payload) -> None:
+        if position == job.frontier or position + 1 in job.positions.values():  # something begins there
+            job.sources[position] = payload
+        else:
+            job.sources.pop(position, None)
+            if payload.source_apart:
+                self._drops.append((payload.vault, f"{payload.token}.source"))
+
+    def _forget_position(self, job: Job, rollout_id: int) -> None:
+        """This rollout is never generated from these prompts again: nobody needs to know where they began."""
+        position = job.positions.pop(rollout_id, None)
+        before = None if position is None else job.sources.pop(position - 1, None)
+        if before is not None and before.source_apart:
+            self._drops.append((before.vault, f"{before.token}.source"))
+
+    def _lose(self, job: Job, gone: Located | LocatedValue) -> str:
+        """A version is gone with its vault; the rollout with it, if that was the last one. Returns what it was."""
+        job.over.add(gone.serial)
+        if isinstance(gone, LocatedValue):
+            del job.values[gone.key]
+            return f"{gone.key} version {gone.version}"
+        rollout_id = gone.rollout_id
+        job.rollouts[rollout_id].remove(gone)
+        job.held_bytes -= gone.payload.nbytes
+        if not job.rollouts[rollout_id]:
+            del job.rollouts[rollout_id]
+            self._missing(job, rollout_id)
+        return f"rollout {rollout_id} version {gone.version}"
+
+    def _missing(self, job: Job, rollout_id: int) -> None:
+        """No version of it is left."""
+        job.readable.discard(rollout_id)
+        if rollout_id in job.done:  # it has taken effect: nobody misses it
+            del job.done[rollout_id]
+            self._gone(job, rollout_id)
+        else:
+            job.lost.add(rollout_id)
+            job.losses += 1
+
+    def _free(self, job: Job, rollout_id: int) -> None:
+        self._unshelve(job, rollout_id)
+        self._gone(job, rollout_id)
+
+    def _gone(self, job: Job, rollout_id: int) -> None:
+        """It is over, for everybody."""
+        job.freed.add(rollout_id)
+        job.demands.discard(rollout_id)
+        job.again.pop(rollout_id, None)
+        self._forget_position(job, rollout_id)
+        for group in job.groups.values():
+            group.acked.discard(rollout_id)
+
+    def _settle(self, job: Job, rollout_id: int) -> None:
+        """Move a rollout that every open group has acked towards being freed."""
+        acked_by = [g for g in job.groups.values() if rollout_id in g.acked]
+        if not acked_by or any(rollout_id not in g.acked for g in job.groups.values() if not g.closed):
+            return
+        if rollout_id in job.lost:
+            job.lost.discard(rollout_id)
+            self._gone(job, rollout_id)
+        elif rollout_id in job.rollouts:
+            job.done.setdefault(rollout_id)
+            self._make_room(job)
+
+    def _make_room(self, job: Job) -> None:
+        """Retention holds as far as its number and the bound on bytes allow."""
+        while job.done and (len(job.done) > job.retain or self._over_bytes(job)):
+            oldest = next(iter(job.done))
+            del job.done[oldest]
+            self._free(job, oldest)
+
+    @staticmethod
+    def _over_bytes(job: Job, more: int = 0) -> bool:
+        return job.max_bytes is not None and job.held_bytes + more > job.max_bytes
+
+    def _free_all(self, job: Job) -> None:
+        for rollout_id in [*job.rollouts]:
+            self._free(job, rollout_id)
+        for source in job.sources.values():
+            if source.source_apart:
+                self._drops.append((source.vault, f"{source.token}.source"))
+        for value in job.values.values():
+            self._drop(job, value)
+        for records in (job.done, job.values, job.lost, job.again, job.sources, job.positions):
+            records.clear()
+
+    def _drop(self, job: Job, record: Located | LocatedValue) -> None:
+        """Its vault may free it."""
+        job.over.add(record.serial)
+        self._drops.append((record.payload.vault, record.payload.token))
+
+
+def _is_of(vault: str, name: str) -> bool:
+    return vault.partition("/")[0] == name
+
+
+def _alike(old: Payload, new: Payload) -> bool:
+    """Whether two payloads can be equal: all that can be told without their bytes."""
+    return all(
+        getattr(old, f) == getattr(new, f) for f in ("nbytes", "parts", "num_samples", "weight_version", "meta")
+    )

@@ -1,0 +1,60 @@
+"""What a broker that restarts must know, and how the ledger is made again from it. Pure state, no Ray.
+
+Vaults keep the record of every payload that they hold, and the newest snapshot of each job: all the rest that the
+ledger knows of it. Both are written before anybody is answered, so a broker that dies forgets nothing that it said.
+"""
+
+from dataclasses import dataclass, replace
+
+from .ledger import Ledger
+from .records import Client, Job
+from .types import Located, LocatedValue, Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A job and its clients; without its rollouts and values, whose records lie beside the payloads, and without its
+    sources, of which vaults are told only what is new (keeper.py)."""
+
+    broker: int  # n-th broker of the namespace
+    serial: int  # n-th snapshot by it
+    job: Job
+    clients: list[Client]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.broker, self.serial
+
+
+def snapshot(ledger: Ledger, job_id: str, broker: int, serial: int) -> Snapshot:
+    """The state of a job as it is now. Shares records with the ledger: serialise it before anything else happens."""
+    job = ledger.jobs[job_id]
+    groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
+    bare = replace(job, rollouts={}, values={}, groups=groups, sources={})
+    return Snapshot(broker, serial, bare, [c for c in ledger.clients.values() if c.info.job_id == job_id])
+
+
+def restore(
+    ledger: Ledger,
+    snapshots: list[tuple[Snapshot, dict[int, Payload]]],
+    records: list[Located | LocatedValue],
+) -> dict[str, list[int]]:
+    """Fill an empty ledger. Returns job id -> rollouts that no vault holds any more.
+
+    Args:
+        snapshots: each with the sources of its job, of any age; the newest of each job counts.
+        records: of every payload that some vault holds. What is acked and freed by now is dropped (`take_drops`).
+    """
+    for found, sources in sorted(snapshots, key=lambda pair: pair[0].order):
+        ledger.jobs[found.job.job_id] = found.job
+        found.job.sources = dict(sources)
+    for found in {found.job.job_id: found for found, _ in sorted(snapshots, key=lambda pair: pair[0].order)}.values():
+        ledger.take_clients(found.clients)
+    for record in sorted(records, key=lambda record: record.serial):
+        job = ledger.jobs.setdefault(record.job_id, Job(record.job_id))
+        ledger.put_back(job, record)
+    missing: dict[str, list[int]] = {}
+    for job in ledger.jobs.values():
+        if gone := ledger.reconcile(job):
+            missing[job.job_id] = gone
+    return missing

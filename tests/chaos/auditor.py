@@ -1,0 +1,124 @@
+"""Reads what the surviving history of a chaos run consumed, and says whether every promise was kept.
+
+Written apart from slime.cross_job, of which it imports nothing: it reads files that the jobs left, and computes the
+run without faults anew, in one process, from the seed. Promises: every rollout id once, in order; the bytes that were
+published first; every prompt once; the losses of the run without faults, to the last bit.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from policy import PROMPTS, RANKS, first_weights, generate, gradient, step
+
+
+@dataclass
+class Audit:
+    """What was found; `faults` is empty where every promise was kept."""
+
+    rollouts: int = 0
+    prompts: int = 0
+    lost: list[int] = field(default_factory=list)  # rollout ids that the history lacks
+    duplicated: list[int] = field(default_factory=list)  # that it has more than once
+    faults: list[str] = field(default_factory=list)
+    last_loss: float = 0.0
+    generated: int = 0  # generations, also those that nobody consumed
+    generated_again: int = 0
+
+
+def audit(folder: Path, seed: int) -> Audit:
+    """Check the run in `folder`."""
+    saved = sorted(folder.glob("checkpoint-*.npz"))
+    if not saved:
+        return Audit(faults=["there is no checkpoint: nothing survived"])
+    with np.load(saved[-1]) as state:
+        end, weights = int(state["next"]), state["weights"]
+        text = (folder / str(state["history"])).read_bytes()[: int(state["length"])]
+    history = [json.loads(line) for line in text.splitlines()]
+    found = Audit(rollouts=len(history), last_loss=history[-1]["loss"] if history else 0.0)
+    _check_ids(found, [line["rollout_id"] for line in history], end)
+    _check_prompts(found, history)
+    _check_bytes(found, history, lines(folder / "published.jsonl"), lines(folder / "generated.jsonl"))
+    _check_losses(found, history, seed, weights)
+    return found
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a log; the last may be torn, because its writer was killed."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _check_ids(found: Audit, ids: list[int], end: int) -> None:
+    found.lost = sorted(set(range(end)) - set(ids))
+    found.duplicated = sorted({r for r in ids if ids.count(r) > 1}) if len(set(ids)) < len(ids) else []
+    if found.lost:
+        found.faults.append(f"rollouts {found.lost[:10]} took no effect")
+    if found.duplicated:
+        found.faults.append(f"rollouts {found.duplicated[:10]} took effect more than once")
+    if ids != sorted(ids):
+        found.faults.append("rollouts took effect out of order")
+    if set(ids) - set(range(end)):
+        found.faults.append(f"rollouts beyond the checkpoint's {end} took effect")
+
+
+def _check_prompts(found: Audit, history: list[dict[str, Any]]) -> None:
+    used = [prompt for line in history for prompt in line["prompts"]]
+    found.prompts = len(used)
+    if len(set(used)) < len(used):
+        found.faults.append("prompts were used more than once")
+    skipped = sorted(set(range(PROMPTS * len(history))) - set(used))
+    if skipped:
+        found.faults.append(f"prompts {skipped[:10]} were skipped")
+
+
+def _check_bytes(
+    found: Audit, history: list[dict[str, Any]], published: list[dict[str, Any]], generated: list[dict[str, Any]]
+) -> None:
+    first: dict[int, str] = {}
+    for line in published:
+        if line["version"] > 0:
+            first.setdefault(line["rollout_id"], line["sha"])
+    made: dict[int, list[str]] = {}
+    for line in generated:
+        made.setdefault(line["rollout_id"], []).append(line["sha"])
+    found.generated = len(generated)
+    found.generated_again = sum(len(shas) - 1 for shas in made.values())
+    for line in history:
+        rollout_id, sha = line["rollout_id"], line["sha"]
+        if sha not in made.get(rollout_id, []):
+            found.faults.append(f"rollout {rollout_id} was consumed with bytes that nobody generated")
+        elif (
+            first.get(rollout_id, sha) != sha
+        ):  # a producer that was killed may not have come to say what it published
+            found.faults.append(f"rollout {rollout_id} was consumed with other bytes than were published first")
+
+
+def _check_losses(found: Audit, history: list[dict[str, Any]], seed: int, last: np.ndarray) -> None:
+    weights = first_weights(seed)
+    for number, line in enumerate(history):
+        loss, weights = without_faults(seed, weights, number)
+        if loss != line["loss"]:
+            found.faults.append(
+                f"the loss of rollout {line['rollout_id']} is {line['loss']!r}, without faults it is {loss!r}"
+            )
+            return
+    if not np.array_equal(weights, last):
+        found.faults.append("the weights at the end are not those of a run without faults")
+
+
+def without_faults(seed: int, weights: np.ndarray, rollout_id: int) -> tuple[float, np.ndarray]:
+    """(loss, new weights) of one training step, as it is where nothing ever fails."""
+    rows = generate(seed, weights, rollout_id * PROMPTS)
+    rewards = rows["reward"]
+    baseline = sum(rewards) / len(rewards)
+    columns = ("prompt", "action", "reward")
+    shares = [{name: rows[name][rank::RANKS] for name in columns} for rank in range(RANKS)]
+    return step(weights, [gradient(seed, weights, share, baseline) for share in shares], len(rewards))

@@ -1,0 +1,245 @@
+"""The chaos run behind scripts/chaos.sh: a training with faults, and an audit of what it consumed.
+
+Exit code 0 only if enough faults were injected, each took effect, training recovered from each, and the auditor found
+that every rollout and every prompt took effect exactly once, as in a run without faults.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+OVERLAY = ROOT / "slime_overlay"
+sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(HERE)]
+
+import ray  # noqa: E402
+from auditor import audit, lines  # noqa: E402
+from faults import FAULTS, Run, Taken  # noqa: E402
+from nodes import Cluster, wait_until  # noqa: E402
+from supervisor import Supervisor  # noqa: E402
+
+RECOVER_S = 90.0  # after which a run that makes no step hangs
+_DOUBLE = 0.15  # how often a second fault comes before the first is recovered from
+
+
+@dataclass
+class Record:
+    """A fault as the report names it."""
+
+    name: str
+    victim: str
+    at_s: float  # since the start
+    witness: str
+    recovered_s: float
+
+
+class Hang(Exception):
+    """Training made no step any more."""
+
+
+class Chaos:
+    """Injects faults one after the other, in an order that follows from the seed."""
+
+    def __init__(self, run: Run, seed: int, chosen: list[str]):
+        self._run, self._random = run, random.Random(seed)
+        self._chosen, self._queue = chosen, list[str]()
+        self._began = time.monotonic()
+        self.records: list[Record] = []
+        self.refused: collections.Counter[str] = collections.Counter()
+
+    def until(self, deadline: float, most: int) -> None:
+        """Raises Hang, or AssertionError where a fault that was reported did not take effect."""
+        self._recovered(time.monotonic())
+        while time.monotonic() < deadline and len(self.records) < most:
+            taken = [found for found in [self._inject()] if found]
+            if taken and self._random.random() < _DOUBLE:
+                time.sleep(self._random.random())
+                taken += [found for found in [self._inject()] if found]
+            for name, found in taken:
+                recovered_s = self._recovered(found.felt or found.at) + max(0.0, found.felt - found.at)
+                seen = found.witness + (f"; {found.after(len(taken) == 1)}" if found.after else "")
+                self.records.append(Record(name, found.victim, found.at - self._began, seen, recovered_s))
+                print(f"{found.at - self._began:7.1f} s  {name:28} recovered in {recovered_s:5.1f} s", flush=True)
+            time.sleep(self._random.random() * 0.5)
+
+    def _inject(self) -> tuple[str, Taken] | None:
+        if not self._queue:
+            self._queue = self._random.sample(self._chosen, len(self._chosen))
+        name = self._queue.pop()
+        found = FAULTS[name](self._run, f"{name.replace(' ', '-')}-{len(self.records)}")
+        if found is None:
+            self.refused[name] += 1
+            self._queue.insert(0, name)  # its victim is being started: later
+            time.sleep(0.2)
+            return None
+        return name, found
+
+    def _recovered(self, since: float) -> float:
+        """Seconds from `since` until the end of the first training step that began later."""
+        path = self._run.folder / "steps.jsonl"
+
+        def ended() -> float | None:
+            return min((s["ended"] for s in lines(path) if s["began"] > since), default=None)
+
+        if not wait_until(lambda: ended() is not None, RECOVER_S, 0.1):
+            raise Hang(f"no training step within {RECOVER_S:.0f} s")
+        return (ended() or since) - since
+
+
+def main() -> int:
+    args = arguments()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    folder = args.out or Path(tempfile.mkdtemp(prefix="chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    pythonpath = os.pathsep.join(map(str, (OVERLAY, HERE, HERE / "jobs")))
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    began = time.monotonic()
+    ray_talk(folder / "ray.log")
+    with Cluster({"PYTHONPATH": pythonpath}) as cluster:
+        ray.init(address=cluster.head.address, log_to_driver=False, logging_level="ERROR")
+        supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath)
+        run = Run(cluster, supervisor, folder)
+        chaos = Chaos(run, args.seed, args.faults)
+        failures: list[str] = []
+        try:
+            supervisor.start()
+            chaos.until(began + 60 * args.minutes, args.most)
+            failures += finish(run)
+        except Exception as error:
+            if not isinstance(error, (Hang, AssertionError)):
+                print(traceback.format_exc())
+            failures.append(f"{type(error).__name__}: {error}")
+        finally:
+            supervisor.stop()
+        if failures:
+            tell(supervisor)
+        report = summary(args, chaos, supervisor, failures, folder, time.monotonic() - began)
+        ray.shutdown()
+    print(text(report))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if report["failures"] else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/chaos.sh", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of training, and of the order of faults")
+    parser.add_argument(
+        "--least", type=int, default=None, help="faults without which it fails (default: 8, 300 in an hour)"
+    )
+    parser.add_argument("--most", type=int, default=10_000, help="faults after which it ends early")
+    parser.add_argument("--faults", default="", help=f"only these, comma-separated: {', '.join(FAULTS)}")
+    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--out", type=Path, help="folder for what the jobs leave (default: a new one)")
+    args = parser.parse_args()
+    args.faults = [name.strip() for name in args.faults.split(",") if name.strip()] or [*FAULTS]
+    if unknown := set(args.faults) - set(FAULTS):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    if args.least is None:
+        args.least = 8 if args.minutes < 30 else round(5 * args.minutes)
+    return args
+
+
+def finish(run: Run) -> list[str]:
+    """Let both jobs come to their end; returns what went wrong."""
+    run.supervisor.finishing.set()
+    (run.folder / "finish").touch()
+    if not wait_until(run.supervisor.through, RECOVER_S, 0.2):
+        return ["the jobs did not come to their end"]
+    status = run.supervisor.status()
+    held = {name: status.get(name) for name in ("leased", "queue_depth", "held_bytes")}
+    return [] if status.get("complete") and not any(held.values()) else [f"something is left: {held}"]
+
+
+def ray_talk(log: Path) -> None:
+    """Ray tells of every death, on both streams: that goes to a file, and our own lines to where they went before."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+
+
+def tell(supervisor: Supervisor) -> None:
+    print(json.dumps(supervisor.status(), indent=1), *supervisor.trouble[-5:], sep="\n")
+    for role in ("rollout", "train"):
+        print(f"--- the end of the {role} job's log", supervisor.log(supervisor.current(role), 6000), sep="\n")
+
+
+def summary(
+    args: argparse.Namespace, chaos: Chaos, supervisor: Supervisor, failures: list[str], folder: Path, seconds: float
+) -> dict[str, Any]:
+    found = audit(folder, args.seed)
+    failures = failures + found.faults
+    if len(chaos.records) < args.least:
+        failures.append(f"{len(chaos.records)} faults are too few: at least {args.least}")
+    by_name: dict[str, list[float]] = {}
+    for record in chaos.records:
+        by_name.setdefault(record.name, []).append(record.recovered_s)
+    return {
+        "seed": args.seed,
+        "minutes": round(seconds / 60, 1),
+        "faults": len(chaos.records),
+        "kinds": len(by_name),
+        "rollouts": found.rollouts,
+        "prompts": found.prompts,
+        "lost": len(found.lost),
+        "duplicated": len(found.duplicated),
+        "hangs": sum(failure.startswith("Hang") for failure in failures),
+        "failures": failures,
+        "last_loss": found.last_loss,
+        "generated": found.generated,
+        "generated_again": found.generated_again,
+        "jobs_started": len(supervisor.jobs),
+        "recovery_s": {name: _quantiles(values) for name, values in sorted(by_name.items())},
+        "records": [asdict(record) for record in chaos.records],
+    }
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return {
+        "n": len(ordered),
+        "p50": round(statistics.median(ordered), 2),
+        "p95": round(p95, 2),
+        "max": round(ordered[-1], 2),
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    rows = [f"{'fault':30}{'n':>4}{'p50':>8}{'p95':>8}{'max':>8}   seconds to the next training step"]
+    for name, q in report["recovery_s"].items():
+        rows.append(f"{name:30}{q['n']:4}{q['p50']:8.1f}{q['p95']:8.1f}{q['max']:8.1f}")
+    keys = (
+        "faults",
+        "rollouts",
+        "prompts",
+        "lost",
+        "duplicated",
+        "hangs",
+        "generated_again",
+        "jobs_started",
+        "minutes",
+    )
+    rows.append(", ".join(f"{key} {report[key]}" for key in keys))
+    rows += [f"FAILED: {failure}" for failure in report["failures"]] or ["every promise was kept"]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

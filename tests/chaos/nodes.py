@@ -1,0 +1,126 @@
+"""The cluster of a chaos run: a head for broker and drivers, a node for the sampler, one for the training ranks.
+
+All on this machine's loopback, as separate raylets with separate addresses; nodes are killed and started again.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from local_cluster import LocalCluster, free_ports
+
+QUICK = {  # a dead node is noticed in some 5 s, not in 30
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+_STARTED = "Ray runtime started."
+
+
+class Node:
+    """A worker node, as `ray start --address` makes it, with one unit of the resource that it is named after."""
+
+    def __init__(self, cluster: LocalCluster, name: str, ip: str):
+        self._cluster, self.name, self._ip = cluster, name, ip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        agent_port, metrics_port = free_ports(2)  # else all nodes of a machine choose the same
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={self._cluster.address}"),
+            *(f"--node-ip-address={self._ip}", "--num-cpus=2", f'--resources={{"{self.name}": 1}}'),
+            *(f"--dashboard-agent-listen-port={agent_port}", f"--metrics-export-port={metrics_port}"),
+            *("--object-store-memory=150000000", "--min-worker-port=0", "--max-worker-port=0"),
+            *("--disable-usage-stats", "--log-color=false"),
+        ]
+        log = self._cluster.folder / f"{self.name}.log"
+        began = log.read_text().count(_STARTED) if log.exists() else 0
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                command,
+                env=self._cluster.env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+        # one after the other: two that start at once choose the same ports
+        if not wait_until(lambda: log.read_text().count(_STARTED) > began or self._process.poll() is not None, 60):
+            raise RuntimeError(f"node {self.name} does not start")
+
+    def raylet(self) -> int:
+        """Process id of its raylet. Raises LookupError when it has none."""
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+                    return pid
+        raise LookupError(f"node {self.name} has no raylet")
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        if self._process is None:
+            return
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _pids(self) -> list[int]:
+        """All of `ray start`'s session."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and self._process and os.getsid(int(entry.name)) == self._process.pid:
+                    found.append(int(entry.name))
+        return found
+
+
+class Cluster:
+    """`with Cluster(env) as cluster:`; nodes by name in `.nodes`."""
+
+    def __init__(self, env: dict[str, str]):
+        self.head = LocalCluster(num_cpus=4, object_store_bytes=150_000_000, env={**QUICK, **env})
+        self.nodes = {
+            name: Node(self.head, name, f"127.0.0.{number}") for number, name in enumerate(("rollout", "train"), 3)
+        }
+
+    def __enter__(self) -> "Cluster":
+        self.head.start()
+        try:
+            for node in self.nodes.values():
+                node.start()
+        except BaseException:
+            self.head.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes.values():
+            node.end()
+        self.head.stop()
+
+
+def state_of(pid: int) -> str:
+    """The process's state as Linux shows it (T: stopped, Z: ended); empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def wait_until(condition: object, timeout_s: float, every_s: float = 0.05) -> bool:
+    """Whether `condition()` became true in time."""
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every_s)
+    return True

@@ -1,0 +1,132 @@
+"""Keeps both jobs of a chaos run going, as a job controller would: who ended or is given up is started again."""
+
+import shlex
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from slime.cross_job.errors import CrossJobError
+from slime.cross_job.link import Link
+
+JOBS = Path(__file__).parent / "jobs"
+JOB_ID = "chaos"
+NAMESPACE = "chaos"
+LEASE_S = 4.0
+_OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+_SETTINGS = {
+    "namespace": NAMESPACE,
+    "max-ahead": 0,
+    "retain": 8,
+    "heartbeat-s": 0.5,
+    "dead-after-s": LEASE_S,
+    "peer-grace-s": 120,
+    "timeout-s": 60,
+}
+
+
+@dataclass
+class Incarnation:
+    """One submitted job."""
+
+    role: str
+    submission_id: str
+    started: float = field(default_factory=time.monotonic)
+    given_up: bool = False  # it lives, but the broker counts it as dead
+    details: JobDetails | None = None  # once it is over
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self.details is None else self.details.driver_exit_code
+
+
+class Supervisor:
+    """Runs in a thread of its own. `jobs` holds every incarnation, oldest first."""
+
+    def __init__(self, api: str, folder: Path, seed: int, pythonpath: str):
+        self._client = JobSubmissionClient(api)
+        self._folder, self._seed, self._pythonpath = folder, seed, pythonpath
+        self.link = Link(NAMESPACE)
+        self.jobs: list[Incarnation] = []
+        self.trouble: list[str] = []
+        self.finishing = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        for role in ("rollout", "train"):
+            self._submit(role)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def status(self) -> dict[str, Any]:
+        """What the broker says of the job; {} while nobody has attached or the broker does not answer."""
+        try:
+            return self.link.call("status", timeout_s=20).get(JOB_ID, {})
+        except (CrossJobError, ray.exceptions.RayError):
+            return {}
+
+    def client(self, role: str) -> dict[str, Any]:
+        """What the broker says of the rollout job's or the train job's newest client."""
+        status = self.status()
+        found = status.get("producer") if role == "rollout" else status.get("consumers", {}).get("train")
+        return found or {}
+
+    def current(self, role: str) -> Incarnation:
+        return [job for job in self.jobs if job.role == role][-1]
+
+    def log(self, job: Incarnation, characters: int = 2000) -> str:
+        """The end of what it printed, without what Ray tells every job of every death."""
+        try:
+            lines = self._client.get_job_logs(job.submission_id).splitlines()
+        except RuntimeError as error:
+            return f"(no log: {error})"
+        return "\n".join(line for line in lines if "(raylet)" not in line)[-characters:]
+
+    def through(self) -> bool:
+        """Whether both newest jobs have ended well."""
+        newest = [self.current(role) for role in ("rollout", "train")]
+        return all(j.details is not None and j.details.status == JobStatus.SUCCEEDED for j in newest)
+
+    def _submit(self, role: str) -> None:
+        options = [f"--cross-job-{name}={value}" for name, value in _SETTINGS.items()]
+        command = [sys.executable, str(JOBS / f"chaos_{role}.py"), "--job-id", JOB_ID, *options]
+        command += ["--seed", str(self._seed), "--folder", str(self._folder)]
+        submission_id = f"{role}-{sum(job.role == role for job in self.jobs)}-{uuid.uuid4().hex[:6]}"
+        self._client.submit_job(
+            entrypoint=shlex.join(command),
+            submission_id=submission_id,
+            runtime_env={"env_vars": {"PYTHONPATH": self._pythonpath}},
+        )
+        self.jobs.append(Incarnation(role, submission_id))
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.2):
+            try:
+                self._look()
+            except Exception as error:  # Ray's job server may be slow for a moment; the next look counts
+                self.trouble.append(f"supervisor: {error!r}")
+
+    def _look(self) -> None:
+        for job in [j for j in self.jobs if j.details is None]:
+            details = self._client.get_job_info(job.submission_id)
+            if details.status in _OVER:
+                job.details = details
+        for role in ("rollout", "train"):
+            job = self.current(role)
+            if job.details is None:
+                client = self.client(role)
+                stalled = client.get("state") == "dead" and client["submission_id"] == job.submission_id
+                job.given_up = job.given_up or stalled
+            done = self.finishing.is_set() and job.details is not None and job.details.status == JobStatus.SUCCEEDED
+            if (job.details is not None or job.given_up) and not done:
+                self._submit(role)

@@ -1,0 +1,33 @@
+"""A train job for tests: claims a rollout and holds it; acks it when it is woken, or ends as it is asked to.
+
+Arguments: job id, namespace, lease in seconds.
+"""
+
+import os
+import sys
+import time
+
+import ray
+from speak import say
+
+from slime.cross_job import Consumer
+from slime.cross_job.jobs import run
+
+
+def main() -> None:
+    ray.init()
+    job_id, namespace, lease_s = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    with Consumer(job_id, namespace=namespace, heartbeat_s=0.5, dead_after_s=lease_s, timeout_s=30) as consumer:
+        rollout = consumer.claim(0)
+        say(pid=os.getpid(), claimed=rollout.rollout_id, epoch=consumer.epoch)
+        time.sleep(3)  # stopped in here, it wakes up late
+        try:
+            rollout.ack()
+            say(acked=True)
+            consumer.claim(1)
+        finally:
+            say(ended=True)
+
+
+if __name__ == "__main__":
+    run(main)

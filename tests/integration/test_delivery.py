@@ -1,0 +1,282 @@
+"""Deaths on a real cluster, of broker, vault and consumer: what is lost, who is told, how soon it is mended."""
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util import state
+from ray_jobs import wait_for
+from speak import columns
+
+from slime.cross_job import Consumer, Producer
+from slime.cross_job.errors import EndOfStream, NotOwner, Refused, RolloutNotFound, WaitTimeout
+from slime.cross_job.link import Link
+from slime.cross_job.producer import returned
+from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+
+pytestmark = pytest.mark.usefixtures("driver")
+
+
+@ray.remote(num_cpus=0)
+class Generator:
+    def generate(self, rollout_id: int, source: int) -> Any:
+        return returned(columns(rollout_id), source={"next": source + 1, "ballast": "x" * 10_000 * (rollout_id % 2)})
+
+
+@pytest.fixture
+def pair(job_id):
+    """In a namespace of their own, whose broker and vault may be killed."""
+    names = {"namespace": job_id}
+    with Producer(job_id, retain=2, **names) as producer, Consumer(job_id, timeout_s=20, **names) as consumer:
+        yield producer, consumer
+
+
+def pid_of(namespace: str, name: str) -> int:
+    address = ray.get_runtime_context().gcs_address
+    filters: Any = [("ray_namespace", "=", namespace), ("state", "=", "ALIVE")]
+    found = [a.pid for a in state.list_actors(address=address, filters=filters) if str(a.name).startswith(name)]
+    assert len(found) == 1, f"{name} in {namespace}: {found}"
+    return found[0]
+
+
+def kill(namespace: str, name: str) -> None:
+    """SIGKILL, and see that another process took its place."""
+    pid = pid_of(namespace, name)
+    os.kill(pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        try:
+            return pid_of(namespace, name) != pid
+        except AssertionError:
+            return False
+
+    wait_for(replaced, 30)
+
+
+def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
+    producer, consumer = pair
+    for rollout_id in range(3):
+        producer.publish(rollout_id, columns(rollout_id), weight_version=rollout_id)
+    consumer.publish_weights(4, {"w": [1.0]})
+    consumer.demand(7)
+    held = consumer.claim(0)
+    consumer.claim(1).ack()
+    before = consumer.status()
+    os.kill(pid_of(job_id, BROKER_NAME), signal.SIGKILL)
+    killed = time.monotonic()
+    claimed = consumer.claim(2)
+    took_s = time.monotonic() - killed
+    assert claimed.batch.to_pydict() == columns(2)
+    assert took_s < 10, "from the broker's death to the next claim"
+    claimed.release()
+    after = consumer.status()
+    changing = {"claimed", "requeued", "producer", "consumers"}
+    assert {k: v for k, v in after.items() if k not in changing} == {
+        k: v for k, v in before.items() if k not in changing
+    }
+    assert [after["producer"]["epoch"], after["consumers"]["train"]["epoch"]] == [1, 1]
+    held.ack()
+    with Consumer(job_id, namespace=job_id) as second, pytest.raises(RolloutNotFound, match="acked"):
+        second.claim(1)
+    assert producer.next_demand(5) == 7
+    assert producer.weights().version == 4
+    assert producer.publish(3, columns(3)).version == 1
+
+
+def test_a_broker_that_was_ended_for_good_is_made_again_with_its_memory(pair, job_id):
+    producer, consumer = pair
+    producer.publish(0, columns(0))
+    ray.kill(ray.get_actor(BROKER_NAME, namespace=job_id), no_restart=True)
+    assert consumer.claim(0).batch.to_pydict() == columns(0)
+
+
+def test_a_thousand_rollouts_are_known_again_within_5_s(job_id):
+    with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as consumer:
+        for rollout_id in range(1000):
+            producer.publish(rollout_id, {"a": [rollout_id]})
+        pid = pid_of(job_id, BROKER_NAME)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10)
+        # the process itself takes a second or two to be there
+        began = time.monotonic()
+        assert len(consumer.catalog()) == 1000
+        assert time.monotonic() - began < 5
+        assert consumer.claim().batch["a"].tolist() == [0]
+
+
+def test_a_vault_that_dies_takes_its_payloads_only_and_they_are_generated_again(pair, job_id, caplog):
+    producer, consumer = pair
+    generator = Generator.remote()
+    for rollout_id in range(3):
+        position, source = producer.source_before(rollout_id)
+        assert (position, (source or {}).get("next", 0)) == (rollout_id, rollout_id)
+        producer.publish_from(rollout_id, generator, "generate", rollout_id=rollout_id, source=position)
+    consumer.claim(0).ack()
+    kill(job_id, VAULT_NAME)
+    wait_for(lambda: consumer.status()["lost"] == [1, 2], 20)
+    assert consumer.catalog() == []
+    with pytest.raises(RolloutNotFound, match="lost with its vault: demand it"):
+        consumer.get(1)
+    consumer.demand(1)
+    assert producer.next_demand(5) == 1
+    assert producer.source_before(1) == (1, {"next": 1, "ballast": ""}), "it begins where it began the first time"
+    again = producer.publish_from(1, generator, "generate", rollout_id=1, source=1)
+    assert again.version == 2
+    assert consumer.claim(1).batch.to_pydict() == columns(1)
+    assert consumer.status()["lost"] == [2]
+
+
+def test_what_a_consumer_cannot_read_is_demanded_by_itself(pair, job_id, caplog):
+    producer, consumer = pair
+    producer.publish(0, columns(0))
+    consumer.demand(0)
+    kill(job_id, VAULT_NAME)
+    with caplog.at_level(logging.WARNING), pytest.raises(WaitTimeout):
+        consumer.claim(0, timeout_s=3)
+    assert producer.next_demand(5) == 0
+    producer.publish(0, columns(0))
+    assert consumer.claim(0).version == 2
+
+
+def test_a_consumer_that_was_killed_loses_its_lease_within_5_s(submit, job_id):
+    with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as second:
+        producer.publish(0, columns(0))
+        first = submit("hold.py", job_id, job_id, 30)
+        pid = first.said()["pid"]
+        with pytest.raises(WaitTimeout, match="it is leased"):
+            second.claim(0, timeout_s=0.1)
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        second.claim(0, timeout_s=20)
+        assert time.monotonic() - killed < 5
+        second.ack(0)
+
+
+def test_a_consumer_that_stalls_loses_its_lease_and_is_fenced_when_it_wakes(submit, job_id):
+    lease_s = 3.0
+    with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as second:
+        producer.publish(0, columns(0))
+        first = submit("hold.py", job_id, job_id, lease_s)
+        pid = first.said()["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        second.claim(0, timeout_s=30)
+        assert lease_s - 1.5 < time.monotonic() - stopped < lease_s + 3
+        os.kill(pid, signal.SIGCONT)
+        assert first.wait() == "FAILED"
+        assert "Fenced" in first.logs
+        assert "acked" not in first.logs.split("SAID")[2], "a zombie acked what another holds"
+        assert first.client.get_job_info(first.id).driver_exit_code == 3
+        second.ack(0)
+
+
+def test_a_job_that_is_asked_to_stop_ends_well_and_keeps_what_it_has(submit, job_id):
+    with Producer(job_id, namespace=job_id) as producer:
+        producer.publish(0, columns(0))
+        first = submit("hold.py", job_id, job_id, 30)
+        first.all_said(2)  # it has acked, and waits for what nobody publishes
+        first.client.stop_job(first.id)
+        assert first.wait() == "STOPPED"
+        wait_for(lambda: producer.status()["consumers"]["train"]["state"] == "stopped", 10)
+        assert producer.status()["complete"] is False
+
+
+def test_going_back_to_an_older_checkpoint(job_id):
+    names = {"namespace": job_id}
+    with Producer(job_id, retain=2, **names) as producer:
+        for rollout_id in range(4):
+            producer.publish(rollout_id, columns(rollout_id))
+        first = Consumer(job_id, **names)
+        for rollout_id in range(3):
+            first.claim(rollout_id).ack()
+        first.publish_weights(3, {"w": [3.0]})
+        held = first.claim(3)
+        with Consumer(job_id, **names) as second:
+            with pytest.raises(RolloutNotFound, match="cannot go back to rollout 0"):
+                second.resume(0)
+            second.resume(1)
+            with pytest.raises(Refused, match="resumed its group at rollout 1"):
+                held.ack()
+            second.publish_weights(1, {"w": [1.0]})
+            assert producer.weights().version == 1
+            assert [second.claim().rollout_id for _ in range(3)] == [1, 2, 3]
+            assert second.claim(1).batch.to_pydict() == columns(1)
+            with pytest.raises(NotOwner):
+                second.ack(0) or second.ack(17)
+
+
+def test_pause_and_drain(pair, job_id):
+    producer, consumer = pair
+    link = Link(job_id)
+    producer.publish(0, columns(0))
+    assert link.call("control", job_id, "paused") == "running"
+    consumer.demand(1)
+    with pytest.raises(WaitTimeout, match="is paused") as paused:
+        producer.next_demand(0.5)
+    assert paused.value.verdict["kind"] == "paused"
+    with pytest.raises(WaitTimeout, match="is paused"):
+        consumer.claim(1, timeout_s=0.5)
+    assert consumer.claim(0).rollout_id == 0, "what is published can be claimed"
+    link.call("control", job_id, "running")
+    assert producer.next_demand(5) == 1
+    link.call("control", job_id, "draining")
+    with pytest.raises(EndOfStream, match="drained"):
+        producer.next_demand(5)
+    producer.finish()
+    with pytest.raises(EndOfStream, match="drained"):
+        consumer.claim(1, timeout_s=5)
+    consumer.finish()
+    status = link.call("status", job_id)[job_id]
+    assert (status["complete"], status["producer"]["state"]) == (False, "stopped")
+    with Consumer(job_id, namespace=job_id) as later:  # with other resources, say
+        assert later.status()["control"] == "running"
+        assert later.claim(0).batch.to_pydict() == columns(0)
+
+
+def test_jobs_that_disagree_are_told_both_values_before_anything_is_generated(job_id):
+    with Producer(job_id, terms={"samples": 8, "tokenizer": "abc", "mine": 1}):
+        with pytest.raises(Refused, match=r"samples is 4 here and 8 there; tokenizer is 'xyz' here and 'abc' there"):
+            Consumer(job_id, terms={"tokenizer": "xyz", "samples": 4})
+        with Consumer(job_id, terms={"samples": 8}):
+            pass
+
+
+def test_columns_that_are_missing_are_named(job_id):
+    with Producer(job_id) as producer, Consumer(job_id, columns=["tokens", "log_probs"], timeout_s=5) as consumer:
+        producer.publish(0, columns(0))
+        with pytest.raises(Refused, match=r"needs tokens, log_probs: log_probs missing"):
+            consumer.claim(0)
+
+
+def test_a_producer_waits_for_room_and_says_so(job_id):
+    with Producer(job_id, max_bytes=300_000, max_ahead=9) as producer, Consumer(job_id, timeout_s=5) as consumer:
+        consumer.demand(0)
+        published: list[int] = []
+
+        def fill() -> None:
+            for _ in range(10):
+                published.append(producer.next_demand(1))
+                producer.publish(published[-1], columns(published[-1]))
+
+        with pytest.raises(WaitTimeout, match=r"waits for room.*--cross-job-max-bytes 300000") as full:
+            fill()
+        assert full.value.verdict["kind"] == "full"
+        assert producer.status()["held_bytes"] <= 300_000
+        assert len(published) > 1
+        consumer.claim(0).ack()
+        assert producer.next_demand(5) == published[-1] + 1
+
+
+def test_an_actor_that_no_node_can_hold_is_named_within_30_s(job_id, caplog):
+    with Producer(job_id) as producer:
+        generator = Generator.options(num_gpus=64).remote()
+        began = time.monotonic()
+        with caplog.at_level(logging.WARNING), pytest.raises(WaitTimeout):
+            producer.publish_from(0, generator, "generate", rollout_id=0, source=0, timeout_s=1)
+        assert time.monotonic() - began < 30
+        assert "Generator waits to be started: it needs 64 GPU (0 of 0 free)" in caplog.text

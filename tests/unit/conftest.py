@@ -1,0 +1,98 @@
+"""A ledger, and a broker and a vault on an event loop, whose clocks the test moves; see ledger_hands, ray_stand_in."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from slime.cross_job import broker as broker_module
+from slime.cross_job import keeper as keeper_module
+from slime.cross_job import vault as vault_module
+from slime.cross_job.broker import Broker
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.types import BROKER_NAME, ClientInfo
+from slime.cross_job.vault import Vault
+
+from .ledger_hands import Clock, attach
+from .ray_stand_in import NAMESPACE, VAULT, Loop, RayStandIn
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Ledger:
+    return Ledger(clock, wall=clock)
+
+
+@pytest.fixture
+def pair(ledger: Ledger) -> Ledger:
+    """A ledger with the producer p and the consumer c of group train."""
+    attach(ledger, "p")
+    attach(ledger, "c")
+    return ledger
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    asyncio.set_event_loop(loop)
+    yield loop
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture
+def run(loop: Loop) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    return loop.run_until_complete
+
+
+@pytest.fixture
+def over() -> dict[str, str]:
+    """Client id -> why Ray says that it is over."""
+    return {}
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    """Ids of the clients that Ray was asked about."""
+    return []
+
+
+@pytest.fixture
+def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, str], asked: list[str]) -> RayStandIn:
+    async def at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*args, **kwargs)
+
+    def over_reason(info: ClientInfo) -> str | None:
+        asked.append(info.client_id)
+        return over.get(info.client_id)
+
+    stand_in = RayStandIn()
+    for module in (broker_module, keeper_module, vault_module):
+        monkeypatch.setattr(module, "ray", stand_in)
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    monkeypatch.setattr(broker_module, "over_reason", over_reason)
+    monkeypatch.setattr(broker_module, "Ledger", lambda: Ledger(loop.time, loop.time))
+    return stand_in
+
+
+@pytest.fixture
+def broker(ray_stand_in: RayStandIn) -> Broker:
+    made = Broker(NAMESPACE)
+    ray_stand_in.actors[BROKER_NAME] = made
+    return made
+
+
+@pytest.fixture
+def vault(ray_stand_in: RayStandIn) -> Vault:
+    made = Vault(VAULT, NAMESPACE)
+    ray_stand_in.actors[VAULT] = made
+    return made

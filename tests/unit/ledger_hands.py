@@ -1,0 +1,54 @@
+"""A ledger in few words: clients named by their role, payloads by their rollout."""
+
+from typing import Any
+
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.types import ClientInfo, Located, Payload
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def attach(
+    ledger: Ledger, name: str, group: str = "train", ray_job: str = "", job: str = "exp", **settings: Any
+) -> str:
+    """Names begin with p for producers, with c for consumers."""
+    role = {"p": "producer", "c": "consumer"}[name[0]]
+    info = ClientInfo(name, job, role, group=group if role == "consumer" else "", ray_job_id=ray_job or f"r-{name}")
+    ledger.attach(info, **settings)
+    return name
+
+
+def publish(
+    ledger: Ledger, rollout_id: int, token: str = "", vault: str = "v1/a", producer: str = "p", **facts: Any
+) -> Located:
+    payload = Payload(token or f"t{rollout_id}", vault, **{"nbytes": 10, **facts})
+    return ledger.publish(producer, rollout_id, payload)[1]
+
+
+def train(ledger: Ledger, *rollout_ids: int, consumer: str = "c") -> None:
+    for rollout_id in rollout_ids:
+        ledger.claim(consumer, rollout_id)
+        ledger.ack(consumer, rollout_id)
+
+
+def weights(ledger: Ledger, version: int, author: str = "c") -> None:
+    ledger.put_value(author, "weights", Payload(f"w{version}-{author}", "v1/a", 1), version)
+
+
+def figures(ledger: Ledger, *names: str) -> list[Any]:
+    status = ledger.status("exp")["exp"]
+    return [status[name] for name in names]
+
+
+def ends_at(ledger: Ledger, rollout_id: int, producer: str = "p") -> tuple[int, Any]:
+    """(n, where the source stands before its generation)."""
+    position, payload = ledger.source_before(producer, rollout_id)
+    return position, payload and payload.source

@@ -1,0 +1,121 @@
+"""The auditor of the chaos run: a good history passes, and every way in which one can be bad is found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from auditor import audit, without_faults
+from points import arm, disarm, point
+from policy import PROMPTS, first_weights, generate
+
+SEED, STEPS = 7, 6
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture
+def history() -> Lines:
+    """What a training of STEPS steps consumes where nothing fails."""
+    weights, lines = first_weights(SEED), []
+    for rollout_id in range(STEPS):
+        rows = generate(SEED, weights, rollout_id * PROMPTS)
+        loss, weights = without_faults(SEED, weights, rollout_id)
+        prompts = sorted(set(rows["prompt"]))
+        lines.append(
+            {"rollout_id": rollout_id, "version": 1, "prompts": prompts, "sha": f"s{rollout_id}", "loss": loss}
+        )
+    return lines
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[..., Path]:
+    def write(
+        history: Lines, weights: np.ndarray | None = None, published: Lines | None = None, end: int = STEPS
+    ) -> Path:
+        if weights is None:
+            weights = first_weights(SEED)
+            for rollout_id in range(end):
+                _, weights = without_faults(SEED, weights, rollout_id)
+        made = [{"rollout_id": r, "sha": f"s{r}", "version": 1} for r in range(STEPS)]
+        for name, lines in (("generated", made), ("published", made if published is None else published)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        text = "".join(json.dumps(line) + "\n" for line in history).encode()
+        (tmp_path / "history-1.jsonl").write_bytes(text + b'{"rollout_id": 99, "of": "no surviving history"}\n')
+        saved = {"next": end, "weights": weights, "history": "history-1.jsonl", "length": len(text)}
+        np.savez(tmp_path / f"checkpoint-{end:08d}.npz", **saved)
+        return tmp_path
+
+    return write
+
+
+def test_a_history_without_faults_passes(history, write):
+    found = audit(write(history), SEED)
+    assert found.faults == []
+    assert (found.rollouts, found.prompts, found.lost, found.duplicated) == (STEPS, STEPS * PROMPTS, [], [])
+
+
+def test_a_rollout_that_took_no_effect(history, write):
+    found = audit(write(history[:2] + history[3:]), SEED)
+    assert found.lost == [2]
+    assert any("took no effect" in fault for fault in found.faults)
+
+
+def test_a_rollout_that_took_effect_twice(history, write):
+    found = audit(write([*history[:3], history[2], *history[3:]]), SEED)
+    assert found.duplicated == [2]
+    assert any("more than once" in fault for fault in found.faults)
+
+
+def test_rollouts_out_of_order(history, write):
+    assert any("order" in fault for fault in audit(write([history[1], history[0], *history[2:]]), SEED).faults)
+
+
+def test_a_rollout_that_the_checkpoint_does_not_cover(history, write):
+    assert any("beyond" in fault for fault in audit(write(history, end=STEPS - 1), SEED).faults)
+
+
+@pytest.mark.parametrize(("first", "fault"), [(0, "used more than once"), (400, "were skipped")])
+def test_prompts_that_were_repeated_or_skipped(history, write, first, fault):
+    history[3]["prompts"] = [*range(first, first + PROMPTS)]
+    assert any(fault in found for found in audit(write(history), SEED).faults)
+
+
+def test_bytes_that_nobody_generated(history, write):
+    history[4]["sha"] = "other"
+    assert any("bytes that nobody generated" in fault for fault in audit(write(history), SEED).faults)
+
+
+def test_bytes_other_than_those_published_first(history, write):
+    published = [{"rollout_id": 4, "sha": "first", "version": 1}, {"rollout_id": 4, "sha": "s4", "version": 2}]
+    assert any("published first" in fault for fault in audit(write(history, published=published), SEED).faults)
+    refused = [{"rollout_id": 4, "sha": "first", "version": 0}]  # the ledger did not take it
+    assert audit(write(history, published=refused), SEED).faults == []
+
+
+def test_a_loss_that_differs_in_the_last_bit(history, write):
+    history[5]["loss"] = float(np.nextafter(history[5]["loss"], 1.0))
+    assert any("the loss of rollout 5" in fault for fault in audit(write(history), SEED).faults)
+
+
+def test_weights_that_differ(history, write):
+    assert any("weights at the end" in fault for fault in audit(write(history, first_weights(SEED)), SEED).faults)
+
+
+def test_nothing_saved(tmp_path):
+    assert audit(tmp_path, SEED).faults == ["there is no checkpoint: nothing survived"]
+
+
+def test_a_point_does_nothing_unless_it_is_armed(tmp_path, monkeypatch):
+    killed: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: killed.append(number))
+    point(tmp_path, "saved")
+    arm(tmp_path, "saved", "fault-1", "exit")
+    point(tmp_path, "stepped")
+    assert killed == []
+    point(tmp_path, "saved")
+    point(tmp_path, "saved")
+    assert killed == [9]
+    assert (tmp_path / "taken-fault-1").exists(), "the witness"
+    assert not disarm(tmp_path, "saved")

@@ -1,0 +1,325 @@
+"""The broker's memory without a cluster: kept before anybody is answered, by whoever is quick (ray_stand_in.py)."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import ray
+
+from slime.cross_job import keeper as keeper_module
+from slime.cross_job.keeper import Keeper
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.types import BROKER_NAME
+from slime.cross_job.vault import Vault
+
+from .ledger_hands import attach, publish
+from .ray_stand_in import NAMESPACE, OTHER, VAULT, Troubled, settle, unavailable
+
+THIRD = "slime_cross_job_vault_3"
+ALL = (VAULT, OTHER, THIRD)
+Trouble = Exception | float | None
+
+
+class Exited(Exception):
+    """Stands in for the end of the broker's process."""
+
+
+@pytest.fixture
+def ledger(loop) -> Ledger:
+    made = Ledger(loop.time, loop.time)
+    attach(made, "p")
+    return made
+
+
+@pytest.fixture
+def keeper(ray_stand_in, ledger) -> Keeper:
+    return Keeper(NAMESPACE, ledger)
+
+
+@pytest.fixture
+def vaults(ray_stand_in, keeper, run):
+    """Make vaults, each with its troubles in `remember`, and let the keeper know them."""
+
+    def make(*troubles: list[Trouble]) -> list[Troubled]:
+        made = [Troubled(name, remember=found) for name, found in zip(ALL, troubles)]
+        ray_stand_in.actors |= {vault._name: vault for vault in made}
+        for vault in made:
+            run(keeper.vault_here(vault._name))
+        return made
+
+    return make
+
+
+def serials(vault: Troubled) -> list[int]:
+    """Which snapshots this vault was told, in order."""
+    return [snapshot.serial for snapshot in vault.told("remember")]
+
+
+def newest(vault: Vault) -> Any:
+    """(snapshot, sources) of the job in this vault."""
+    return vault._snapshots["exp"]
+
+
+# ---------------------------------------------------------------------- before anybody is answered
+
+
+def test_a_change_is_kept_when_it_is_answered(keeper, vaults, run, ledger):
+    one, other = vaults([], [])
+    ledger.demand(attach(ledger, "c"), 3)
+    run(keeper.keep("exp"))
+    for vault in (one, other):
+        snapshot, _ = newest(vault)
+        assert snapshot.job.demands == {3}
+        assert [client.info.client_id for client in snapshot.clients] == ["p", "c"]
+
+
+def test_a_snapshot_is_what_was_not_what_has_become_of_it(keeper, vaults, run, ledger, loop):
+    (one,) = vaults([5.0])
+    attach(ledger, "c")
+
+    async def test() -> None:
+        keeping = loop.create_task(keeper.keep("exp"))
+        await settle()
+        ledger.demand("c", 3)  # while it is under way
+        await keeping
+
+    run(test())
+    assert newest(one)[0].job.demands == set()
+
+
+def test_two_copies_are_enough(keeper, vaults, run):
+    made = vaults([], [], [])
+    run(keeper.keep("exp"))
+    assert [serials(vault) for vault in made] == [[1], [1], []]
+
+
+def test_without_any_copy_nobody_is_answered(keeper, vaults, run, loop):
+    vaults([5.0], [7.0])
+    run(keeper.keep("exp"))
+    assert loop.time() == pytest.approx(1005.5)
+
+
+def test_a_slow_vault_does_not_hold_up_answers_when_another_has_kept_it(keeper, vaults, run, loop):
+    slow, quick = vaults([10.0], [])
+    run(keeper.keep("exp"))
+    assert loop.time() == pytest.approx(1000.5)  # it had its chance
+    for _ in range(5):
+        run(keeper.keep("exp"))
+    assert loop.time() == pytest.approx(1000.5)
+    assert serials(quick) == [1, 2, 3, 4, 5, 6]
+    run(asyncio.sleep(10))
+    assert serials(slow) == [1]
+    run(keeper.keep("exp"))  # it answers again
+    assert serials(slow) == [1, 7]
+
+
+def test_a_third_vault_takes_the_place_of_a_slow_one(keeper, vaults, run):
+    made = vaults([10.0], [], [])
+    for _ in range(2):
+        run(keeper.keep("exp"))
+    assert [serials(vault) for vault in made] == [[], [1, 2], [2]]
+
+
+def test_writers_share_a_snapshot_and_each_waits_for_one_with_its_own_change(keeper, vaults, run, loop, ledger):
+    (one,) = vaults([1.0, 1.0])
+    attach(ledger, "c")
+
+    async def write(rollout_id: int) -> float:
+        ledger.demand("c", rollout_id)
+        await keeper.keep("exp")
+        assert rollout_id in newest(one)[0].job.demands
+        return loop.time()
+
+    async def crowd() -> list[float]:
+        tasks = [loop.create_task(write(0))]
+        await settle()
+        tasks += [loop.create_task(write(rollout_id)) for rollout_id in range(1, 20)]
+        return [await task for task in tasks]
+
+    done = run(crowd())
+    assert done == [pytest.approx(1001)] + [pytest.approx(1002)] * 19
+    assert serials(one) == [1, 2]
+
+
+def test_jobs_do_not_wait_for_each_other(keeper, vaults, run, loop, ledger):
+    vaults([10.0])
+    attach(ledger, "p-other", job="other")
+
+    async def test() -> None:
+        keeping = loop.create_task(keeper.keep("exp"))
+        await settle()
+        await keeper.keep("other")
+        assert not keeping.done()
+        assert loop.time() == 1000.0
+        await keeping
+
+    run(test())
+
+
+# ---------------------------------------------------------------------- vaults that do not answer
+
+
+def test_where_no_vault_answers_it_goes_on_with_a_warning(keeper, vaults, run, caplog, loop):
+    vaults([unavailable()], [25.0])
+    run(keeper.keep("exp"))
+    assert loop.time() == pytest.approx(1020)
+    assert f"vault {VAULT} does not keep the state of a job" in caplog.text
+    assert f"vault {OTHER} does not keep the state of a job" in caplog.text
+
+
+def test_without_a_vault_nothing_is_kept(keeper, run):
+    run(keeper.keep("exp"))
+    run(keeper.keep("never known"))
+
+
+def test_a_dead_vault_is_not_asked_again(keeper, vaults, run, ray_stand_in, loop):
+    one, other = vaults([ray.exceptions.ActorDiedError()], [])
+    for _ in range(3):
+        run(keeper.keep("exp"))
+    assert (serials(one), serials(other)) == ([], [1, 2, 3])
+    del ray_stand_in.actors[OTHER]
+    run(keeper.keep("exp"))
+    assert keeper._vaults == {}
+    assert loop.time() == 1000.0
+
+
+def test_a_vault_that_did_not_answer_once_keeps_copies_again_when_it_does(keeper, vaults, run):
+    one, other = vaults([unavailable()], [])
+    for _ in range(5):
+        run(keeper.keep("exp"))
+        run(asyncio.sleep(60))
+    assert serials(other) == [1, 2, 3, 4, 5]
+    assert serials(one)[-1:] == [5], "one copy only, for ever"
+
+
+def test_a_broker_that_was_replaced_ends(keeper, vaults, run, monkeypatch, caplog):
+    (one,) = vaults([])
+    one._broker = 2
+
+    def exit_now(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr(keeper_module.os, "_exit", exit_now)
+    with pytest.raises(Exited, match="1"):
+        run(keeper.keep("exp"))
+    assert "another broker took the place of this one" in caplog.text
+
+
+# ---------------------------------------------------------------------- where sources stand
+
+
+def test_a_vault_is_told_of_each_source_once(keeper, vaults, run, ledger):
+    (one,) = vaults([])
+    told = []
+    remember = one.remember
+
+    async def watched(snapshot: Any, sources: Any, over: Any) -> None:
+        told.append(([*sources], over))
+        await remember(snapshot, sources, over)
+
+    one.remember = watched
+    attach(ledger, "c")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id, source=f"after {rollout_id}")
+        run(keeper.keep("exp"))
+    ledger.resume("c", 3)
+    run(keeper.keep("exp"))
+    assert told == [([0], []), ([1], []), ([2], []), ([], [0, 1])]
+    assert {n: payload.source for n, payload in newest(one)[1].items()} == {2: "after 2"}
+
+
+def test_a_vault_that_was_restarted_or_comes_late_is_told_of_all_sources(keeper, vaults, run, ledger, ray_stand_in):
+    vaults([], [])
+    for rollout_id in range(2):
+        publish(ledger, rollout_id, source=f"after {rollout_id}")
+        run(keeper.keep("exp"))
+    again = ray_stand_in.actors[OTHER] = Troubled(OTHER, remember=[])
+    run(keeper.vault_here(OTHER))
+    run(keeper.keep("exp"))
+    assert {n: payload.source for n, payload in newest(again)[1].items()} == {0: "after 0", 1: "after 1"}
+
+
+# ---------------------------------------------------------------------- a broker that begins
+
+
+def begun_anew(run: Any, loop: Any) -> tuple[Keeper, Ledger, dict[str, list[int]]]:
+    ledger = Ledger(loop.time, loop.time)
+    keeper = Keeper(NAMESPACE, ledger)
+    return keeper, ledger, run(keeper.restore())
+
+
+def test_a_broker_begins_with_what_its_vaults_remember(keeper, vaults, run, loop, ledger, ray_stand_in):
+    one, other = vaults([], [])
+    ray_stand_in.actors[BROKER_NAME] = object()  # no vault
+    ray_stand_in.actors[f"{VAULT}_of_others"] = Vault(f"{VAULT}_of_others", NAMESPACE)
+    one._records["t0"] = publish(ledger, 0)
+    run(keeper.keep("exp"))
+    other._records["t1"] = publish(ledger, 1, vault=f"{OTHER}/a")
+    publish(ledger, 2)
+    run(keeper.keep("exp"))
+    _, again, missing = begun_anew(run, loop)
+    assert missing == {"exp": [2]}
+    assert [located.rollout_id for located in again.catalog()] == [0, 1]
+    again.heartbeat("p", "still here")
+
+
+def test_the_next_broker_fences_the_one_before_it_at_once(keeper, vaults, run, loop, monkeypatch):
+    (one,) = vaults([])
+    run(keeper.keep("exp"))
+    begun_anew(run, loop)
+    assert newest(one)[0].order == (2, 1)
+    exits: list[int] = []
+    monkeypatch.setattr(keeper_module.os, "_exit", exits.append)
+    run(keeper.keep("exp"))
+    assert exits == [1]
+    assert newest(one)[0].order == (2, 1)
+
+
+def test_a_vault_that_is_slow_to_say_what_it_holds_is_asked_again(keeper, vaults, run, loop, ray_stand_in, ledger):
+    vaults([])
+    run(keeper.keep("exp"))
+    kept = ray_stand_in.actors[VAULT]._snapshots
+    slow = ray_stand_in.actors[VAULT] = Troubled(VAULT, inventory=[25.0, unavailable()])
+    slow._snapshots = kept
+    _, again, _ = begun_anew(run, loop)
+    again.heartbeat("p", "still here")
+    assert loop.time() == pytest.approx(1020)
+
+
+@pytest.mark.parametrize("trouble", [ray.exceptions.ActorDiedError(), unavailable()], ids=["died", "unavailable"])
+def test_a_broker_begins_without_a_vault_that_never_says_what_it_holds(
+    keeper, vaults, run, loop, ray_stand_in, caplog, trouble
+):
+    vaults([], [])
+    run(keeper.keep("exp"))
+    ray_stand_in.actors[OTHER] = Troubled(OTHER, inventory=[trouble] * 3)
+    made, again, _ = begun_anew(run, loop)
+    again.heartbeat("p", "still here")
+    assert [*made._vaults] == [VAULT]
+
+
+def test_a_broker_does_not_wait_for_vaults_of_dead_nodes(keeper, vaults, run, loop, ray_stand_in):
+    vaults([], [])
+    run(keeper.keep("exp"))
+    ray_stand_in.actors[OTHER] = Troubled(OTHER, inventory=[1e6] * 3)
+    ray_stand_in.dead_nodes.add(OTHER.rpartition("_")[2])
+    _, again, _ = begun_anew(run, loop)
+    again.heartbeat("p", "still here")
+    assert loop.time() == 1000.0
+
+
+def test_a_namespace_without_vaults_begins_empty(ray_stand_in, run, loop):
+    _, again, missing = begun_anew(run, loop)
+    assert (again.jobs, again.clients, missing) == ({}, {}, {})
+
+
+def test_a_forgotten_job_is_not_remembered_by_any_vault(keeper, vaults, run, ledger, loop):
+    made = vaults([], [], [])
+    run(keeper.keep("exp"))
+    ledger.end("p", "failed")
+    ledger.forget("exp")
+    run(keeper.forget("exp"))
+    run(keeper.keep("exp"))  # of a writer that was late
+    assert [vault._snapshots for vault in made] == [{}, {}, {}]
+    _, again, _ = begun_anew(run, loop)
+    assert again.jobs == {}

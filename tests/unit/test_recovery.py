@@ -1,0 +1,189 @@
+"""Vaults and brokers that die, without a cluster: what is lost is known, and the next broker goes on from there."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import ray
+
+from slime.cross_job.broker import Broker
+from slime.cross_job.errors import RolloutNotFound
+from slime.cross_job.records import FAILED
+from slime.cross_job.types import BROKER_NAME
+from slime.cross_job.vault import Target, Vault
+
+from .ray_stand_in import NAMESPACE, VAULT, Ref, Troubled, attach_both, batch, from_refs, settle, unavailable
+
+# ---------------------------------------------------------------------- vaults that die
+
+
+async def claimed(broker: Broker, vault: Vault) -> Any:
+    """Rollout 0 lies in the vault, and the consumer holds it."""
+    await attach_both(broker, dead_after_s=1000)
+    located = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+    assert await broker.call("claim", "c", 0) == located
+    return located.payload
+
+
+def test_what_a_consumer_cannot_read_although_the_vault_has_it_stays_its_own(broker, vault, run):
+    async def test() -> None:
+        found = await claimed(broker, vault)
+        assert await broker.unreadable("c", 0, found.vault, found.token) is False
+        assert (await broker.call("claim", "c", 0)).payload == found
+        assert await broker.wait(0, "next_demand", "p") is None
+
+    run(test())
+
+
+@pytest.mark.parametrize("gone", ["vault", "restarted", "dead", "object", "node"])
+def test_what_a_consumer_cannot_read_because_it_is_lost_is_generated_again(broker, vault, run, ray_stand_in, gone):
+    async def test() -> None:
+        found = await claimed(broker, vault)
+        if gone == "vault":
+            del ray_stand_in.actors[VAULT]
+        elif gone == "restarted":
+            ray_stand_in.actors[VAULT] = Vault(VAULT, NAMESPACE)
+        elif gone == "dead":
+            ray_stand_in.actors[VAULT] = Troubled(check=[ray.exceptions.ActorDiedError()])
+        elif gone == "node":  # of which Ray says for a while that its actors are to be restarted
+            ray_stand_in.dead_nodes.add(VAULT.rpartition("_")[2])
+            ray_stand_in.actors[VAULT] = Troubled(check=[1e6])
+        else:
+            vault._held["t0"] = [Ref(ray.exceptions.ObjectLostError("ab" * 28, None, ""))]
+        assert await broker.unreadable("c", 0, found.vault, found.token) is True
+        assert await broker.wait(0, "claim", "c", 0) is None
+        assert await broker.wait(0, "next_demand", "p") == 0
+        status = (await broker.call("status", "exp"))["exp"]
+        assert (status["lost"], status["losses"], status["leased"]) == ([0], 1, 0)
+
+    run(test())
+
+
+@pytest.mark.parametrize("trouble", [unavailable(), 31.0], ids=["unavailable", "no answer for 30 s"])
+def test_of_a_vault_that_does_not_answer_nobody_says_that_it_lost_anything(broker, run, ray_stand_in, caplog, trouble):
+    async def test() -> None:
+        ray_stand_in.actors[VAULT] = vault = Troubled(check=[trouble])
+        found = await claimed(broker, vault)
+        assert await broker.unreadable("c", 0, found.vault, found.token) is False
+        assert (await broker.call("claim", "c", 0)).payload == found
+
+    run(test())
+    assert "nobody can tell whether it holds rollout 0" in caplog.text
+
+
+def test_a_vault_that_comes_back_says_what_is_lost_at_once(broker, vault, run, loop, caplog):
+    async def test() -> None:
+        await claimed(broker, vault)
+        waiting = loop.create_task(broker.wait(60, "next_demand", "p"))
+        await broker.call("release", "c", 0)
+        await broker.call("demand", "c", 0)
+        await broker.vault_here(VAULT, vault._incarnation)  # the same one: nothing is lost
+        await settle()
+        assert not waiting.done()
+        await broker.vault_here(VAULT, "another")
+        await broker.call("demand", "c", 0)
+        await settle()
+        assert await waiting == 0
+
+    run(test())
+    assert loop.time() == 1000.0
+    assert f"vault {VAULT} died, and with it rollout 0 version 1" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["restarted", "gone", "its node is dead"])
+def test_the_watch_finds_vaults_that_died_without_a_word(broker, vault, run, ray_stand_in, how):
+    async def test() -> None:
+        await claimed(broker, vault)
+        await asyncio.sleep(20)
+        assert (await broker.call("status", "exp"))["exp"]["lost"] == []
+        if how == "restarted":
+            ray_stand_in.actors[VAULT] = Vault(VAULT, NAMESPACE)
+        elif how == "gone":
+            del ray_stand_in.actors[VAULT]
+        else:
+            ray_stand_in.dead_nodes.add(VAULT.rpartition("_")[2])
+        await asyncio.sleep(11)
+        assert (await broker.call("status", "exp"))["exp"]["lost"] == [0]
+
+    run(test())
+
+
+# ---------------------------------------------------------------------- a broker that dies
+
+
+def restarted_broker(ray_stand_in: Any) -> Broker:
+    """What Ray makes of a broker that was killed: the same actor, with nothing in its memory."""
+    ray_stand_in.actors[BROKER_NAME] = made = Broker(NAMESPACE)
+    return made
+
+
+def test_a_broker_that_restarts_goes_on_where_it_was(broker, vault, run, ray_stand_in):
+    async def test() -> None:
+        await broker.vault_here(VAULT, vault._incarnation)
+        found = await claimed(broker, vault)
+        await vault.hand_over(Target("t1", "p", rollout_id=1), from_refs(batch(5)), 30)
+        await vault.hand_over(Target("w7", "c", key="weights", version=7), from_refs(batch()), 30)
+        await broker.call("demand", "c", 2)
+        before = (await broker.call("status", "exp"))["exp"]
+        again = restarted_broker(ray_stand_in)
+        after = (await again.call("status", "exp"))["exp"]
+        assert {k: v for k, v in after.items() if k not in ("producer", "consumers")} == {
+            k: v for k, v in before.items() if k not in ("producer", "consumers")
+        }
+        assert (await again.call("claim", "c", 0)).payload == found
+        await again.call("ack", "c", 0)
+        assert await again.wait(0, "next_demand", "p") == 2
+        assert (await again.call("get_value", "exp", "weights")).version == 7
+        await settle()
+        assert [*vault._held] == ["t1", "w7"]
+
+    run(test())
+
+
+def test_what_was_acked_before_the_broker_died_is_freed_by_the_next_one_if_the_vault_was_not_told(
+    broker, vault, run, ray_stand_in
+):
+    async def test() -> None:
+        await broker.vault_here(VAULT, vault._incarnation)
+        await claimed(broker, vault)
+        broker._tell_vaults = lambda: asyncio.sleep(0)  # it dies before it can
+        await broker.call("ack", "c", 0)
+        again = restarted_broker(ray_stand_in)
+        assert "t0" in vault._held
+        await again.hello()
+        await settle()
+        assert "t0" not in vault._held
+        with pytest.raises(RolloutNotFound, match="freed"):
+            await again.call("claim", "c", 0)
+
+    run(test())
+
+
+def test_a_broker_begins_only_when_ray_has_told_which_vaults_there_are(broker, run, ray_stand_in, loop, caplog):
+    answers = [ray.exceptions.RayError("GCS is away"), ray.exceptions.RayError("GCS is away")]
+    named = ray_stand_in.util.list_named_actors
+
+    def list_named_actors(all_namespaces: bool) -> Any:
+        if answers:
+            raise answers.pop()
+        return named(all_namespaces)
+
+    ray_stand_in.util.list_named_actors = list_named_actors
+    run(broker.hello())
+    assert loop.time() == pytest.approx(1002)
+    assert "trying again: GCS is away" in caplog.text
+
+
+def test_what_is_forgotten_is_forgotten_by_the_vaults_too(broker, vault, run):
+    async def test() -> None:
+        await broker.vault_here(VAULT, vault._incarnation)
+        await claimed(broker, vault)
+        for name in ("p", "c"):
+            await broker.call("end", name, FAILED)
+        assert len((await vault.inventory())[1]) == 1
+        await broker.call("forget", "exp")
+        await settle()
+        assert await vault.inventory() == ([], [])
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+
+    run(test())

@@ -1,0 +1,425 @@
+"""The vault without a cluster: the real class on stand-ins for Ray and time (ray_stand_in.py)."""
+
+import asyncio
+import json
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from slime.cross_job import vault as vault_module
+from slime.cross_job.errors import (
+    ActorLost,
+    BadInput,
+    Fenced,
+    PayloadLost,
+    Refused,
+    StoreFull,
+    Unreachable,
+)
+from slime.cross_job.producer import returned
+from slime.cross_job.records import FINISHED, Job
+from slime.cross_job.snapshot import Snapshot
+from slime.cross_job.types import BROKER_NAME, PROTOCOL
+from slime.cross_job.vault import FromMethod, FromRefs, Target, Vault
+
+from .ray_stand_in import (
+    NAMESPACE,
+    OTHER,
+    VAULT,
+    Actor,
+    Ref,
+    attach_both,
+    batch,
+    client,
+    from_refs,
+    payload,
+    settle,
+    unavailable,
+)
+
+
+def test_a_vault_owns_what_it_is_handed_before_the_broker_knows_it(vault, broker, run, loop):
+    async def test() -> None:
+        await attach_both(broker)
+        known: list[list[str]] = []
+        call = broker.call
+
+        async def watched(operation: str, *args: Any, **kwargs: Any) -> Any:
+            known.append([*vault._held])
+            return await call(operation, *args, **kwargs)
+
+        broker.call = watched
+        located = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        assert known == [["t0"]]
+        assert (located.version, located.payload.token, located.payload.vault) == (
+            1,
+            "t0",
+            f"{VAULT}/{vault._incarnation}",
+        )
+        assert (located.payload.nbytes, located.payload.num_samples) == (batch().nbytes, 2)
+        (ref,) = await vault.open("t0")
+        assert (await ref)["tokens"].tolist() == [[1, 2], [3]]
+        assert await vault.stats() == {"payloads": 1, "nbytes": batch().nbytes}
+
+    run(test())
+
+
+def test_a_vault_calls_the_producers_method_itself(vault, broker, run):
+    actor = Actor(*returned(batch(), batch(5), meta={"step": 3}, weight_version=7))
+
+    async def test() -> None:
+        await attach_both(broker)
+        source = FromMethod(actor, "generate", (0,), {"greedy": True}, parts=2)
+        located = await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
+        assert actor.calls == [(4, (0,), {"greedy": True})]  # header, two parts, source
+        found = located.payload
+        assert (found.parts, found.num_samples, found.weight_version, found.meta) == (2, 4, 7, {"step": 3})
+        assert [await ref for ref in await vault.open("t0")] == [*actor.values[1:3]]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("header", "error", "message"),
+    [
+        ({"rollout": 1}, BadInput, r"generate\(\) must return .*returned.* 1 part.* is a dict"),
+        (np.arange(3), BadInput, "is a ndarray"),
+        (ray.exceptions.ActorDiedError(), ActorLost, r"died in generate\(\).*Nothing of this call was published"),
+        (RuntimeError("out of memory"), RuntimeError, "out of memory"),
+        (ray.exceptions.OutOfDiskError(), StoreFull, "nothing was published"),
+    ],
+    ids=["no header", "not even a dict", "died", "raised", "full"],
+)
+def test_a_method_that_goes_wrong_leaves_nothing_behind(vault, broker, run, header, error, message):
+    async def test() -> None:
+        await attach_both(broker)
+        source = FromMethod(Actor(header, batch(), None), "generate", (), {}, parts=1)
+        with pytest.raises(error, match=message):
+            await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+        assert await broker.call("catalog") == []
+
+    run(test())
+
+
+def test_what_the_broker_refuses_is_not_kept(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        await broker.call("end", "p", FINISHED)
+        with pytest.raises(Fenced) as raised:
+            await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        assert type(raised.value) is Fenced  # without Ray's wrapping
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+
+    run(test())
+
+
+def test_the_same_content_is_the_same_version_and_kept_once(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        for token in ("t0", "retried"):
+            located = await vault.hand_over(Target(token, "p", rollout_id=0), from_refs(batch()), 30)
+            assert (located.version, located.payload.token) == (1, "t0")
+        assert [*vault._held] == ["t0"]
+        located = await vault.hand_over(Target("t1", "p", rollout_id=0), from_refs(batch(9)), 30)
+        assert (located.version, located.payload.token) == (2, "t1")
+        assert [*vault._held] == ["t0", "t1"]
+
+    run(test())
+
+
+def test_content_is_compared_with_that_in_another_vault(vault, broker, run, ray_stand_in):
+    ray_stand_in.actors[OTHER] = other = Vault(OTHER, NAMESPACE)
+
+    async def test() -> None:
+        await attach_both(broker)
+        await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        assert (await other.hand_over(Target("t1", "p", rollout_id=0), from_refs(batch()), 30)).version == 1
+        assert (await other.stats())["payloads"] == 0
+        del ray_stand_in.actors[VAULT]  # gone: nothing to compare with
+        assert (await other.hand_over(Target("t2", "p", rollout_id=0), from_refs(batch()), 30)).version == 2
+
+    run(test())
+
+
+def test_opaque_values_are_not_compared(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        for number in (1, 2):
+            source = from_refs({"any": "thing"}, num_samples=-1)
+            located = await vault.hand_over(Target(f"t{number}", "p", rollout_id=0), source, 30)
+            assert located.version == number
+
+    run(test())
+
+
+def test_handing_over_again_joins_what_is_under_way(vault, broker, run, loop):
+    class Slow(Ref):
+        def __await__(self) -> Generator[Any, None, Any]:
+            yield from asyncio.sleep(50).__await__()
+            return self._value
+
+    async def test() -> None:
+        await broker.attach(client("producer"), {"dead_after_s": 1000})
+        source, target = FromRefs([Slow(batch())], {"nbytes": 5, "num_samples": 2}), Target("t0", "p", rollout_id=0)
+        assert await vault.hand_over(target, source, 30) is None
+        assert loop.time() == pytest.approx(1030)
+        both = [vault.hand_over(target, source, 30), vault.hand_over(target, source, 30)]
+        assert [located.version for located in await asyncio.gather(*both)] == [1, 1]
+        assert loop.time() == pytest.approx(1050)
+
+    run(test())
+    assert broker._ledger.status("exp")["exp"]["published"] == 1
+
+
+def test_handing_over_again_because_the_answer_was_lost_calls_nothing_twice(vault, broker, run):
+    actor = Actor(*returned(batch()))
+
+    async def test() -> None:
+        await attach_both(broker)
+        target, source = Target("t0", "p", rollout_id=0), FromMethod(actor, "generate", (), {}, parts=1)
+        first = await vault.hand_over(target, source, 30)
+        await broker.call("claim", "c", 0)
+        await broker.call("ack", "c", 0)  # and it is freed before the producer asks again
+        assert await vault.hand_over(target, source, 30) == first
+
+    run(test())
+    assert len(actor.calls) == 1
+
+
+def test_results_are_remembered_for_a_while_only(vault, broker, run, monkeypatch):
+    monkeypatch.setattr(vault_module, "_REMEMBERED_CALLS", 3)
+
+    async def test() -> None:
+        await attach_both(broker)
+        for number in range(10):
+            await vault.hand_over(Target(f"t{number}", "p", rollout_id=number), from_refs(batch()), 30)
+        assert [*vault._under_way] == ["t7", "t8", "t9"]
+        assert (await vault.stats())["payloads"] == 10
+
+    run(test())
+
+
+def test_values_of_the_job_go_the_same_way(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        for number in (0, 1):
+            target = Target(f"w{number}", "c", key="weights", version=number)
+            assert (await vault.hand_over(target, from_refs(batch()), 30)).version == number
+        await settle()
+        assert [*vault._held] == ["w1"]  # the broker told it to free the older one
+        with pytest.raises(Refused, match="not newer"):
+            await vault.hand_over(Target("w2", "c", key="weights", version=1), from_refs(batch()), 30)
+        assert [*vault._held] == ["w1"]
+
+    run(test())
+
+
+def test_what_was_dropped_is_lost_and_dropping_twice_is_once(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        await vault.drop(["t0", "never held"])
+        await vault.drop(["t0"])
+        with pytest.raises(PayloadLost, match=f"{VAULT} holds no payload t0"):
+            await vault.open("t0")
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+
+    run(test())
+
+
+def test_a_part_that_the_store_had_no_room_for_is_an_error_not_a_rollout(vault, broker, run):
+    actor = Actor(returned(batch())[0], ray.exceptions.ObjectStoreFullError(), None)
+
+    async def test() -> None:
+        await attach_both(broker)
+        source = FromMethod(actor, "generate", (), {}, parts=1)
+        with pytest.raises(StoreFull, match="nothing was published"):
+            await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
+        assert await broker.call("catalog") == []
+
+    run(test())
+
+
+def test_a_broker_that_comes_back_in_time_is_told(vault, broker, run, ray_stand_in, loop):
+    async def test() -> None:
+        await attach_both(broker, dead_after_s=1000)
+        del ray_stand_in.actors[BROKER_NAME]
+        handing = loop.create_task(vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 600))
+        await asyncio.sleep(40)
+        ray_stand_in.actors[BROKER_NAME] = broker
+        await asyncio.sleep(1)
+        assert handing.done()
+        assert (await handing).version == 1
+
+    run(test())
+
+
+def test_an_answer_of_the_broker_that_was_lost_is_asked_for_again(vault, broker, run):
+    call, answers = broker.call, [unavailable()]
+
+    async def forgetful(operation: str, *args: Any, **kwargs: Any) -> Any:
+        result = await call(operation, *args, **kwargs)
+        if answers and operation == "publish":
+            raise answers.pop()
+        return result
+
+    async def test() -> None:
+        await attach_both(broker)
+        broker.call = forgetful
+        assert (await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)).version == 1
+        assert answers == []
+        assert [*vault._held] == ["t0"]
+
+    run(test())
+    assert broker._ledger.status("exp")["exp"]["published"] == 1
+
+
+def test_a_broker_that_is_gone_is_said_so_and_nothing_is_kept(vault, broker, run, ray_stand_in, loop):
+    async def test() -> None:
+        await attach_both(broker, dead_after_s=1000)
+        del ray_stand_in.actors[BROKER_NAME]
+        with pytest.raises(Unreachable, match=f"did not answer vault {VAULT}"):
+            await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 600)
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+
+    run(test())
+    assert 1120 <= loop.time() <= 1122
+
+
+def test_a_vault_says_where_it_is_and_which_incarnation(vault, run):
+    found = run(vault.hello())
+    assert found == {"protocol": PROTOCOL, "name": VAULT, "node_id": "node1", "incarnation": vault._incarnation}
+    assert run(Vault(VAULT, NAMESPACE).hello())["incarnation"] != found["incarnation"]
+
+
+# ---------------------------------------------------------------------- where the source of prompts stood
+
+
+def test_a_small_source_travels_with_the_record(vault, broker, run):
+    actor = Actor(*returned(batch(), source={"epoch": 2, "at": 17}))
+
+    async def test() -> None:
+        await attach_both(broker)
+        source = FromMethod(actor, "generate", (), {}, parts=1)
+        found = (await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)).payload
+        assert (found.source, found.source_apart) == ({"epoch": 2, "at": 17}, False)
+        assert [*vault._held] == ["t0"]
+
+    run(test())
+
+
+def test_a_large_source_lies_beside_the_payload_until_nobody_may_need_it(vault, broker, run):
+    where = {"order": [*range(3000)]}
+    actor = Actor(*returned(batch(), source=where))
+
+    async def test() -> None:
+        await attach_both(broker)
+        for number in (0, 1):
+            source = FromMethod(actor, "generate", (), {}, parts=1)
+            found = (await vault.hand_over(Target(f"t{number}", "p", rollout_id=number), source, 30)).payload
+            assert (found.source, found.source_apart) == (None, True)
+        (ref,) = await vault.open("t0.source")
+        assert json.loads(bytes((await ref)["json"][0])) == where
+        for number in (0, 1):
+            await broker.call("claim", "c", number)
+            await broker.call("ack", "c", number)
+        await settle()
+        assert [*vault._held] == ["t1.source"]  # what comes next begins where rollout 1 ended
+
+    run(test())
+
+
+def test_a_source_goes_with_a_payload_that_is_refused_or_known(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        source = FromMethod(Actor(*returned(batch(), source=[*range(3000)])), "generate", (), {}, parts=1)
+        await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
+        await vault.hand_over(Target("same", "p", rollout_id=0), source, 30)
+        assert [*vault._held] == ["t0", "t0.source"]
+        await broker.call("end", "p", FINISHED)
+        with pytest.raises(Fenced):
+            await vault.hand_over(Target("t1", "p", rollout_id=1), source, 30)
+        assert [*vault._held] == ["t0", "t0.source"]
+
+    run(test())
+
+
+# ---------------------------------------------------------------------- what a broker that restarts must know
+
+
+def snapshot_of(job_id: str, broker: int, serial: int) -> Snapshot:
+    return Snapshot(broker, serial, Job(job_id), [])
+
+
+def kept(vault: Vault) -> list[tuple[str, int, int, list[int]]]:
+    """(job, broker, serial, positions of its sources) of each snapshot."""
+    return [(s.job.job_id, s.broker, s.serial, sorted(sources)) for s, sources in vault._snapshots.values()]
+
+
+def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
+    async def test() -> None:
+        for found in (snapshot_of("a", 1, 5), snapshot_of("a", 1, 4), snapshot_of("b", 1, 6), snapshot_of("b", 1, 7)):
+            await vault.remember(found, {}, [])
+        assert kept(vault) == [("a", 1, 5, []), ("b", 1, 7, [])]
+        await vault.remember(snapshot_of("a", 2, 1), {}, [])
+        assert kept(vault) == [("a", 2, 1, []), ("b", 1, 7, [])]
+        assert (await vault.inventory())[1] == [*vault._snapshots.values()]
+        await vault.forget("a")
+        await vault.forget("never known")
+        assert kept(vault) == [("b", 1, 7, [])]
+
+    run(test())
+
+
+def test_a_vault_adds_up_the_sources_of_a_job(vault, run):
+    async def test() -> None:
+        sources = [payload(f"t{n}") for n in range(4)]
+        await vault.remember(snapshot_of("a", 1, 1), {0: sources[0], 1: sources[1]}, [])
+        await vault.remember(snapshot_of("b", 1, 2), {7: sources[3]}, [])
+        await vault.remember(snapshot_of("a", 1, 3), {1: sources[2]}, [0, 5])
+        assert kept(vault) == [("a", 1, 3, [1]), ("b", 1, 2, [7])]
+        assert vault._snapshots["a"][1][1] is sources[2]
+
+    run(test())
+
+
+def test_a_broker_that_was_replaced_is_told_so(vault, run):
+    async def test() -> None:
+        await vault.remember(snapshot_of("a", 2, 1), {}, [])
+        for job_id in ("a", "b"):
+            with pytest.raises(Fenced, match="broker 1 was replaced by broker 2"):
+                await vault.remember(snapshot_of(job_id, 1, 99), {9: payload("t")}, [])
+        assert kept(vault) == [("a", 2, 1, [])]
+
+    run(test())
+
+
+def test_a_vault_remembers_what_it_holds_as_the_broker_recorded_it(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        first = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        value = await vault.hand_over(Target("w3", "c", key="weights", version=3), from_refs(batch()), 30)
+        await vault.hand_over(Target("same", "p", rollout_id=0), from_refs(batch()), 30)
+        assert (await vault.inventory())[0] == [first, value]
+        await vault.drop(["t0"])
+        assert (await vault.inventory())[0] == [value]
+
+    run(test())
+
+
+def test_a_vault_can_tell_whether_a_payload_is_readable(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        await vault.check("t0")
+        with pytest.raises(PayloadLost, match="freed, or the vault was restarted"):
+            await vault.check("t1")
+        vault._held["t0"] = [*vault._held["t0"], Ref(ray.exceptions.ObjectLostError("ab" * 28, None, ""))]
+        with pytest.raises(PayloadLost, match="lost payload t0"):
+            await vault.check("t0")
+
+    run(test())
