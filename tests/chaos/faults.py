@@ -160,7 +160,7 @@ def at_point(run: Run, name: str, place: str, action: str, role: str, code: int 
 
 
 def vault_of(run: Run, node: str) -> str:
-    """Name of the vault on a node of the cluster."""
+    """Name of the vault on a node of the cluster; drivers, and so weights, are on the head."""
     for found in ray.nodes():
         if found["Alive"] and node in found["Resources"]:
             return f"{VAULT_NAME}_{found['NodeID']}"
@@ -244,6 +244,12 @@ def _(run: Run, name: str) -> Taken | None:
 def _(run: Run, name: str) -> Taken | None:
     vault = vault_of(run, "rollout")
     return killed_actor(vault, "vault of the rollout node") if vault else None
+
+
+@fault("vault of weights killed")
+def _(run: Run, name: str) -> Taken | None:
+    vault = vault_of(run, "node:__internal_head__")
+    return killed_actor(vault, "vault of the head") if vault else None
 
 
 @fault("vault stopped")

@@ -231,6 +231,7 @@ class Clients(RuleBasedStateMachine):
             assert (located.version, located.payload) == (number, payload)
         if error is None and not again:
             life.values[key] = (number, payload, person)
+            life.lost_values.pop(key, None)
             self.payloads[payload.token] = payload
             self.records[payload.token] = located
 

@@ -9,7 +9,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from slime.cross_job.errors import EndOfStream, Fenced, JobIdTaken, NotOwner, PeerFailed, Refused, RolloutNotFound
+from slime.cross_job.errors import (
+    EndOfStream,
+    Fenced,
+    JobIdTaken,
+    NotOwner,
+    PeerFailed,
+    Refused,
+    RolloutNotFound,
+    ValueLost,
+)
 from slime.cross_job.types import Payload
 
 Error = type[Exception] | None
@@ -58,6 +67,7 @@ class Life:
     turns: dict[int, int] = field(default_factory=dict)  # id -> it was generated as the n-th
     ends: list[list[Payload]] = field(default_factory=list)  # n -> what tells where the source of prompts stood then
     values: dict[str, tuple[int, Payload, Someone]] = field(default_factory=dict)
+    lost_values: dict[str, Someone] = field(default_factory=dict)  # by whom they were published
     counts: Counter[str] = field(default_factory=Counter)
     complete: bool = False
 
@@ -172,7 +182,7 @@ class Life:
                     return None, (untouched, max(self.readable[untouched]))
                 self.give_up(untouched, again=self.settings["on_stale"] == "regenerate")
             others = [owner for (g, _), (owner, _) in self.leases.items() if g == group and owner != person.name]
-            return (None if others else self.producer_over(now, grace_s)), None
+            return self.value_lost(person) or (None if others else self.producer_over(now, grace_s)), None
         if (group, rollout_id) in self.acked or rollout_id in self.freed:
             return RolloutNotFound, None
         owner, leased = self.leases.get((group, rollout_id), (person.name, 0))
@@ -181,7 +191,7 @@ class Life:
                 self.give_back((group, rollout_id))
             if rollout_id in self.lost and group in self.driving():
                 self.wanted.add(rollout_id)
-            return self.producer_over(now, grace_s), None
+            return self.value_lost(person) or self.producer_over(now, grace_s), None
         if owner != person.name:
             return None, None
         if not leased and version is None and self.stale(rollout_id):
@@ -191,6 +201,10 @@ class Life:
         if version is not None:
             return (None, (rollout_id, version)) if version in versions else (RolloutNotFound, None)
         return None, (rollout_id, leased if leased in versions else max(versions))
+
+    def value_lost(self, person: Someone) -> Error:
+        """Who waits for what its own lost value may hold up is told."""
+        return ValueLost if person in self.lost_values.values() else None
 
     def may_ack(self, person: Someone, rollout_id: int) -> tuple[Error, bool]:
         """(error, whether it has been acked before)."""
@@ -263,7 +277,8 @@ class Life:
 
     def lose(self, token: str) -> None:
         """This payload is not to be had any more."""
-        self.values = {key: value for key, value in self.values.items() if value[1].token != token}
+        for key in [key for key, value in self.values.items() if value[1].token == token]:
+            self.lost_values[key] = self.values.pop(key)[2]
         for rollout_id, versions in [*self.readable.items()]:
             if not (kept := {n: payload for n, payload in versions.items() if payload.token != token}):
                 del self.readable[rollout_id]
@@ -309,7 +324,7 @@ class Life:
     def end(self) -> None:
         """Nothing of it is kept."""
         self.freed |= set(self.readable)
-        for records in (self.readable, self.values, self.settled, self.lost, self.turns):
+        for records in (self.readable, self.values, self.lost_values, self.settled, self.lost, self.turns):
             records.clear()
 
     def over(self) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime.cross_job.errors import Fenced, JobIdTaken, NotOwner, Refused, RolloutNotFound
+from slime.cross_job.errors import Fenced, JobIdTaken, NotOwner, Refused, RolloutNotFound, ValueLost
 
 from .ledger_hands import attach, ends_at, figures, publish, train, weights
 
@@ -278,3 +278,20 @@ def test_a_large_source_is_freed_when_no_generation_can_begin_there_any_more(pai
     publish(pair, 2, source_apart=True)
     train(pair, 2)
     assert sorted(pair.take_drops()) == [("v1/a", "t1.source"), ("v1/a", "t2")]
+
+
+# ---------------------------------------------------------------------- values go with their vault, too
+
+
+def test_who_waits_while_its_weights_are_lost_is_told_to_publish_them_again(pair):
+    attach(pair, "ca", group="archive")
+    weights(pair, 3)
+    assert pair.vault_lost("v1") == {"exp": ["weights version 3"]}
+    for rollout_id in (0, None):
+        with pytest.raises(ValueLost, match=r"weights version 3 .* publish it again"):
+            pair.claim("c", rollout_id)
+    assert pair.claim("ca") is None, "it did not publish them"
+    publish(pair, 0)
+    assert pair.claim("c", 0).rollout_id == 0, "nobody waits"
+    weights(pair, 3)
+    assert pair.claim("c", 1) is None

@@ -204,6 +204,17 @@ def test_released_and_orphaned_rollouts_are_claimable_again(ledger, clock):
     assert ledger.status("exp")["exp"]["requeued"] == 2
 
 
+def test_a_broker_that_stood_still_counts_nobody_dead_for_what_it_did_not_hear(ledger, pair, clock):
+    ledger.tick()
+    clock.now += 1000
+    gone = ledger.tick()
+    assert gone == []
+    for _ in range(31):
+        clock.now += 1
+        gone += ledger.tick()
+    assert {client.info.client_id for client in gone} == {*pair}
+
+
 def test_retention_keeps_the_newest_acked(ledger):
     producer, consumer = attach(ledger, "producer", retain=2), attach(ledger, "consumer")
     for rollout_id in range(4):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job.errors import Fenced, Forgotten, PayloadLost, PeerFailed, RolloutNotFound
+from slime.cross_job.errors import Fenced, Forgotten, PayloadLost, PeerFailed, RolloutNotFound, ValueLost
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.snapshot import Snapshot, restore, snapshot
 from slime.cross_job.types import Located, LocatedValue, Payload
@@ -304,3 +304,11 @@ def test_a_snapshot_does_not_grow_with_what_rollouts_and_sources_say(pair):
         if rollout_id in (99, 999):
             sizes.append(len(pickle.dumps(snapshot(pair, "exp", 1, 1))))
     assert (sizes[1] - sizes[0]) / 900 < 40  # bytes a rollout
+
+
+def test_weights_that_no_vault_holds_are_asked_for_again(pair, clock):
+    weights(pair, 3)
+    again = made_again(clock, remembered(pair), [])
+    with pytest.raises(ValueLost, match="weights version 3"):
+        again.claim("c", 0)
+    assert restarted(pair, clock).claim("c", 0) is None

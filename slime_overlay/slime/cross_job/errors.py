@@ -13,6 +13,7 @@
     │   ├── BrokerLost               the broker died and does not come back
     │   │   └── Forgotten            the broker is there, but nobody kept its memory of this client
     │   ├── PayloadLost              the vault that owned the payload is gone
+    │   │   └── ValueLost            and it was a value of this client's (weights, say): publish it again
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
     │   └── StoreFull                object store and spill disk are full; nothing of that call was published
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
@@ -90,6 +91,10 @@ class Forgotten(BrokerLost):
 
 class PayloadLost(Unreachable):
     """The vault that owned a payload is gone, and the payload with it."""
+
+
+class ValueLost(PayloadLost):
+    """A value that this client published (weights, say) went with its vault: publish it again, others wait for it."""
 
 
 class ActorLost(Unreachable):

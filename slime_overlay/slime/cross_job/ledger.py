@@ -12,7 +12,7 @@ import heapq
 from typing import Any
 
 from .engines import Engines
-from .errors import EndOfStream, NotOwner, RolloutNotFound
+from .errors import EndOfStream, NotOwner, RolloutNotFound, ValueLost
 from .records import DEAD, DRAINING, DROP, FINISHED, Client, Group, Job
 from .status import job_status
 from .types import Located, Payload, check_rollout_id
@@ -37,6 +37,7 @@ class Ledger(Engines):
 
         Raises:
             EndOfStream, PeerFailed: the producer ended, and what is asked for was not published.
+            ValueLost: it is not published yet, and a value of this client's is lost, for which the producer may wait.
             RolloutNotFound: acked before, freed, or no such version.
         """
         client = self._live(client_id, "consumer")
@@ -60,6 +61,7 @@ class Ledger(Engines):
                 self._give_back(job, group, rollout_id)
             if rollout_id in job.lost and group in self._drivers(job):
                 job.demands.add(rollout_id)  # to claim what is lost is to want it generated again
+            self._raise_if_value_lost(job, client)
             self._raise_if_over(job, grace_s)
             return None
         owner, leased = group.leases.get(rollout_id, (client_id, None))
@@ -202,6 +204,14 @@ class Ledger(Engines):
                     self._settle(job, rollout_id)
         self._complete_if_over(job)
 
+    def _raise_if_value_lost(self, job: Job, client: Client) -> None:
+        for value in job.lost_values.values():
+            if value.author == client.info.client_id:
+                raise ValueLost(
+                    f"{value.key} version {value.version} of job {job.job_id}, which this client published, is lost "
+                    "with its vault: publish it again"
+                )
+
     def _raise_if_over(self, job: Job, grace_s: float) -> None:
         """Nothing more will be published: the job is drained, or the producer ended and stays away."""
         if job.control == DRAINING and (job.producer is None or not job.producer.live):
@@ -217,6 +227,7 @@ class Ledger(Engines):
                 self._give_up_stale(job, rollout_id, again=job.on_stale != DROP)
                 continue
             return self.claim(client.info.client_id, rollout_id)
+        self._raise_if_value_lost(job, client)
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
             self._raise_if_over(job, grace_s)
         return None

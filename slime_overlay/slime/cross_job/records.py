@@ -88,6 +88,7 @@ class Job:
     # what
     rollouts: dict[int, list[Located]] = field(default_factory=dict)  # id -> its versions, oldest first
     values: dict[str, LocatedValue] = field(default_factory=dict)
+    lost_values: dict[str, LocatedValue] = field(default_factory=dict)  # went with their vault
     demands: set[int] = field(default_factory=set)  # demanded, not published
     handed: dict[int, int | None] = field(default_factory=dict)  # being generated -> newest weights when it was begun
     last_demanded: int = -1

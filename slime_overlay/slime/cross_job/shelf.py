@@ -108,6 +108,7 @@ class Shelf(Roster):
         value = LocatedValue(job.job_id, key, number, payload, self._wall(), client_id, job.serial)
         job.serial += 1
         job.values[key] = value
+        job.lost_values.pop(key, None)
         if old is not None:
             self._drop(job, old)
         client.answered["put_value"] = (payload.token, value)
@@ -208,6 +209,7 @@ class Shelf(Roster):
             if old is not None:
                 self._drop(job, old)
             job.values[record.key] = record
+            job.lost_values.pop(record.key, None)
         else:
             known = record.rollout_id in job.positions or record.rollout_id in job.done
             self._shelve(job, record)
@@ -309,7 +311,7 @@ class Shelf(Roster):
         """A version is gone with its vault; the rollout with it, if that was the last one. Returns what it was."""
         job.over.add(gone.serial)
         if isinstance(gone, LocatedValue):
-            del job.values[gone.key]
+            job.lost_values[gone.key] = job.values.pop(gone.key)
             return f"{gone.key} version {gone.version}"
         rollout_id = gone.rollout_id
         job.rollouts[rollout_id].remove(gone)
@@ -373,7 +375,7 @@ class Shelf(Roster):
                 self._drops.append((source.vault, f"{source.token}.source"))
         for value in job.values.values():
             self._drop(job, value)
-        for records in (job.done, job.values, job.lost, job.again, job.sources, job.positions):
+        for records in (job.done, job.values, job.lost_values, job.lost, job.again, job.sources, job.positions):
             records.clear()
 
     def _drop(self, job: Job, record: Located | LocatedValue) -> None:

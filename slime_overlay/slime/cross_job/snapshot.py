@@ -30,7 +30,8 @@ def snapshot(ledger: Ledger, job_id: str, broker: int, serial: int) -> Snapshot:
     """The state of a job as it is now. Shares records with the ledger: serialise it before anything else happens."""
     job = ledger.jobs[job_id]
     groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
-    bare = replace(job, rollouts={}, values={}, groups=groups, sources={})
+    missed = {**job.lost_values, **job.values}  # until a vault says that it has them
+    bare = replace(job, rollouts={}, values={}, lost_values=missed, groups=groups, sources={})
     return Snapshot(broker, serial, bare, [c for c in ledger.clients.values() if c.info.job_id == job_id])
 
 

@@ -19,7 +19,7 @@ from points import point
 from policy import RANKS, first_weights, gradient, step
 
 from slime.cross_job import Consumer
-from slime.cross_job.errors import EndOfStream, Stopped
+from slime.cross_job.errors import EndOfStream, Stopped, ValueLost
 from slime.cross_job.jobs import run
 from slime.cross_job.settings import Settings, add_arguments
 
@@ -95,7 +95,11 @@ def main() -> None:
 def train_on(consumer: Consumer, training: Training, ranks: list[Any]) -> None:
     began, rollout_id = time.monotonic(), training.next
     consumer.demand(rollout_id)
-    rollout = consumer.claim(rollout_id)
+    try:
+        rollout = consumer.claim(rollout_id)
+    except ValueLost:  # the vault of the weights died
+        consumer.publish_weights(rollout_id, {"w": training.weights})
+        rollout = consumer.claim(rollout_id)
     batch = rollout.batch
     rewards = batch["reward"].tolist()
     baseline = sum(rewards) / len(rewards)
