@@ -6,6 +6,7 @@ A question returns (error that is to be raised, answer); what happened is told a
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from slime.cross_job.errors import (
     Fenced,
     JobIdTaken,
     NotOwner,
+    PayloadLost,
     PeerFailed,
     Refused,
     RolloutNotFound,
@@ -60,7 +62,10 @@ class Life:
     demanded: list[tuple[str, int]] = field(default_factory=list)  # (group, id), since training last went back
     drivers: list[str] = field(default_factory=list)  # groups that ever demanded
     wanted: set[int] = field(default_factory=set)  # to be generated
-    begun: dict[int, int | None] = field(default_factory=dict)  # given to the producer -> newest weights at that time
+    # given to the producer -> newest weights at that time, and how often somebody had resumed
+    begun: dict[int, tuple[int | None, int]] = field(default_factory=dict)
+    resumed: int = 0
+    skipped: set[int] = field(default_factory=set)
     leases: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (group, id) -> (client, version)
     acked: set[tuple[str, int]] = field(default_factory=set)  # (group, id)
     settled: list[int] = field(default_factory=list)  # readable, acked by every open group; by when
@@ -182,7 +187,9 @@ class Life:
                     return None, (untouched, max(self.readable[untouched]))
                 self.give_up(untouched, again=self.settings["on_stale"] == "regenerate")
             others = [owner for (g, _), (owner, _) in self.leases.items() if g == group and owner != person.name]
-            return self.value_lost(person) or (None if others else self.producer_over(now, grace_s)), None
+            held = {r for g, r in self.leases if g == group} | {r for g, r in self.acked if g == group}
+            told = self.value_lost(person) or self.lost_for_good(self.lost - held)
+            return told or (None if others else self.producer_over(now, grace_s)), None
         if (group, rollout_id) in self.acked or rollout_id in self.freed:
             return RolloutNotFound, None
         owner, leased = self.leases.get((group, rollout_id), (person.name, 0))
@@ -191,7 +198,8 @@ class Life:
                 self.give_back((group, rollout_id))
             if rollout_id in self.lost and group in self.driving():
                 self.wanted.add(rollout_id)
-            return self.value_lost(person) or self.producer_over(now, grace_s), None
+            told = self.value_lost(person) or self.lost_for_good([rollout_id])
+            return told or self.producer_over(now, grace_s), None
         if owner != person.name:
             return None, None
         if not leased and version is None and self.stale(rollout_id):
@@ -201,6 +209,11 @@ class Life:
         if version is not None:
             return (None, (rollout_id, version)) if version in versions else (RolloutNotFound, None)
         return None, (rollout_id, leased if leased in versions else max(versions))
+
+    def lost_for_good(self, wanted: Iterable[int]) -> Error:
+        """Nobody is there who would generate again what is lost."""
+        through = bool(self.producers) and self.producers[-1].state == "finished"
+        return PayloadLost if through and self.lost.intersection(wanted) else None
 
     def value_lost(self, person: Someone) -> Error:
         """Who waits for what its own lost value may hold up is told."""
@@ -217,7 +230,7 @@ class Life:
         others = [other for other in self.live(person.group) if other is not person]
         if any(other.ray_job != person.ray_job for other in others):
             return JobIdTaken
-        return RolloutNotFound if max(self.freed, default=-1) >= rollout_id else None
+        return RolloutNotFound if max(self.freed - self.skipped, default=-1) >= rollout_id else None
 
     def may_put(self, person: Someone, key: str, number: int) -> Error:
         version, _, author = self.values.get(key, (-1, None, person))
@@ -262,6 +275,7 @@ class Life:
         if again:
             self.wanted.add(rollout_id)
         else:
+            self.skipped.add(rollout_id)
             self.gone(rollout_id)
 
     def gone(self, rollout_id: int) -> None:
@@ -301,6 +315,7 @@ class Life:
         self.acked |= {(group, r) for r in covered}
         self.counts["covered"] += len(covered)
         self.counts["rewound"] += bool(again)
+        self.resumed += 1
         if self.driving() == [group]:
             self.demanded.clear()
             self.wanted.clear()

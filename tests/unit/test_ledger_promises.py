@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, Refused
+from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, PayloadLost, Refused
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.snapshot import restore, snapshot
 from slime.cross_job.types import ClientInfo, Located, LocatedValue, Payload
@@ -218,8 +218,44 @@ def test_what_was_not_taken_is_not_taken_when_the_vault_asks_again(ledger, attac
     put(ledger, "weights", 5)
     ledger.demand("c", 0)
     assert ledger.next_demand("p") == 0
+    ledger.resume("c", 0)  # the train job went back to a checkpoint, and the producer has fetched its weights
     assert [publish(ledger, 0, "t", weight_version=3).version for _ in range(2)] == [0, 0]
+    ledger.demand("c", 0)
     assert ledger.next_demand("p") == 0
+
+
+def test_a_producer_may_use_older_weights_than_the_newest(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    ledger.resume("c", 0)
+    put(ledger, "weights", 5)
+    ledger.demand("c", 0)
+    assert ledger.next_demand("p") == 0
+    assert publish(ledger, 0, weight_version=3).version == 1
+
+
+def test_what_was_lost_is_no_end_of_the_stream(ledger, attach):
+    attach("producer", "p")
+    attach("consumer", "c")
+    publish(ledger, 0)
+    ledger.payload_lost("exp", "t0")
+    ledger.end("p", "finished")
+    for rollout_id in (0, None):
+        with pytest.raises(PayloadLost, match=r"rollouts \[0\] of job exp .* start both jobs again"):
+            ledger.claim("c", rollout_id)
+    with pytest.raises(EndOfStream):
+        ledger.claim("c", 1)
+
+
+def test_a_rollout_that_was_skipped_keeps_nobody_from_going_back(ledger, attach):
+    attach("producer", "p", max_staleness=0, on_stale="drop", retain=5)
+    attach("consumer", "c")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id, weight_version=rollout_id)
+    train(ledger, "c", 0)
+    put(ledger, "weights", 2)
+    assert ledger.claim("c").rollout_id == 2
+    assert ledger.resume("c", 0)["again"] == [0]
 
 
 @pytest.mark.parametrize("way", ["acked", "given up", "not taken"])
@@ -229,6 +265,8 @@ def test_what_a_vault_publishes_again_and_nobody_can_have_is_freed_again(ledger,
     put(ledger, "weights", 1)
     ledger.demand("c", 0)
     assert ledger.next_demand("p") == 0
+    if way == "not taken":
+        ledger.resume("c", 0)
     publish(ledger, 0, weight_version=0 if way == "not taken" else 1)
     if way == "acked":
         train(ledger, "c", 0)

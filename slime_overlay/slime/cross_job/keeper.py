@@ -54,6 +54,8 @@ class Keeper:
         for name, found in zip(mine, await asyncio.gather(*map(self._inventory, mine)), strict=True):
             if found is not None:
                 self._vaults[name] = found[0]
+                for kept, sources in found[2]:
+                    self._jobs.setdefault(kept.job.job_id, _Kept()).told[name] = sources
                 records += found[1]
                 snapshots += found[2]
         self._broker = 1 + max((s.broker for s, _ in snapshots), default=0)

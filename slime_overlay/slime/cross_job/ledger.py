@@ -12,7 +12,7 @@ import heapq
 from typing import Any
 
 from .engines import Engines
-from .errors import EndOfStream, NotOwner, RolloutNotFound, ValueLost
+from .errors import EndOfStream, NotOwner, PayloadLost, RolloutNotFound, ValueLost
 from .records import DEAD, DRAINING, DROP, FINISHED, Client, Group, Job
 from .status import job_status
 from .types import Located, Payload, check_rollout_id
@@ -62,6 +62,7 @@ class Ledger(Engines):
             if rollout_id in job.lost and group in self._drivers(job):
                 job.demands.add(rollout_id)  # to claim what is lost is to want it generated again
             self._raise_if_value_lost(job, client)
+            self._raise_if_lost_for_good(job, [rollout_id])
             self._raise_if_over(job, grace_s)
             return None
         owner, leased = group.leases.get(rollout_id, (client_id, None))
@@ -125,9 +126,10 @@ class Ledger(Engines):
         others = [c for c in others if c.info.role == "consumer"]
         for other in others:
             self._may_replace(other, client.info)
-        if job.freed.last() >= rollout_id:
+        last = max((r for r in range(rollout_id, job.freed.last() + 1) if _acked_and_freed(job, r)), default=-1)
+        if last >= 0:
             raise RolloutNotFound(
-                f"job {job.job_id} cannot go back to rollout {rollout_id}: all up to {job.freed.last()} are acked and "
+                f"job {job.job_id} cannot go back to rollout {rollout_id}: all up to {last} are acked and "
                 "freed. Resume from a checkpoint that covers them (--load), keep more (--cross-job-retain), or begin "
                 "anew under another --job-id"
             )
@@ -152,6 +154,7 @@ class Ledger(Engines):
             job.frontier, job.tells_source = 0, True
             job.sources[0] = Payload("", "", 0, source=source)
         job.gate.new_history(who(client))
+        job.resumed += 1
         job.rewound += bool(again)
         return {"again": again, "acked": covered}
 
@@ -212,6 +215,15 @@ class Ledger(Engines):
                     "with its vault: publish it again"
                 )
 
+    def _raise_if_lost_for_good(self, job: Job, wanted: list[int]) -> None:
+        """What is lost is generated again, but not by a producer that is through: and that is no end of stream."""
+        lost = [rollout_id for rollout_id in wanted if rollout_id in job.lost]
+        if lost and job.producer is not None and job.producer.state == FINISHED:
+            raise PayloadLost(
+                f"rollouts {lost} of job {job.job_id} were published and are lost with their vault, and the "
+                f"{who(job.producer)} finished: start both jobs again, and they are generated again"
+            )
+
     def _raise_if_over(self, job: Job, grace_s: float) -> None:
         """Nothing more will be published: the job is drained, or the producer ended and stays away."""
         if job.control == DRAINING and (job.producer is None or not job.producer.live):
@@ -228,6 +240,7 @@ class Ledger(Engines):
                 continue
             return self.claim(client.info.client_id, rollout_id)
         self._raise_if_value_lost(job, client)
+        self._raise_if_lost_for_good(job, sorted(r for r in job.lost if r not in group.acked | set(group.leases)))
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
             self._raise_if_over(job, grace_s)
         return None
@@ -249,3 +262,7 @@ class Ledger(Engines):
         if over and job.groups and all(g.closed for g in job.groups.values()):
             self._free_all(job)
             job.complete = True
+
+
+def _acked_and_freed(job: Job, rollout_id: int) -> bool:
+    return rollout_id in job.freed and rollout_id not in job.skipped

@@ -60,7 +60,7 @@ class Pacing(Shelf):
         if found is not None:
             if gated:
                 job.gate.generating = found
-            job.handed[found] = job.weights_now
+            job.handed[found] = (job.weights_now, job.resumed)
             return found
         drivers = self._drivers(job)
         if drivers and not any(g.live for g in drivers):
@@ -160,6 +160,7 @@ class Pacing(Shelf):
             for group in job.groups.values():
                 if group.leases.pop(rollout_id, None) is not None:
                     job.requeued += 1
+            job.skipped.add(rollout_id)
             self._gone(job, rollout_id)
 
 

@@ -54,6 +54,7 @@ class Producer(Member):
     def __init__(self, job_id: str, **settings: Any):
         super().__init__(job_id, **settings)
         self._nodes: dict[Any, str] = {}
+        self._stores: dict[str, float] = {}  # node -> bytes of its object store, or of what was warned of
 
     def publish(
         self,
@@ -188,6 +189,7 @@ class Producer(Member):
         what = f"rollout {rollout_id}"
         located: Located = self._hand_over(target, source, node_id, timeout_s, what, repeatable)
         payload = located.payload
+        self._warn_if_too_large(payload.nbytes, node_id)
         if not located.version:
             logger.warning(
                 "job %s: rollout %d was not taken: it comes from weights %s, but was begun for newer ones; the train "
@@ -195,6 +197,19 @@ class Producer(Member):
                 *(self.job_id, rollout_id, payload.weight_version),
             )
         return Published(rollout_id, located.version, payload.nbytes, payload.num_samples, payload.meta)
+
+    def _warn_if_too_large(self, nbytes: int, node_id: str) -> None:
+        """Ray puts on disk what its object store cannot hold, which works, and is slow; said once."""
+        if node_id not in self._stores:
+            self._stores |= {n["NodeID"]: n["Resources"].get("object_store_memory", 0) for n in ray.nodes()}
+        room = self._stores.setdefault(node_id, nbytes)
+        if nbytes > room:
+            self._stores[node_id] = nbytes
+            logger.warning(
+                "job %s: a rollout of %d bytes is larger than its node's object store (%d): Ray keeps it on disk, "
+                "which is slow; start the nodes with a greater --object-store-memory",
+                *(self.job_id, nbytes, room),
+            )
 
     def _node_of(self, actor: Any) -> str:
         """Node of the actor, so that a payload is owned where it is made; this node if it does not say in time."""

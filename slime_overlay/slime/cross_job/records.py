@@ -90,11 +90,13 @@ class Job:
     values: dict[str, LocatedValue] = field(default_factory=dict)
     lost_values: dict[str, LocatedValue] = field(default_factory=dict)  # went with their vault
     demands: set[int] = field(default_factory=set)  # demanded, not published
-    handed: dict[int, int | None] = field(default_factory=dict)  # being generated -> newest weights when it was begun
+    # being generated -> newest weights when it was begun, and the number of resumptions until then
+    handed: dict[int, tuple[int | None, int]] = field(default_factory=dict)
     last_demanded: int = -1
     ever: Ids = field(default_factory=Ids)  # every id that was published
     readable: Ids = field(default_factory=Ids)  # those in `rollouts`
-    freed: Ids = field(default_factory=Ids)  # acked, and not to be had any more
+    freed: Ids = field(default_factory=Ids)  # acked or skipped, and not to be had any more
+    skipped: Ids = field(default_factory=Ids)  # too stale: no history has them
     lost: set[int] = field(default_factory=set)  # went with their vault
     again: dict[int, int] = field(default_factory=dict)  # published more than once, not freed: id -> its last version
     held_bytes: int = 0  # payloads of `rollouts`
@@ -120,7 +122,8 @@ class Job:
     dropped: int = 0  # too stale, given up with their prompts
     regenerated: int = 0  # too stale, generated again from the same prompts
     losses: int = 0  # rollouts that went with a vault before they took effect
-    rewound: int = 0  # times that a group resumed from an older checkpoint
+    resumed: int = 0  # times that a group went on from a checkpoint
+    rewound: int = 0  # times that this took acks back
     serial: int = 0  # of what is published next, rollouts and values alike
     over: Ids = field(default_factory=Ids)  # serials of what was freed, replaced, given up or lost
 

@@ -63,11 +63,12 @@ class Shelf(Roster):
             job.gate.generating = None
         if compare and versions and _alike(versions[-1].payload, payload):
             return False, versions[-1]
-        begun = job.handed.pop(rollout_id, None)
+        begun, resumed = job.handed.pop(rollout_id, (None, job.resumed))
         if payload.weight_version is None and job.gate.engines:
             made_by = begun if begun is not None else job.gate.version if job.gate.open else None
             payload = replace(payload, weight_version=made_by)
-        if begun is not None and payload.weight_version is not None and payload.weight_version < begun:
+        outdated = begun is not None and payload.weight_version is not None and payload.weight_version < begun
+        if outdated and resumed < job.resumed:
             self._drops.append((payload.vault, payload.token))
             located = Located(job.job_id, rollout_id, 0, payload, self._wall(), client.epoch)
             client.answered["publish"] = (payload.token, located)

@@ -141,8 +141,9 @@ class Vault:
             self._snapshots[job_id] = (snapshot, kept)
 
     async def forget(self, job_id: str) -> None:
-        """The job is forgotten: so is its snapshot."""
+        """The job is forgotten: so is its snapshot, and what is left of it."""
         self._snapshots.pop(job_id, None)
+        await self.drop([token for token, record in self._records.items() if record.job_id == job_id])
 
     async def inventory(self) -> tuple[list[Located | LocatedValue], list[tuple[Snapshot, dict[int, Payload]]]]:
         """What a broker that restarts asks for."""
