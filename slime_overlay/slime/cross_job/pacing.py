@@ -108,7 +108,7 @@ class Pacing(Shelf):
             return None
         wanted = [r for r in job.demands if until is None or r < until]
         if wanted:
-            return None if self._too_early(job, min(wanted)) else min(wanted)
+            return min(wanted)
         last = job.last_demanded if job.last_demanded >= 0 else (None if start is None else start - 1)
         if last is None:
             return None
@@ -132,10 +132,10 @@ class Pacing(Shelf):
     def _too_early(self, job: Job, rollout_id: int) -> bool:
         """Whether the newest weights would be too old for `rollout_id`, which is trained on by weights of that number.
 
-        Only where it can become otherwise: what is demanded is trained on next, whatever the newest weights are.
+        Asked for what is generated ahead: what is demanded is trained on next, whatever the newest weights are.
         """
         now = job.weights_now
-        if job.on_stale != WAIT or job.max_staleness is None or now is None or rollout_id in job.demands:
+        if job.on_stale != WAIT or job.max_staleness is None or now is None:
             return False
         return rollout_id - now > job.max_staleness
 

@@ -79,6 +79,8 @@ class _Server:
     def _generate(self, rollout_id: int) -> None:
         self._agree_on_layout()
         position, source = self._producer.source_before(rollout_id)
+        if position == 0 and self._at == -1:  # the train job may have loaded the state of its checkpoint since
+            self._beginning = self._in_manager(data_source.state)
         if self._at != position - 1:
             self._in_manager(data_source.restore, self._beginning if source is None else source)
             logger.info("job %s: rollout %d begins where the data source belongs", self._args.job_id, rollout_id)
