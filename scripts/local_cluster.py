@@ -106,7 +106,7 @@ class LocalCluster:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=None if self._outlives_us else _end_with_parent,
+                preexec_fn=None if self._outlives_us else end_with_parent,
             )
         deadline = time.monotonic() + START_S
         while _READY not in (text := log.read_text(errors="replace")):
@@ -160,7 +160,7 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: get SIGTERM when the parent dies, whatever killed it (Linux)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 

@@ -12,7 +12,6 @@ import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -59,9 +58,10 @@ class Chaos:
         self.records: list[Record] = []
         self.refused: collections.Counter[str] = collections.Counter()
 
-    def until(self, deadline: float, most: int) -> None:
-        """Raises Hang, or AssertionError where a fault that was reported did not take effect."""
+    def go_on_for(self, seconds: float, most: int) -> None:
+        """From the first training step on. Raises Hang, or AssertionError where a fault did not take effect."""
         self._recovered(time.monotonic())
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and len(self.records) < most:
             taken = [found for found in [self._inject()] if found]
             if taken and self._random.random() < _DOUBLE:
@@ -102,36 +102,43 @@ def main() -> int:
     args = arguments()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
-    folder = args.out or Path(tempfile.mkdtemp(prefix="chaos-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = (args.out or ROOT / "out" / time.strftime(f"chaos-%Y%m%d-%H%M%S-{os.getpid()}")).absolute()
+    folder.mkdir(parents=True)
     pythonpath = os.pathsep.join(map(str, (OVERLAY, HERE, HERE / "jobs")))
     os.environ["RAY_AUTH_MODE"] = "disabled"
     began = time.monotonic()
     ray_talk(folder / "ray.log")
     with Cluster({"PYTHONPATH": pythonpath}) as cluster:
         ray.init(address=cluster.head.address, log_to_driver=False, logging_level="ERROR")
-        supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath)
-        run = Run(cluster, supervisor, folder)
-        chaos = Chaos(run, args.seed, args.faults)
-        failures: list[str] = []
         try:
-            supervisor.start()
-            chaos.until(began + 60 * args.minutes, args.most)
-            failures += finish(run)
-        except Exception as error:
-            if not isinstance(error, (Hang, AssertionError)):
-                print(traceback.format_exc())
-            failures.append(f"{type(error).__name__}: {error}")
+            report = inject(args, cluster, folder, pythonpath, began)
         finally:
-            supervisor.stop()
-        if failures:
-            tell(supervisor)
-        report = summary(args, chaos, supervisor, failures, folder, time.monotonic() - began)
-        ray.shutdown()
+            ray.shutdown()  # before the cluster goes: Ray ends a process that has lost its cluster for a minute
     print(text(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if report["failures"] else 0
+
+
+def inject(args: argparse.Namespace, cluster: Cluster, folder: Path, pythonpath: str, began: float) -> dict[str, Any]:
+    """Train, break things, come to the end, and audit; returns the report."""
+    supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath)
+    run = Run(cluster, supervisor, folder)
+    chaos = Chaos(run, args.seed, args.faults)
+    failures: list[str] = []
+    try:
+        supervisor.start()
+        chaos.go_on_for(60 * args.minutes, args.most)
+        failures += finish(run)
+    except Exception as error:
+        if not isinstance(error, (Hang, AssertionError)):
+            print(traceback.format_exc())
+        failures.append(f"{type(error).__name__}: {error}")
+    finally:
+        supervisor.stop()
+    if failures:
+        tell(supervisor)
+    return summary(args, chaos, supervisor, failures, folder, time.monotonic() - began)
 
 
 def arguments() -> argparse.Namespace:
@@ -144,7 +151,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=10_000, help="faults after which it ends early")
     parser.add_argument("--faults", default="", help=f"only these, comma-separated: {', '.join(FAULTS)}")
     parser.add_argument("--json", type=Path, help="write the report there")
-    parser.add_argument("--out", type=Path, help="folder for what the jobs leave (default: a new one)")
+    parser.add_argument("--out", type=Path, help="new folder for what the jobs leave (default: one in out/)")
     args = parser.parse_args()
     args.faults = [name.strip() for name in args.faults.split(",") if name.strip()] or [*FAULTS]
     if unknown := set(args.faults) - set(FAULTS):
@@ -169,6 +176,7 @@ def ray_talk(log: Path) -> None:
     """Ray tells of every death, on both streams: that goes to a file, and our own lines to where they went before."""
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.stdout)
     target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)

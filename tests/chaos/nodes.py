@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from local_cluster import LocalCluster, free_ports
+from local_cluster import LocalCluster, end_with_parent, free_ports
 
 QUICK = {  # a dead node is noticed in some 5 s, not in 30
     "RAY_health_check_initial_delay_ms": "5000",
@@ -50,6 +50,7 @@ class Node:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
 
         # one after the other: two that start at once choose the same ports
