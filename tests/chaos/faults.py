@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from gcs import redis_server, restart_gcs
 from nodes import Cluster, Node, state_of, wait_until
 from points import arm, disarm, jump
 from ray.util import state
@@ -272,6 +273,18 @@ def _(run: Run, name: str) -> Taken | None:
     at = time.monotonic()
     off = ray.get(broker.__ray_call__.remote(jump, forward), timeout=20)
     return Taken(at, "broker's clock", f"it is off by {off:.0f} s")
+
+
+def _gcs(run: Run, name: str) -> Taken | None:
+    """The head's GCS dies, whose tables are in Redis, and is away for 3 s."""
+    at = time.monotonic()
+    old, new = restart_gcs(run.cluster.head, 3.0)
+    assert wait_until(lambda: state_of(old) in ("", "Z"), 10), f"the GCS (pid {old}) outlived SIGKILL"
+    return Taken(at, f"GCS pid {old}", f"SIGKILL: the process is gone; now {new}", felt=time.monotonic())
+
+
+if redis_server():
+    FAULTS["GCS killed"] = _gcs
 
 
 def killed_node(run: Run, node: Node) -> Taken | None:
