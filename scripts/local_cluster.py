@@ -6,6 +6,7 @@ jobs submitted to it, inherits a marker in its environment; `stop` ends exactly 
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ class LocalCluster:
     Raises:
         RuntimeError: Ray did not start; the message holds the end of its log.
     """
+
+    ends_by = signal.SIGTERM  # the signal for the head when this process is killed
 
     def __init__(
         self,
@@ -106,7 +109,7 @@ class LocalCluster:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=None if self._outlives_us else end_with_parent,
+                preexec_fn=None if self._outlives_us else functools.partial(end_with_parent, self.ends_by),
             )
         deadline = time.monotonic() + START_S
         while _READY not in (text := log.read_text(errors="replace")):
@@ -160,9 +163,9 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def end_with_parent() -> None:
-    """In the child: get SIGTERM when the parent dies, whatever killed it (Linux)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def end_with_parent(by: int = signal.SIGTERM) -> None:
+    """In the child: get signal `by` when the parent dies, whatever killed it (Linux)."""
+    ctypes.CDLL(None).prctl(1, int(by))
 
 
 def free_ports(count: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from gcs import redis_server, restart_gcs
+from gcs import redis_server
 from nodes import Cluster, Node, state_of, wait_until
 from points import arm, disarm, jump
 from ray.util import state
@@ -278,7 +278,7 @@ def _(run: Run, name: str) -> Taken | None:
 def _gcs(run: Run, name: str) -> Taken | None:
     """The head's GCS dies, whose tables are in Redis, and is away for 3 s."""
     at = time.monotonic()
-    old, new = restart_gcs(run.cluster.head, 3.0)
+    old, new = run.cluster.head.restart_gcs(3.0)
     assert wait_until(lambda: state_of(old) in ("", "Z"), 10), f"the GCS (pid {old}) outlived SIGKILL"
     return Taken(at, f"GCS pid {old}", f"SIGKILL: the process is gone; now {new}", felt=time.monotonic())
 

@@ -1,6 +1,7 @@
-"""The head's GCS, fault tolerant because its tables lie in Redis, and its death."""
+"""A head whose GCS is fault tolerant because its tables lie in Redis, and the death of that GCS."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 from local_cluster import LocalCluster, end_with_parent, free_ports
+
+_killed_with_parent = functools.partial(end_with_parent, signal.SIGKILL)
 
 
 def redis_server() -> str | None:
@@ -22,46 +25,66 @@ def redis_server() -> str | None:
         return shutil.which("redis-server")
 
 
+class Head(LocalCluster):
+    """A LocalCluster with a Redis of its own where there is a redis-server; else its GCS is not fault tolerant."""
+
+    ends_by = signal.SIGKILL  # restart_gcs stops `ray start --block`, which then takes no other signal
+
+    def __init__(self, object_store_bytes: int, env: dict[str, str]):
+        self._redis = Redis(program) if (program := redis_server()) else None
+        external = {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self._redis.port}"} if self._redis else {}
+        super().__init__(num_cpus=4, object_store_bytes=object_store_bytes, env={**external, **env})
+
+    def stop(self) -> None:
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+        super().stop()
+        if self._redis is not None:
+            self._redis.stop()
+
+    def restart_gcs(self, away_s: float) -> tuple[int, int]:
+        """SIGKILL the GCS, and start it again `away_s` seconds later on the same port, as a supervisor would.
+
+        `ray start --block` would end the whole head then; since it only watches, it is stopped. Returns both process
+        ids. Raises LookupError when there is no GCS.
+        """
+        old = self._gcs()
+        command = Path(f"/proc/{old}/cmdline").read_text().split("\0")[:-1]
+        port = self.address.rpartition(":")[2]  # it was told to choose one; the next is to have the same
+        command = [f"--gcs_server_port={port}" if part.startswith("--gcs_server_port=") else part for part in command]
+        environ = Path(f"/proc/{old}/environ").read_text().split("\0")
+        os.kill(self.pid, signal.SIGSTOP)
+        os.kill(old, signal.SIGKILL)
+        time.sleep(away_s)
+        with (self.folder / "gcs.log").open("ab") as out:
+            new = subprocess.Popen(
+                command,
+                env=dict(entry.split("=", 1) for entry in environ if "=" in entry),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                preexec_fn=_killed_with_parent,
+            )
+        return old, new.pid
+
+    def _gcs(self) -> int:
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/gcs_server"):
+                    return pid
+        raise LookupError("the head has no GCS")
+
+
 class Redis:
     """A redis-server of our own, on loopback, without persistence."""
 
     def __init__(self, program: str) -> None:
         (self.port,) = free_ports(1)
         self._folder = tempfile.TemporaryDirectory(prefix="chaosredis")
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", self._folder.name]
-        command = [program, *options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+        command = [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", self._folder.name]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_killed_with_parent)
 
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
-
-
-def gcs_of(cluster: LocalCluster) -> int:
-    """Process id of the head's GCS. Raises LookupError when it has none."""
-    for pid in cluster.pids():
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/gcs_server"):
-                return pid
-    raise LookupError("the head has no GCS")
-
-
-def restart_gcs(cluster: LocalCluster, away_s: float) -> tuple[int, int]:
-    """SIGKILL the GCS, and start it again `away_s` seconds later on the same port, as a supervisor would.
-
-    `ray start --block` would end the whole head then; since it only watches, it is stopped. Returns both process ids.
-    """
-    old = gcs_of(cluster)
-    command = Path(f"/proc/{old}/cmdline").read_text().split("\0")[:-1]
-    port = cluster.address.rpartition(":")[2]  # it was told to choose one; the next is to have the same
-    command = [f"--gcs_server_port={port}" if part.startswith("--gcs_server_port=") else part for part in command]
-    env = dict(entry.split("=", 1) for entry in Path(f"/proc/{old}/environ").read_text().split("\0") if "=" in entry)
-    os.kill(cluster.pid, signal.SIGSTOP)
-    os.kill(old, signal.SIGKILL)
-    time.sleep(away_s)
-    with (cluster.folder / "gcs.log").open("ab") as out:
-        new = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=end_with_parent
-        )
-    return old, new.pid

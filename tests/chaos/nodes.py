@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from gcs import Redis, redis_server
+from gcs import Head
 from local_cluster import LocalCluster, end_with_parent, free_ports
 
 QUICK = {  # a dead node is noticed in some 5 s, not in 30
@@ -89,10 +89,7 @@ class Cluster:
     """`with Cluster(env) as cluster:`; nodes by name in `.nodes`."""
 
     def __init__(self, env: dict[str, str]):
-        program = redis_server()
-        self.redis = Redis(program) if program else None  # without one the GCS is not fault tolerant
-        external = {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self.redis.port}"} if self.redis else {}
-        self.head = LocalCluster(num_cpus=4, object_store_bytes=150_000_000, env={**QUICK, **external, **env})
+        self.head = Head(object_store_bytes=150_000_000, env={**QUICK, **env})
         self.nodes = {
             name: Node(self.head, name, f"127.0.0.{number}") for number, name in enumerate(("rollout", "train"), 3)
         }
@@ -113,8 +110,6 @@ class Cluster:
         with contextlib.suppress(AssertionError, ProcessLookupError):
             os.kill(self.head.pid, signal.SIGCONT)  # restart_gcs has stopped it
         self.head.stop()
-        if self.redis is not None:
-            self.redis.stop()
 
 
 def state_of(pid: int) -> str:

@@ -88,7 +88,7 @@ class Supervisor:
         """The end of what it printed, without what Ray tells every job of every death."""
         try:
             lines = self._client.get_job_logs(job.submission_id).splitlines()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # requests raises OSError where nobody listens
             return f"(no log: {error})"
         return "\n".join(line for line in lines if "(raylet)" not in line)[-characters:]
 
