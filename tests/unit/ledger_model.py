@@ -68,6 +68,7 @@ class Life:
     skipped: set[int] = field(default_factory=set)
     leases: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (group, id) -> (client, version)
     acked: set[tuple[str, int]] = field(default_factory=set)  # (group, id)
+    starts: dict[str, int] = field(default_factory=dict)  # group -> where it resumed last
     settled: list[int] = field(default_factory=list)  # readable, acked by every open group; by when
     turns: dict[int, int] = field(default_factory=dict)  # id -> it was generated as the n-th
     ends: list[list[Payload]] = field(default_factory=list)  # n -> what tells where the source of prompts stood then
@@ -190,7 +191,7 @@ class Life:
             held = {r for g, r in self.leases if g == group} | {r for g, r in self.acked if g == group}
             told = self.value_lost(person) or self.lost_for_good(self.lost - held)
             return told or (None if others else self.producer_over(now, grace_s)), None
-        if (group, rollout_id) in self.acked or rollout_id in self.freed:
+        if (group, rollout_id) in self.acked or rollout_id in self.freed or rollout_id < self.starts.get(group, 0):
             return RolloutNotFound, None
         owner, leased = self.leases.get((group, rollout_id), (person.name, 0))
         if rollout_id not in self.readable:
@@ -252,6 +253,9 @@ class Life:
         self.shelve(rollout_id, self.numbers[rollout_id], payload)
         self.counts["published"] += 1
         self.counts["republished"] += self.numbers[rollout_id] > 1
+        had = {(group, rollout_id) for group, start in self.starts.items() if rollout_id < start}
+        self.counts["covered"] += len(had - self.acked)
+        self.acked |= had
         return self.numbers[rollout_id]
 
     def shelve(self, rollout_id: int, version: int, payload: Payload) -> None:
@@ -316,6 +320,7 @@ class Life:
         self.counts["covered"] += len(covered)
         self.counts["rewound"] += bool(again)
         self.resumed += 1
+        self.starts[group] = rollout_id
         if self.driving() == [group]:
             self.demanded.clear()
             self.wanted.clear()

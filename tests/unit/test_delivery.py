@@ -41,6 +41,19 @@ def test_what_the_checkpoint_covers_and_is_lost_is_not_generated_again(pair):
     assert figures(pair, "lost", "freed") == [[], 1]
 
 
+def test_what_the_checkpoint_covers_is_not_handed_out_when_it_is_published_late(pair):
+    pair.resume("c", 2)
+    publish(pair, 0)
+    assert pair.claim("c") is None
+    assert figures(pair, "covered", "freed", "queue_depth") == [1, 1, 0]
+    with pytest.raises(RolloutNotFound, match="resumed at rollout 2"):
+        pair.claim("c", 1)
+    attach(pair, "ca", group="archive")
+    publish(pair, 1)
+    assert pair.claim("ca").rollout_id == 1
+    assert pair.claim("c") is None
+
+
 def test_who_resumes_fences_those_of_another_history(pair):
     attach(pair, "c1", ray_job="r-new")
     attach(pair, "ca", group="archive")

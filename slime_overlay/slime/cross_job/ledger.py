@@ -51,6 +51,11 @@ class Ledger(Engines):
                 client.answered["claim"] = (token, located)
             return located
         rollout_id = check_rollout_id(rollout_id)
+        if rollout_id < group.start and rollout_id not in job.rollouts:
+            raise RolloutNotFound(
+                f"group {group.name!r} of job {job.job_id} resumed at rollout {group.start}: its checkpoint covers "
+                f"rollout {rollout_id}"
+            )
         if rollout_id in group.acked or rollout_id in job.freed:
             state = "freed" if rollout_id in job.freed else "still readable with get()"
             raise RolloutNotFound(
@@ -146,6 +151,7 @@ class Ledger(Engines):
             group.acked.add(below)
             job.covered += 1
             self._settle(job, below)
+        group.start = rollout_id
         group.ready = sorted(r for r in job.rollouts if r >= rollout_id)
         if self._drivers(job) == [group]:  # the others' demands stand
             job.demands.clear()

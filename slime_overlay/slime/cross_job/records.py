@@ -62,6 +62,7 @@ class Group:
     ready: list[int] = field(default_factory=list)  # heap; entries may be stale, see Ledger.claim
     leases: dict[int, tuple[str, int]] = field(default_factory=dict)  # rollout id -> (client id, version)
     acked: set[int] = field(default_factory=set)  # of those that are not freed
+    start: int = 0  # what lies below is covered by the checkpoint from which it resumed
     demanded: bool = False  # some member has demanded a rollout: this group drives the producer
 
     @property

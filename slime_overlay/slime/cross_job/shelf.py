@@ -78,6 +78,7 @@ class Shelf(Roster):
         job.serial += 1
         self._shelve(job, located)
         self._take_position(job, rollout_id, payload)
+        self._cover(job, rollout_id)
         self._make_room(job)
         job.published += 1
         job.republished += number > 1
@@ -218,6 +219,7 @@ class Shelf(Roster):
                 self._take_position(job, record.rollout_id, record.payload)
             elif record.rollout_id in job.positions:
                 self._note_source(job, job.positions[record.rollout_id], record.payload)
+            self._cover(job, record.rollout_id)
         job.serial = max(job.serial, record.serial + 1)
 
     def reconcile(self, job: Job) -> list[int]:
@@ -356,6 +358,15 @@ class Shelf(Roster):
         elif rollout_id in job.rollouts:
             job.done.setdefault(rollout_id)
             self._make_room(job)
+
+    def _cover(self, job: Job, rollout_id: int) -> None:
+        """Published late: groups that resumed further on have taken it before."""
+        covering = [g for g in job.groups.values() if rollout_id < g.start and rollout_id not in g.acked]
+        for group in covering:
+            group.acked.add(rollout_id)
+            job.covered += 1
+        if covering:
+            self._settle(job, rollout_id)
 
     def _make_room(self, job: Job) -> None:
         """Retention holds as far as its number and the bound on bytes allow."""
