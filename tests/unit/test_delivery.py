@@ -90,6 +90,17 @@ def test_a_checkpoint_older_than_what_was_freed_is_refused_and_nothing_changes(p
     assert figures(pair, "acked", "rewound", "covered") == [3, 0, 0]
 
 
+def test_a_second_consumer_of_another_ray_job_is_told_before_it_does_anything(pair, clock):
+    attach(pair, "c2", ray_job="r-new")
+    clock.now += 3
+    with pytest.raises(JobIdTaken, match="is alive") as told:
+        pair.first("c2")
+    assert told.value.silent_s == 3
+    assert pair.first("c"), "it was there before"
+    pair.end("c", "dead", "killed")
+    assert pair.first("c2")
+
+
 def test_resuming_twice_is_once(pair):
     publish(pair, 0)
     assert pair.resume("c", 1) == {"again": [], "acked": [0]}
@@ -218,7 +229,36 @@ def test_what_every_group_has_acked_is_not_missed(ledger):
     publish(ledger, 0)
     train(ledger, 0)
     ledger.vault_lost("v1")
-    assert figures(ledger, "lost", "losses", "freed") == [[], 0, 1]
+    assert figures(ledger, "lost", "losses", "freed", "queue_depth") == [[], 0, 0, 0]
+    ledger.demand("c", 0)
+    assert ledger.next_demand("p") is None
+
+
+def test_what_was_lost_after_it_was_acked_is_generated_again_for_a_training_that_goes_back(ledger):
+    attach(ledger, "p", retain=3)
+    attach(ledger, "c")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id, source=rollout_id)
+        train(ledger, rollout_id)
+    ledger.vault_lost("v1")
+    attach(ledger, "c2", ray_job="r-c")
+    assert ledger.resume("c2", 1) == {"again": [1, 2], "acked": []}
+    assert figures(ledger, "lost", "losses") == [[1, 2], 2]
+    assert ledger.claim("c2", 1) is None
+    assert ledger.next_demand("p") == 1
+    assert ends_at(ledger, 1) == (1, 0), "from the same prompts"
+    publish(ledger, 1, "again")
+    assert ledger.claim("c2", 1).payload.token == "again"
+
+
+def test_who_comes_after_a_rollout_was_acked_and_lost_never_gets_it(ledger):
+    attach(ledger, "p", retain=3)
+    attach(ledger, "c")
+    publish(ledger, 0)
+    train(ledger, 0)
+    ledger.vault_lost("v1")
+    attach(ledger, "ca", group="archive")
+    assert figures(ledger, "lost", "freed") == [[], 1]
 
 
 def test_an_older_version_stays_when_the_newest_is_lost(pair):

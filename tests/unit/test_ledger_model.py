@@ -168,7 +168,7 @@ class LedgerAgainstModel(Clients):
         if error is None:
             life.demanded.append((person.group, rollout_id))
             life.drivers.append(person.group)
-            if rollout_id not in life.readable:
+            if rollout_id not in life.readable and rollout_id not in life.settled:
                 life.wanted.add(rollout_id)
 
     @rule(who=INDEX, grace_s=GRACE)

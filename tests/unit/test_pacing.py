@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime.cross_job.errors import BadInput, EndOfStream, PeerFailed, Refused, RolloutNotFound
+from slime.cross_job.errors import BadInput, Drained, EndOfStream, PeerFailed, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
 
 from .ledger_hands import attach, ends_at, figures, publish, train, weights
@@ -172,6 +172,15 @@ def test_a_drained_job_ends_both_streams_and_frees_nothing(pair):
     assert (status["producer"]["state"], status["consumers"]["train"]["state"]) == ("stopped", "stopped")
     assert not status["complete"]
     assert [located.rollout_id for located in pair.catalog()] == [1]
+
+
+def test_weights_are_not_waited_for_in_a_drained_job(pair):
+    pair.announce("p", "engines")
+    pair.control("exp", "draining")
+    pair.end("p", "finished")
+    for wait in (pair.begin_update, pair.facts, pair.loaded):
+        with pytest.raises(Drained):
+            wait("c", grace_s=1800)
 
 
 def test_who_comes_after_a_drained_job_begins_again(pair):

@@ -190,6 +190,18 @@ def test_handing_over_again_because_the_answer_was_lost_calls_nothing_twice(vaul
     assert len(actor.calls) == 1
 
 
+def test_a_call_that_is_joined_only_is_never_made_again(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        target = Target("t0", "p", rollout_id=0)
+        with pytest.raises(PayloadLost, match="knows nothing of t0"):
+            await vault.hand_over(target, None, 30)
+        located = await vault.hand_over(target, from_refs(batch()), 30)
+        assert await vault.hand_over(target, None, 30) == located
+
+    run(test())
+
+
 def test_results_are_remembered_for_a_while_only(vault, broker, run, monkeypatch):
     monkeypatch.setattr(vault_module, "_REMEMBERED_CALLS", 3)
 

@@ -69,6 +69,11 @@ def boxes_of(rollout: Any) -> CrossJobBoxes:
     return CrossJobBoxes(CrossJobBox(ref, *about) for ref in rollout.refs)
 
 
+def boxes_apart(parts: list[Any], job_id: str, rollout_id: int) -> CrossJobBoxes:
+    """Boxes of parts that are not published; this process owns them."""
+    return CrossJobBoxes(CrossJobBox(ray.put(part), job_id, rollout_id, 0, None) for part in parts)
+
+
 def split(manager: Any, data: dict[str, Any]) -> list[dict[str, Any]]:
     """slime's training data as slime splits it: one dict per DP rank from v0.3 on, before that one in all.
 

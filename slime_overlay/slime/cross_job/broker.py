@@ -30,7 +30,7 @@ _VAULTS_EVERY_S = 5.0
 
 _READS = frozenset(
     [
-        *("heartbeat", "facts", "loaded", "unloaded", "source_before"),
+        *("heartbeat", "facts", "first", "loaded", "unloaded", "source_before"),
         *("get", "catalog", "versions", "get_value", "peer_verdict", "status"),
     ]
 )
@@ -172,7 +172,10 @@ class Broker:
             await self._keeper.forget(first)
             self._wake()
             return
-        await self._changed_in(first if operation in _OF_A_JOB else self._ledger.clients[first].info.job_id)
+        if operation in _OF_A_JOB:
+            await self._changed_in(first)
+        elif first in self._ledger.clients:  # else one that nobody remembers has ended
+            await self._changed_in(self._ledger.clients[first].info.job_id)
 
     async def _changed_in(self, job_id: str) -> None:
         """Keep the change, then let everybody know: what was answered is never forgotten."""

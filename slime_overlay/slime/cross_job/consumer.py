@@ -82,8 +82,11 @@ class Rollout:
     ) -> None:
         if error is None:
             self.ack()
-        else:
+            return
+        try:
             self.release()
+        except Exception as other:  # the error that passes through matters more
+            logger.warning("could not give rollout %d back: %s", self.rollout_id, other)
 
 
 class Consumer(Member):
@@ -129,6 +132,15 @@ class Consumer(Member):
                 "job %s: resumed at rollout %d: acked before and wanted again: %s; acked now: %s",
                 *(self.job_id, rollout_id, found["again"], found["acked"]),
             )
+
+    def be_first(self) -> None:
+        """For a group of which one Ray job at a time consumes: wait until the one before this is over.
+
+        Raises:
+            JobIdTaken: it is alive.
+        """
+        self.check()
+        self._when_free(lambda: self.link.call("first", self.info.client_id))
 
     def demand(self, rollout_id: int) -> None:
         """Ask that a rollout be generated; returns at once. Raises RolloutNotFound when it was acked and freed."""

@@ -28,6 +28,11 @@ def state(manager: Any) -> dict[str, Any]:
     return found
 
 
+def stands_at(manager: Any, state: dict[str, Any]) -> bool:
+    """Whether the source's position is that of `state`."""
+    return all(getattr(manager.data_source, name) == state[name] for name in _POSITION if name in state)
+
+
 def restore(manager: Any, state: dict[str, Any]) -> None:
     """Put the source to where `state` says; what it does not name stays."""
     source, holder = manager.data_source, _holder(manager)

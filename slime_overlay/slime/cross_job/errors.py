@@ -19,7 +19,8 @@
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
-    ├── EndOfStream               0  the other job finished, or all is drained: there is nothing more to come
+    ├── EndOfStream               0  the other job finished: there is nothing more to come
+    │   └── Drained                  all is drained, as its operator wanted; what is not acked is kept
     └── Stopped                   0  this job was asked to stop (SIGTERM)
 
 The errors survive pickling, because Ray carries them between processes: each is rebuilt from its `args`.
@@ -135,6 +136,10 @@ class EndOfStream(CrossJobError):
     """The other job said that it is done: nothing more will be published, or nothing more is wanted."""
 
     exit_code = 0
+
+
+class Drained(EndOfStream):
+    """The job's operator drained it: nothing more is generated, and what is not acked is kept for the next start."""
 
 
 class Stopped(CrossJobError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from . import arguments, stopping, update_groups
+from . import arguments, data_source, stopping, update_groups
 from .boxes import boxes_of
 from .consumer import Consumer
 from .errors import CrossJobError
@@ -39,6 +39,7 @@ class Gateway:
         self._consumer: Consumer
         self._claimed: set[int] = set()
         self._first = True
+        self._source: Any = None  # where the checkpoint's source of prompts stood, see load
         self._lock = threading.Lock()
         self._unlocked = 0  # epoch of the rollout job whose lock no dead train job holds any more
         self._groups_of = 0  # epoch of the rollout job whose engines are rid of earlier groups
@@ -48,6 +49,7 @@ class Gateway:
         """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
         log_to_stderr()
         self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=terms(self._args))
+        self._consumer.be_first()  # slime reaches for the engines before its weights
 
     # ------------------------------------------------------------------ as slime calls its rollout manager
 
@@ -79,7 +81,10 @@ class Gateway:
                 *(self._args.job_id, max(ahead)),
             )
             return None
-        return self._ask("load", rollout_id)
+        answer = self._ask("load", rollout_id)
+        if rollout_id is not None and rollout_id >= 0:
+            self._source = self._ask("__ray_call__", data_source.state)  # also for a rollout job that comes later
+        return answer
 
     def get_updatable_engines_and_lock(self) -> Any:
         """Engines and lock of the rollout job; all count as new until this train job has connected to them."""
@@ -137,7 +142,7 @@ class Gateway:
 
     def saved(self, rollout_id: int) -> None:
         """A checkpoint covers everything up to `rollout_id`: those rollouts are acked."""
-        for covered in sorted(r for r in self._claimed if r <= rollout_id):
+        for covered in sorted(r for r in [*self._claimed] if r <= rollout_id):
             self._consumer.ack(covered)
             self._claimed.discard(covered)
 
@@ -148,6 +153,11 @@ class Gateway:
     def stop_waiting(self) -> None:
         """The driver was asked to stop: who waits here for a rollout ends with Stopped."""
         stopping.requested.set()
+
+    def save_and_stop(self, rollout_id: int) -> None:
+        """`save`, by a driver that was asked to stop: what it asked to end here has ended."""
+        stopping.requested.clear()
+        self._ask("save", rollout_id)
 
     def stop(self, reason: str) -> None:
         """The driver ends as it was asked to: what is not acked waits for the train job that is started next."""
@@ -168,7 +178,7 @@ class Gateway:
         """Once: this train job goes on from a checkpoint that covers every rollout below this one."""
         with self._lock:
             if self._first:
-                self._consumer.resume(rollout_id)
+                self._consumer.resume(rollout_id, self._source)
                 self._first = False
 
     def _end_groups(self, epoch: int, engines: list[Any]) -> None:

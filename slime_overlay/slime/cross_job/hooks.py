@@ -79,7 +79,10 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     if args.job_id not in _taps:
         from .tap import Tap
 
-        _taps[args.job_id] = Tap(args.job_id, arguments.settings(args), args.num_rollout)
+        number = args.num_rollout
+        if number is None:  # slime told its driver only, up to v0.1
+            number = manager.get_num_rollout_per_epoch() * args.num_epoch
+        _taps[args.job_id] = Tap(args.job_id, arguments.settings(args), number)
     return _taps[args.job_id].publish(rollout_id, parts, meta, in_parts=hasattr(manager, "_split_train_data_by_dp"))
 
 

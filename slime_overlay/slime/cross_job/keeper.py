@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _COPIES = 2  # vaults that keep a snapshot
 _ANSWER_S = 20.0
+_INVENTORY_S = 25.0  # clients wait 30 s for a broker; a vault that is silent for so long counts as lost
 _SECOND_COPY_S = 0.5
 _AVOIDED_S = 10.0  # after an error
 
@@ -147,14 +148,16 @@ class Keeper:
             self._vaults.pop(name, None)
 
     async def _inventory(self, name: str) -> tuple[Any, list[Any], list[Any]] | None:
-        for attempt in range(3):
+        deadline = asyncio.get_running_loop().time() + _INVENTORY_S
+        while (left := deadline - asyncio.get_running_loop().time()) > 0:
             try:
                 handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-                return (handle, *await _answer(handle.inventory.remote()))
+                return (handle, *await _answer(handle.inventory.remote(), min(left, _INVENTORY_S / 2)))
             except (ValueError, ray.exceptions.ActorDiedError):
                 return None
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("vault %s does not say what it holds (attempt %d): %r", name, attempt + 1, error)
+                logger.warning("vault %s does not say what it holds: %r", name, error)
+                await asyncio.sleep(0.5)
         return None
 
 
@@ -163,8 +166,8 @@ async def alive_nodes() -> set[str]:
     return {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
 
 
-async def _answer(ref: Any) -> Any:
+async def _answer(ref: Any, within_s: float = _ANSWER_S) -> Any:
     async def answer() -> Any:
         return await ref
 
-    return await asyncio.wait_for(answer(), _ANSWER_S)
+    return await asyncio.wait_for(answer(), within_s)

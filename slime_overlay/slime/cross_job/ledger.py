@@ -12,8 +12,8 @@ import heapq
 from typing import Any
 
 from .engines import Engines
-from .errors import EndOfStream, NotOwner, PayloadLost, RolloutNotFound, ValueLost
-from .records import DEAD, DRAINING, DROP, FINISHED, Client, Group, Job
+from .errors import NotOwner, PayloadLost, RolloutNotFound, ValueLost
+from .records import DEAD, DROP, FINISHED, Client, Group, Job
 from .status import job_status
 from .types import Located, Payload, check_rollout_id
 from .verdicts import verdict, who
@@ -68,7 +68,7 @@ class Ledger(Engines):
                 job.demands.add(rollout_id)  # to claim what is lost is to want it generated again
             self._raise_if_value_lost(job, client)
             self._raise_if_lost_for_good(job, [rollout_id])
-            self._raise_if_over(job, grace_s)
+            self._raise_if_producer_over(job, grace_s)
             return None
         owner, leased = group.leases.get(rollout_id, (client_id, None))
         if owner != client_id:
@@ -127,8 +127,7 @@ class Ledger(Engines):
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         group = job.groups[client.info.group]
-        others = [c for c in self._living(job.job_id) if c.info.group == group.name and c is not client]
-        others = [c for c in others if c.info.role == "consumer"]
+        others = self._others(client)
         for other in others:
             self._may_replace(other, client.info)
         last = max((r for r in range(rollout_id, job.freed.last() + 1) if _acked_and_freed(job, r)), default=-1)
@@ -144,6 +143,9 @@ class Ledger(Engines):
         group.acked.difference_update(again)
         for undone in [r for r in job.done if r in again]:
             del job.done[undone]
+            if undone not in job.rollouts:  # lost since: generated again, from the same prompts
+                job.lost.add(undone)
+                job.losses += 1
         for leased in [*group.leases]:
             self._give_back(job, group, leased)
         covered = sorted(r for r in {*job.rollouts, *job.lost} if r < rollout_id and r not in group.acked)
@@ -163,6 +165,18 @@ class Ledger(Engines):
         job.resumed += 1
         job.rewound += bool(again)
         return {"again": again, "acked": covered}
+
+    def first(self, client_id: str) -> bool:
+        """True: no consumer of another Ray job had this one's place in its group before, and is alive.
+
+        Raises:
+            JobIdTaken: one is.
+        """
+        client = self._live(client_id, "consumer")
+        for other in self._others(client):
+            if other.epoch < client.epoch:
+                self._may_replace(other, client.info)
+        return True
 
     def unreadable(self, client_id: str, rollout_id: int) -> None:
         """What this consumer claimed is lost with its vault: its lease ends; if none is left, it is demanded."""
@@ -213,6 +227,13 @@ class Ledger(Engines):
                     self._settle(job, rollout_id)
         self._complete_if_over(job)
 
+    def _others(self, client: Client) -> list[Client]:
+        """The living consumers of its group, but for itself."""
+        living = self._living(client.info.job_id)
+        return [
+            c for c in living if c.info.role == "consumer" and c.info.group == client.info.group and c is not client
+        ]
+
     def _raise_if_value_lost(self, job: Job, client: Client) -> None:
         for value in job.lost_values.values():
             if value.author == client.info.client_id:
@@ -230,12 +251,6 @@ class Ledger(Engines):
                 f"{who(job.producer)} finished: start both jobs again, and they are generated again"
             )
 
-    def _raise_if_over(self, job: Job, grace_s: float) -> None:
-        """Nothing more will be published: the job is drained, or the producer ended and stays away."""
-        if job.control == DRAINING and (job.producer is None or not job.producer.live):
-            raise EndOfStream(f"job {job.job_id} was drained: nothing more is generated, what is not acked is kept")
-        self._raise_if_producer_over(job, grace_s)
-
     def _claim_next(self, job: Job, group: Group, client: Client, grace_s: float) -> Located | None:
         while group.ready:
             rollout_id = heapq.heappop(group.ready)
@@ -248,7 +263,7 @@ class Ledger(Engines):
         self._raise_if_value_lost(job, client)
         self._raise_if_lost_for_good(job, sorted(r for r in job.lost if r not in group.acked | set(group.leases)))
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
-            self._raise_if_over(job, grace_s)
+            self._raise_if_producer_over(job, grace_s)
         return None
 
     def _check_owner(self, group: Group, client: Client, rollout_id: int) -> None:

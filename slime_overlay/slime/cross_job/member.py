@@ -101,7 +101,7 @@ class Member:
         try:
             last = traceback.format_exception_only(kind, error)[-1].strip()
             self.fail(last)
-        except CrossJobError as other:  # the error that passes through matters more
+        except (CrossJobError, ray.exceptions.RayError) as other:  # the error that passes through matters more
             logger.warning("could not tell the broker of the failure: %s", other)
 
     def finish(self, reason: str = "") -> None:
@@ -148,6 +148,8 @@ class Member:
             try:
                 return epoch, get(refs[0], Deadline(START_S), "the other job")
             except ray.exceptions.ObjectLostError:  # it ended a moment ago, and the broker will know in another
+                if not deadline:
+                    raise
                 time.sleep(0.5)
 
     def publish_value(
@@ -226,12 +228,13 @@ class Member:
     def _hand_over(
         self,
         target: Target,
-        source: FromRefs | FromMethod,
+        source: FromRefs | FromMethod | None,
         node_id: str,
         timeout_s: float | None,
         what: str,
         repeatable: bool = True,
     ) -> Any:
+        """Let the vault of a node own this; with a vault that died begun again, where it is `repeatable`."""
         self.check()
         deadline = self._deadline(timeout_s)
         self.doing(f"publishing {what}")
@@ -243,11 +246,14 @@ class Member:
                     recorded = get(ask, Deadline(slice_s + START_S), "the vault")
                 except ray.exceptions.RayActorError as error:
                     self.link.forget_vault(node_id)
-                    if not repeatable or not deadline:
+                    dead = isinstance(error, ray.exceptions.ActorDiedError)
+                    if not deadline or (dead and not repeatable):
                         raise Unreachable(
                             f"the vault died while {what} was handed over: {error}; publish it again"
                         ) from None
-                    logger.warning("job %s: %s is handed over again: its vault died: %s", self.job_id, what, error)
+                    if not repeatable:
+                        source = None  # if the vault lives, its call goes on, which is never made twice
+                    logger.warning("job %s: %s is handed over again: the vault's answer: %s", self.job_id, what, error)
                     time.sleep(0.5)
                     continue
                 self.check()

@@ -26,7 +26,7 @@ class Pacing(Shelf):
             raise RolloutNotFound(f"rollout {rollout_id} of job {job.job_id} was acked and freed")
         job.groups[client.info.group].demanded = True
         job.last_demanded = max(job.last_demanded, rollout_id)
-        if rollout_id not in job.rollouts:
+        if rollout_id not in job.rollouts and rollout_id not in job.done:
             job.demands.add(rollout_id)
 
     def next_demand(
@@ -126,7 +126,7 @@ class Pacing(Shelf):
         unacked = [r for r in job.rollouts if r not in job.done] if job.max_bytes is not None else []
         if not unacked:
             return False
-        could_go = sum(v.payload.nbytes for r in job.done for v in job.rollouts[r])
+        could_go = sum(v.payload.nbytes for r in job.done for v in job.rollouts.get(r, []))
         return self._over_bytes(job, job.rollouts[max(unacked)][-1].payload.nbytes - could_go)
 
     def _too_early(self, job: Job, rollout_id: int) -> bool:

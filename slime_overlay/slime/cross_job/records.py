@@ -103,7 +103,7 @@ class Job:
     held_bytes: int = 0  # payloads of `rollouts`
     done: dict[int, None] = field(
         default_factory=dict
-    )  # ordered set: acked by every open group, retained; oldest first
+    )  # ordered set: acked by every open group, retained (some lost since); oldest first
     # where the producer's source of prompts stands: the n-th generation began where the one before it ended
     positions: dict[int, int] = field(default_factory=dict)  # rollout id -> n; forgotten when it is freed
     sources: dict[int, Payload] = field(default_factory=dict)  # n -> the payload that tells where it ended

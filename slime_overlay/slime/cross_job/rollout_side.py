@@ -81,7 +81,8 @@ class _Server:
         position, source = self._producer.source_before(rollout_id)
         if position == 0 and self._at == -1:  # the train job may have loaded the state of its checkpoint since
             self._beginning = self._in_manager(data_source.state)
-        if self._at != position - 1:
+        moved = source is not None and not self._in_manager(data_source.stands_at, source)  # by the train job's load()
+        if self._at != position - 1 or moved:
             self._in_manager(data_source.restore, self._beginning if source is None else source)
             logger.info("job %s: rollout %d begins where the data source belongs", self._args.job_id, rollout_id)
         self._at = None
@@ -102,7 +103,8 @@ class _Server:
             self._layout, self._parts = told, told["dp_size"]
 
     def _in_manager(self, function: Any, *args: Any) -> Any:
-        return get(self._manager.__ray_call__.remote(function, *args), Deadline(_QUICK_S), "slime's data source")
+        deadline = Deadline(max(_QUICK_S, self._producer.settings.timeout_s))  # it may be generating still
+        return get(self._manager.__ray_call__.remote(function, *args), deadline, "slime's data source")
 
 
 def _children_die_with_us() -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .errors import BadInput, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
+from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
 from .records import DEAD, DRAINING, FINISHED, RUNNING, SETTINGS, STOPPED, Client, Group, Job
 from .settings import flag
 from .types import ClientInfo, Ids, check_job_id
@@ -77,6 +77,8 @@ class Roster:
                 group.ready = sorted(job.rollouts)
             for rollout_id in [r for r in job.done if r not in group.acked]:  # no longer acked by all open groups
                 del job.done[rollout_id]
+                if rollout_id not in job.rollouts:  # lost since: it is not generated for who comes so late
+                    self._gone(job, rollout_id)
             group.epoch += 1
             client = Client(info, group.epoch, dead_after_s, wall, now, wall)
             group.last, group.live = client, group.live + 1
@@ -149,6 +151,9 @@ class Roster:
             job = self.jobs[job_id] = Job(job_id, serial=serial, over=Ids.below(serial))
         return job
 
+    def _gone(self, job: Job, rollout_id: int) -> None:
+        """Called when nobody can have a rollout any more; the ledger forgets it."""
+
     def _free_all(self, job: Job) -> None:
         """Called when a job is replaced; the ledger drops what it holds."""
 
@@ -218,7 +223,10 @@ class Roster:
         return client
 
     def _raise_if_producer_over(self, job: Job, grace_s: float) -> None:
+        """Nothing more will be published: the job is drained, or its producer ended and stays away."""
         producer = job.producer
+        if job.control == DRAINING and (producer is None or not producer.live):
+            raise Drained(f"job {job.job_id} was drained: nothing more is generated, what is not acked is kept")
         if producer is None or producer.live:
             return
         if producer.state == FINISHED:

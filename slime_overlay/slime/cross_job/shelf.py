@@ -44,7 +44,7 @@ class Shelf(Roster):
         versions = job.rollouts.get(rollout_id, [])
         token, answer = client.answered.get("publish", ("", None))
         for located in versions:
-            if located.payload.token == payload.token:
+            if located.payload.token == payload.token and located.payload.vault == payload.vault:
                 return True, located
         if token == payload.token:  # a retry, because the answer was lost: its vault or the broker died
             if answer.version and (rollout_id in job.lost or rollout_id in job.rollouts):
@@ -327,10 +327,7 @@ class Shelf(Roster):
     def _missing(self, job: Job, rollout_id: int) -> None:
         """No version of it is left."""
         job.readable.discard(rollout_id)
-        if rollout_id in job.done:  # it has taken effect: nobody misses it
-            del job.done[rollout_id]
-            self._gone(job, rollout_id)
-        else:
+        if rollout_id not in job.done:  # else it has taken effect: nobody misses it, unless training goes back
             job.lost.add(rollout_id)
             job.losses += 1
 
@@ -352,10 +349,9 @@ class Shelf(Roster):
         acked_by = [g for g in job.groups.values() if rollout_id in g.acked]
         if not acked_by or any(rollout_id not in g.acked for g in job.groups.values() if not g.closed):
             return
-        if rollout_id in job.lost:
+        if rollout_id in job.lost or rollout_id in job.rollouts:
             job.lost.discard(rollout_id)
-            self._gone(job, rollout_id)
-        elif rollout_id in job.rollouts:
+            job.demands.discard(rollout_id)
             job.done.setdefault(rollout_id)
             self._make_room(job)
 

@@ -1,12 +1,16 @@
 """A tap on an ordinary single job: it publishes what it generates for other Ray jobs, and trains as before."""
 
+import logging
 from typing import Any
 
 from .batch import Batch
-from .boxes import boxes_of
+from .boxes import boxes_apart, boxes_of
 from .consumer import Consumer
+from .errors import Fenced, Refused, RolloutNotFound
 from .producer import Producer
 from .settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class Tap:
@@ -24,13 +28,25 @@ class Tap:
 
     def publish(self, rollout_id: int, parts: list[Batch], meta: dict[str, Any], in_parts: bool) -> Any:
         """Publish the parts; returns slime's box, or a list of them where slime splits by rank."""
-        for done in [r for r in self._claimed if r <= rollout_id - 2]:
+        self._ack_up_to(rollout_id - 2)
+        try:
+            self._producer.publish(rollout_id, parts, meta=meta)
+            rollout = self._own.claim(rollout_id)
+            self._claimed.append(rollout_id)
+            boxes = boxes_of(rollout)
+        except (Refused, RolloutNotFound) as error:
+            if isinstance(error, Fenced):
+                raise
+            # it goes on from an older checkpoint than its readers: they have had this one
+            logger.warning("rollout %d is trained on, but not published again: %s", rollout_id, error)
+            boxes = boxes_apart(parts, self._producer.job_id, rollout_id)
+        if self._num_rollout is not None and rollout_id + 1 >= self._num_rollout:
+            self._ack_up_to(rollout_id)  # boxes hold what they need
+            self._producer.finish()  # readers learn that this was the end, and no crash
+            self._own.finish()
+        return boxes if in_parts else boxes[0]
+
+    def _ack_up_to(self, rollout_id: int) -> None:
+        for done in [r for r in self._claimed if r <= rollout_id]:
             self._own.ack(done)
             self._claimed.remove(done)
-        self._producer.publish(rollout_id, parts, meta=meta)
-        rollout = self._own.claim(rollout_id)
-        self._claimed.append(rollout_id)
-        if self._num_rollout is not None and rollout_id + 1 >= self._num_rollout:
-            self._producer.finish()  # readers learn that this was the end, and no crash
-        boxes = boxes_of(rollout)
-        return boxes if in_parts else boxes[0]

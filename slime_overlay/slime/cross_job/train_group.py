@@ -30,6 +30,8 @@ def adopt(group: Any, side: TrainSide) -> None:
     bases = (_InParts if side.in_parts else _BufferEra, base)
     group.__class__ = type(f"CrossJob{base.__name__}", bases, {"__doc__": base.__doc__})
     group.cross_job = Updates(side)
+    if getattr(side.args, "use_critic", False):  # whose checkpoint belongs to it, and is written after this group's
+        return
     side.save = partial(group.save_model, force_sync=True) if side.in_parts else group.async_save_model
 
 
@@ -60,6 +62,9 @@ class Updates:
                 except NotOwner as error:
                     logger.warning("job %s: %s", side.args.job_id, error)
                     continue
+                except CrossJobError:
+                    side.gateway.break_update.remote(epoch)  # or the engines would be held for good
+                    raise
                 except ray.exceptions.RayTaskError as error:
                     self._broken(epoch, error)
                 except ray.exceptions.RayActorError as error:
@@ -126,7 +131,9 @@ class _BufferEra:
     def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
         with self.cross_job.side.lock:
             self.cross_job.training(rollout_id)
-            return super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+            refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+        self.cross_job.side.steps = refs
+        return refs
 
     def async_save_model(self, step_id: int) -> list[Any]:
         with self.cross_job.side.lock:
@@ -154,13 +161,16 @@ class _InParts:
     def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
         with self.cross_job.side.lock:
             self.cross_job.training(rollout_id)
-            return super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+            refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+        self.cross_job.side.steps = refs
+        return refs
 
     def save_model(self, rollout_id: int, force_sync: bool = False) -> Any:
         with self.cross_job.side.lock:
             saved = super().save_model(rollout_id, force_sync=force_sync)  # type: ignore[misc]
-        # an asynchronous checkpoint is known to be there once the next one begins
-        later = getattr(self.cross_job.side.args, "async_save", False) and not force_sync
+        # an asynchronous checkpoint is known to be there once the next one begins, and so is the critic's
+        args = self.cross_job.side.args
+        later = (getattr(args, "async_save", False) and not force_sync) or getattr(args, "use_critic", False)
         covered = self.cross_job.saving if later else rollout_id
         self.cross_job.saving = self.cross_job.side.saved = rollout_id
         self.cross_job.side.ask("saved", covered)

@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import arguments, stopping
-from .errors import BadInput, CrossJobError, Stopped
+from .errors import BadInput, CrossJobError, Drained, Stopped
 from .gateway import Gateway
 from .jobs import log_to_stderr
 from .link import Deadline, ensure_ray, get
@@ -34,6 +34,7 @@ class TrainSide:
         self.settings = arguments.settings(args)
         self.lock = threading.RLock()
         self.trained = -1  # highest rollout that was given to the training ranks
+        self.steps: list[Any] = []  # refs of what they make of it
         self.saved = -1  # newest checkpoint
         self.save: Callable[[int], None] | None = None  # of the group that trains, once there is one
         self.ended = False
@@ -83,15 +84,15 @@ class TrainSide:
         if isinstance(_cause(error), CrossJobError):
             self.die(error)
         sys.__excepthook__(kind, error, trace)
-        self._end(traceback.format_exception_only(kind, error)[-1].strip())
+        self._end(traceback.format_exception_only(kind, error)[-1].strip(), through=self._last_step_is_safe())
 
     def die(self, error: BaseException) -> None:
         """End this process with an error, from any thread: one line, and the exit code that tells errors apart."""
         cause = _cause(error)
-        if isinstance(cause, Stopped):
+        if isinstance(cause, (Drained, Stopped)):
             self._stop(str(cause))
         print(f"{type(cause).__name__}: {' | '.join(str(cause).splitlines())}", file=sys.stderr, flush=True)
-        self._end(str(cause))
+        self._end(str(cause), through=self._last_step_is_safe())
         sys.stdout.flush()
         ray.shutdown()
         os._exit(getattr(cause, "exit_code", 1))
@@ -103,7 +104,7 @@ class TrainSide:
             self.save(self.trained)
             if getattr(self.args, "rollout_global_dataset", False):  # as train.py does beside a checkpoint
                 try:
-                    get(self.gateway.save.remote(self.trained), Deadline(10), "the rollout job's data source")
+                    get(self.gateway.save_and_stop.remote(self.trained), Deadline(10), "the rollout job's data source")
                 except CrossJobError as other:
                     logger.warning("the data source's state was not saved beside the checkpoint: %s", other)
         self.ended = True
@@ -112,13 +113,23 @@ class TrainSide:
     def _at_exit(self) -> None:
         self._end("its driver ended before the last rollout")
 
-    def _end(self, reason: str) -> None:
+    def _last_step_is_safe(self) -> bool:
+        """Whether what was trained on last is, and is in a checkpoint, if there are any: for a script that fails."""
+        try:
+            get(self.steps, Deadline(1), "the training ranks")
+        except (CrossJobError, ray.exceptions.RayError):
+            return False
+        saves = self.args.save is not None and self.args.save_interval is not None
+        return not saves or self.saved >= self.trained
+
+    def _end(self, reason: str, through: bool = True) -> None:
         """Tell the rollout job. After the last rollout nothing more is wanted, even if slime's script then fails
         (train_async.py does, up to v0.1)."""
         if self.ended or not ray.is_initialized():
             return
         self.ended = True
-        through = self.args.num_rollout is not None and self.weight_version >= self.args.num_rollout
+        number = self.args.num_rollout
+        through = through and number is not None and self.weight_version >= number
         try:
             get(
                 self.gateway.finish.remote() if through else self.gateway.fail.remote(reason),

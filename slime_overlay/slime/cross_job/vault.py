@@ -90,13 +90,18 @@ class Vault:
         node_id = ray.get_runtime_context().get_node_id()
         return {"protocol": PROTOCOL, "name": self._name, "node_id": node_id, "incarnation": self._incarnation}
 
-    async def hand_over(self, target: Target, source: FromRefs | FromMethod, wait_s: float) -> Any:
+    async def hand_over(self, target: Target, source: FromRefs | FromMethod | None, wait_s: float) -> Any:
         """Own the payload, record it, return what the broker recorded; None if that takes longer than `wait_s`.
 
-        Calling again with the same token joins what is under way, or returns what it came to.
+        Calling again with the same token joins what is under way, or returns what it came to. `source` None: only
+        that; raises PayloadLost where nothing was begun.
         """
         task = self._under_way.get(target.token)
         if task is None:
+            if source is None:
+                raise PayloadLost(
+                    f"vault {self._name} knows nothing of {target.token}: it died meanwhile; publish again"
+                )
             task = asyncio.get_running_loop().create_task(self._hand_over(target, source))
             self._under_way[target.token] = task
         done, _ = await asyncio.wait([task], timeout=wait_s)
