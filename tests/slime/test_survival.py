@@ -68,6 +68,47 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
 
 
+@pytest.mark.parametrize("pin", ["079dbcf"])
+def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was_generated(
+    pin, new_run, single, tmp_path
+):
+    """Its load() sets the data source of the living rollout job back: no prompt is used twice all the same."""
+    saved = tmp_path / "saved"
+    run = new_run(pin, "run", options={"save": saved, "save_interval": 1})
+    hold = stop_at(run, "rollout", 1)
+    before, first = run.rollout_job(), run.train_job()
+    kill_there(hold, before, before, first)
+    Path(f"{hold}.held").unlink()
+    hold = stop_at(run, "rollout", KILLED_AT)
+    rollout = run.rollout_job(load=saved)  # slime heeds --load only where a checkpoint is when the job begins
+    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, first)))
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait(60) == "FAILED", "the fault did not happen"
+    second = run.train_job(load=saved)
+    wait_for(lambda: f"is to stand behind rollout {KILLED_AT - 1}" in second.logs, 120, lambda: second.logs)
+    hold.unlink()
+    end_well(rollout, second, timeout_s=300)
+    assert run.steps(*FIGURES) == single(pin)
+    told = f"rollout {KILLED_AT + 1} begins where the data source belongs"
+    assert told in rollout.logs, "it was not set back: nothing was tested"
+
+
+@pytest.mark.parametrize("pin", ["v0.3.1"])
+def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp_path, cluster):
+    """What no checkpoint covers is kept, the rollout job waits, and the next train job ends as if nothing had been."""
+    hold = stop_at(run, "rollout", ROLLOUTS - 1)
+    rollout, first = run.rollout_job(), run.train_job()
+    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, first)))
+    ranks = [p for p in cluster.pids() if b"ray::MegatronTrainRayActor" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    os.kill(ranks[0], signal.SIGKILL)
+    hold.unlink()
+    assert first.wait(120) == "FAILED", "the fault did not happen"
+    assert rollout.status == "RUNNING", rollout.logs
+    second = run.train_job(load=tmp_path / "saved")
+    end_well(rollout, second, timeout_s=300)
+    assert run.steps(*FIGURES) == single(pin)
+
+
 @both_eras
 def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     """SIGTERM: the rollout that is being generated is finished, what was trained is saved; both end well."""

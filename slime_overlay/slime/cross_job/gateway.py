@@ -81,6 +81,7 @@ class Gateway:
                 *(self._args.job_id, max(ahead)),
             )
             return None
+        logger.info("job %s: the data source is to stand behind rollout %s", self._args.job_id, rollout_id)
         answer = self._ask("load", rollout_id)
         if rollout_id is not None and rollout_id >= 0:
             self._source = self._ask("__ray_call__", data_source.state)  # also for a rollout job that comes later
