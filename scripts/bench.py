@@ -88,7 +88,9 @@ def main() -> None:
         print("NOTE: this machine is busy; on an idle one the figures are better, and vary less\n", flush=True)
     path = os.pathsep.join([str(OVERLAY), str(ROOT / "scripts")])
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(LocalCluster(2, _STORE_BYTES[size], env={"PYTHONPATH": path}))
+        cluster = stack.enter_context(
+            LocalCluster(num_cpus=2, object_store_bytes=_STORE_BYTES[size], env={"PYTHONPATH": path})
+        )
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         stack.callback(ray.shutdown)
         end_on_signals()  # ray.init has put its own handler there, which aborts without cleaning up

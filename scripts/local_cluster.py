@@ -41,6 +41,7 @@ class LocalCluster:
 
     def __init__(
         self,
+        *,
         num_cpus: int = 8,
         num_gpus: int = 0,
         object_store_bytes: int = 500_000_000,
