@@ -19,9 +19,9 @@ import ray
 from bench_report import Target, figure, spread, summary, table
 
 from slime.cross_job.consumer import Consumer
-from slime.cross_job.link import Link
+from slime.cross_job.link import Deadline, Link
 from slime.cross_job.producer import Producer
-from slime.cross_job.types import BROKER_NAME, Payload
+from slime.cross_job.types import BROKER_NAME, VAULT_NAME, Payload
 
 RETAINED = (10, 1_000, 10_000)
 _IN_FLIGHT = 200  # calls that are pipelined while the ledger is filled
@@ -38,16 +38,19 @@ class Load:
         self.consumer = Consumer(job_id, namespace=namespace)
         self.link = Link(namespace)
         self.broker = ray.get_actor(BROKER_NAME, namespace=namespace)
+        node_id = self.producer.info.node_id
+        incarnation = ray.get(self.link.vault_on(node_id).hello.remote())["incarnation"]
+        self.vault = f"{VAULT_NAME}_{node_id}/{incarnation}"  # the broker watches over it
         self.claim_ms: list[float] = []
         self.next_ms: list[float] = []
 
     def fill(self, warm_up: int) -> dict[str, float]:
         """Publish `count` rollouts; says at what rate, and what the broker's memory grew by for each."""
-        first = _payload(0)
+        first = _payload(0, self.vault)
         self._publish([(0, first)] * warm_up)  # the same once more is a no-op: only Ray's own memory grows
         before = self._resident_bytes()
         start = time.perf_counter()
-        self._publish([(rollout_id, _payload(rollout_id)) for rollout_id in range(1, self.count + 1)])
+        self._publish([(rollout_id, _payload(rollout_id, self.vault)) for rollout_id in range(1, self.count + 1)])
         per_s = self.count / (time.perf_counter() - start)
         return {"publishes_per_s": per_s, "bytes_per_rollout": (self._resident_bytes() - before) / self.count}
 
@@ -55,9 +58,9 @@ class Load:
         """Claim a rollout by id, then the lowest free one; each is given back, untimed."""
         for asked, into in ((rollout_id, self.claim_ms), (None, self.next_ms)):
             start = time.perf_counter()
-            rollout = self.consumer.claim(asked, timeout_s=60)
+            found = self.link.wait(Deadline(60), "claim", self.consumer.info.client_id, asked, token=uuid.uuid4().hex)
             into.append(1e3 * (time.perf_counter() - start))
-            rollout.release()
+            self.consumer.release(found.rollout_id)
 
     def calls_per_s(self, callers: int, duration_s: float) -> float:
         """Look-ups of published rollouts by `callers` threads, each waiting for its answer before it asks again."""
@@ -149,7 +152,7 @@ def _median(load: Load) -> float:
     return summary(load.claim_ms)["median"]
 
 
-def _payload(rollout_id: int) -> Payload:
+def _payload(rollout_id: int, vault: str) -> Payload:
     """As slime's producer would record it, with the facts a reader wants to see without opening the payload."""
     meta = {
         "reward_mean": rollout_id / 7,
@@ -162,7 +165,7 @@ def _payload(rollout_id: int) -> Payload:
             "sample_index": 512 * rollout_id,
         },
     }
-    return Payload(uuid.uuid4().hex, "no_vault", 20_000_000, 1, 512, rollout_id, meta)
+    return Payload(uuid.uuid4().hex, vault, 20_000_000, 1, 512, rollout_id, meta)
 
 
 def _resident_bytes(broker: Any) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from .errors import JobIdTaken, PayloadLost
-from .keeper import Keeper, alive_nodes
+from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
 from .liveness import over_reason
 from .records import DEAD, Client
@@ -122,7 +122,7 @@ class Broker:
             if name.rpartition("_")[2] not in await alive_nodes():
                 raise PayloadLost(f"the node of {name} is gone")
             handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-            await asyncio.wait_for(_answer(handle.check.remote(token)), 30)
+            await answer_of(handle.check.remote(token), 30)
         except ray.exceptions.RayTaskError as error:
             lost = isinstance(error.cause, PayloadLost)
         except (ValueError, ray.exceptions.ActorDiedError, PayloadLost):
@@ -200,7 +200,7 @@ class Broker:
         for vault, tokens in drops.items():
             try:
                 handle = await asyncio.to_thread(ray.get_actor, vault, namespace=self._namespace)
-                await asyncio.wait_for(_answer(handle.drop.remote(tokens)), 30)
+                await answer_of(handle.drop.remote(tokens), 30)
             except (ValueError, ray.exceptions.ActorDiedError):
                 logger.info("vault %s is gone, and %d payloads that were to be freed with it", vault, len(tokens))
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
@@ -237,7 +237,7 @@ class Broker:
         if name.rpartition("_")[2] in nodes:
             try:
                 handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-                incarnation = (await asyncio.wait_for(_answer(handle.hello.remote()), 30))["incarnation"]
+                incarnation = (await answer_of(handle.hello.remote(), 30))["incarnation"]
             except (ValueError, ray.exceptions.ActorDiedError):
                 pass
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
@@ -262,7 +262,3 @@ class Broker:
                 await watch()
             except Exception:  # the watch must outlive whatever Ray answers; the next round tries again
                 logger.exception("watch")
-
-
-async def _answer(ref: Any) -> Any:
-    return await ref

@@ -113,7 +113,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         self._avoided[name] = loop.time() + _ANSWER_S
         try:
-            await _answer(ref)
+            await answer_of(ref)
         except Fenced as error:
             logger.critical("another broker took the place of this one: %s", error)
             os._exit(1)
@@ -132,7 +132,7 @@ class Keeper:
         """The job is forgotten; so is its snapshot."""
         self._jobs.pop(job_id, None)
         asked = [vault.forget.remote(job_id) for vault in self._vaults.values()]
-        await asyncio.gather(*map(_answer, asked), return_exceptions=True)
+        await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
 
     async def vault_here(self, name: str) -> None:
         """This vault may keep snapshots."""
@@ -152,7 +152,7 @@ class Keeper:
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
             try:
                 handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-                return (handle, *await _answer(handle.inventory.remote(), min(left, _INVENTORY_S / 2)))
+                return (handle, *await answer_of(handle.inventory.remote(), min(left, _INVENTORY_S / 2)))
             except (ValueError, ray.exceptions.ActorDiedError):
                 return None
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
@@ -166,7 +166,7 @@ async def alive_nodes() -> set[str]:
     return {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
 
 
-async def _answer(ref: Any, within_s: float = _ANSWER_S) -> Any:
+async def answer_of(ref: Any, within_s: float = _ANSWER_S) -> Any:
     async def answer() -> Any:
         return await ref
 
