@@ -1,8 +1,11 @@
 """A ledger in few words: clients named by their role, payloads by their rollout."""
 
+import pickle
 from typing import Any
 
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.records import TABLES
+from slime.cross_job.snapshot import Snapshot, Tables, snapshot
 from slime.cross_job.types import ClientInfo, Located, Payload
 
 
@@ -46,6 +49,15 @@ def weights(ledger: Ledger, version: int, author: str = "c") -> None:
 def figures(ledger: Ledger, *names: str) -> list[Any]:
     status = ledger.status("exp")["exp"]
     return [status[name] for name in names]
+
+
+def remembered(ledger: Ledger, broker: int = 1, serial: int = 1) -> list[tuple[Snapshot, Tables]]:
+    """What a vault keeps of each job, as it comes back from there."""
+    kept = [
+        (snapshot(ledger, job_id, broker, serial), {name: dict(getattr(job, name)) for name in TABLES})
+        for job_id, job in ledger.jobs.items()
+    ]
+    return pickle.loads(pickle.dumps(kept))
 
 
 def ends_at(ledger: Ledger, rollout_id: int, producer: str = "p") -> tuple[int, Any]:

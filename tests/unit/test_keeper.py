@@ -56,8 +56,12 @@ def serials(vault: Troubled) -> list[int]:
 
 
 def newest(vault: Vault) -> Any:
-    """(snapshot, sources) of the job in this vault."""
+    """(snapshot, tables) of the job in this vault."""
     return vault._snapshots["exp"]
+
+
+def sources_of(vault: Vault) -> Any:
+    return newest(vault)[1]["sources"]
 
 
 # ---------------------------------------------------------------------- before anybody is answered
@@ -213,9 +217,9 @@ def test_a_vault_is_told_of_each_source_once(keeper, vaults, run, ledger):
     told = []
     remember = one.remember
 
-    async def watched(snapshot: Any, sources: Any, over: Any) -> None:
-        told.append(([*sources], over))
-        await remember(snapshot, sources, over)
+    async def watched(snapshot: Any, changes: Any, since: Any) -> bool:
+        told.append(([*changes["sources"].new], changes["sources"].over))
+        return await remember(snapshot, changes, since)
 
     one.remember = watched
     attach(ledger, "c")
@@ -224,8 +228,8 @@ def test_a_vault_is_told_of_each_source_once(keeper, vaults, run, ledger):
         run(keeper.keep("exp"))
     ledger.resume("c", 3)
     run(keeper.keep("exp"))
-    assert told == [([0], []), ([1], []), ([2], []), ([], [0, 1])]
-    assert {n: payload.source for n, payload in newest(one)[1].items()} == {2: "after 2"}
+    assert told == [([0], []), ([1], [1]), ([2], [2]), ([], [0, 1])]
+    assert {n: payload.source for n, payload in sources_of(one).items()} == {2: "after 2"}
 
 
 def test_a_vault_that_was_restarted_or_comes_late_is_told_of_all_sources(keeper, vaults, run, ledger, ray_stand_in):
@@ -236,7 +240,32 @@ def test_a_vault_that_was_restarted_or_comes_late_is_told_of_all_sources(keeper,
     again = ray_stand_in.actors[OTHER] = Troubled(OTHER, remember=[])
     run(keeper.vault_here(OTHER))
     run(keeper.keep("exp"))
-    assert {n: payload.source for n, payload in newest(again)[1].items()} == {0: "after 0", 1: "after 1"}
+    assert {n: payload.source for n, payload in sources_of(again).items()} == {0: "after 0", 1: "after 1"}
+
+
+def test_a_vault_that_was_restarted_unseen_says_so_and_is_told_of_all(keeper, vaults, run, ledger, ray_stand_in):
+    vaults([])
+    for rollout_id in range(2):
+        publish(ledger, rollout_id, source=f"after {rollout_id}")
+        run(keeper.keep("exp"))
+    again = ray_stand_in.actors[VAULT] = Troubled(VAULT, remember=[])
+    run(keeper.keep("exp"))
+    assert [*sources_of(again)] == [0, 1]
+    assert serials(again) == [3, 4]
+
+
+def test_a_job_that_begins_anew_under_its_name_is_told_whole(keeper, vaults, run, ledger):
+    (one,) = vaults([])
+    attach(ledger, "c")
+    for rollout_id in range(2):
+        publish(ledger, rollout_id, source="before")
+        run(keeper.keep("exp"))
+    ledger.end("p", "finished")
+    ledger.end("c", "finished")
+    attach(ledger, "p2")
+    publish(ledger, 0, "t-new", producer="p2", source="anew")
+    run(keeper.keep("exp"))
+    assert [found.source for found in sources_of(one).values()] == ["anew"]
 
 
 # ---------------------------------------------------------------------- a broker that begins

@@ -15,7 +15,7 @@ PACKAGE = OVERLAY / "slime" / "cross_job"
 ORDER = (
     *("errors", "types", "settings", "stopping"),
     "batch",
-    *("gate", "records", "verdicts", "status"),  # the state: no Ray
+    *("gate", "tables", "records", "verdicts", "status"),  # the state: no Ray
     *("roster", "shelf", "pacing", "engines", "ledger", "snapshot"),
     *("liveness", "vault", "keeper", "broker"),  # the actors
     "link",

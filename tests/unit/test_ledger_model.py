@@ -7,6 +7,7 @@ too, training goes back to checkpoints, and the ledger itself is made anew from 
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -14,7 +15,9 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from slime.cross_job.errors import NotOwner, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.records import TABLES
 from slime.cross_job.snapshot import restore, snapshot
+from slime.cross_job.tables import Mark
 from slime.cross_job.types import Payload
 
 from .ledger_clients import FEW, GRACE, INDEX, JOB, KEYS, PERHAPS_FEW, ROLLOUT_IDS, VAULTS, Clients
@@ -23,6 +26,11 @@ from .ledger_model import Life, Someone
 
 class LedgerAgainstModel(Clients):
     """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: dict[str, dict[int, Any]] = {name: {} for name in TABLES}  # the tables, as a vault has them
+        self.marks: dict[str, Mark] = {}
 
     # ------------------------------------------------------------------ producer
 
@@ -333,12 +341,21 @@ class LedgerAgainstModel(Clients):
             del self.records[token]
         return tokens
 
+    @rule()
+    def a_vault_is_told_what_changed(self) -> None:
+        """Its copy of the tables of the job follows them."""
+        for name in TABLES if JOB in self.ledger.jobs else ():
+            table = getattr(self.ledger.jobs[JOB], name)
+            table.since(self.marks.get(name)).apply(self.copies[name])
+            self.marks[name] = table.mark()
+            assert [*self.copies[name].items()] == [*table.items()], name
+
     @rule(dies_too=st.none() | st.none() | st.sampled_from(VAULTS), not_yet_freed=st.sets(st.integers(0, 7)))
     def the_broker_restarts(self, dies_too: str | None, not_yet_freed: set[int]) -> None:
         """Vaults still hold what is readable, and perhaps some of what they were to free."""
+        self.a_vault_is_told_what_changed()
         kept = [
-            pickle.dumps((snapshot(self.ledger, job_id, 1, self.serial), dict(job.sources)))
-            for job_id, job in self.ledger.jobs.items()
+            pickle.dumps((snapshot(self.ledger, job_id, 1, self.serial), self.copies)) for job_id in self.ledger.jobs
         ]
         if dies_too:
             self.incarnations[dies_too] += 1
@@ -415,9 +432,9 @@ class LedgerAgainstModel(Clients):
         assert set(job.positions) <= outstanding
         assert len(job.sources) <= len(job.positions) + 1
         for group in job.groups.values():
-            assert group.acked <= outstanding or job.complete
+            assert set(group.acked) <= outstanding or job.complete
             assert set(group.leases) <= outstanding
-            assert group.acked.isdisjoint(group.leases)
+            assert set(group.acked).isdisjoint(group.leases)
             assert len(group.ready) <= job.published + job.requeued + job.losses + job.dropped + job.regenerated
 
 

@@ -1,6 +1,5 @@
 """Promises of the ledger that test_ledger_model.py found broken, each in the fewest steps."""
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +7,10 @@ import pytest
 
 from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, PayloadLost, Refused
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.snapshot import restore, snapshot
+from slime.cross_job.snapshot import restore
 from slime.cross_job.types import ClientInfo, Located, LocatedValue, Payload
+
+from .ledger_hands import remembered
 
 
 @pytest.fixture
@@ -37,9 +38,8 @@ def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
 
 def restarted(ledger: Ledger, *held: Located | LocatedValue) -> Ledger:
     """A ledger as a broker that restarts makes it, where vaults hold only these."""
-    kept = [(snapshot(ledger, job_id, 1, 1), dict(job.sources)) for job_id, job in ledger.jobs.items()]
     again = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
-    restore(again, pickle.loads(pickle.dumps(kept)), [*held])
+    restore(again, remembered(ledger), [*held])
     return again
 
 

@@ -22,7 +22,8 @@ from slime.cross_job.errors import (
 from slime.cross_job.producer import returned
 from slime.cross_job.records import FINISHED, Job
 from slime.cross_job.snapshot import Snapshot
-from slime.cross_job.types import BROKER_NAME, PROTOCOL
+from slime.cross_job.tables import Change
+from slime.cross_job.types import BROKER_NAME, PROTOCOL, Payload
 from slime.cross_job.vault import FromMethod, FromRefs, Target, Vault
 
 from .ray_stand_in import (
@@ -369,15 +370,15 @@ def snapshot_of(job_id: str, broker: int, serial: int) -> Snapshot:
 
 def kept(vault: Vault) -> list[tuple[str, int, int, list[int]]]:
     """(job, broker, serial, positions of its sources) of each snapshot."""
-    return [(s.job.job_id, s.broker, s.serial, sorted(sources)) for s, sources in vault._snapshots.values()]
+    return [(s.job.job_id, s.broker, s.serial, [*tables["sources"]]) for s, tables in vault._snapshots.values()]
 
 
 def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
     async def test() -> None:
         for found in (snapshot_of("a", 1, 5), snapshot_of("a", 1, 4), snapshot_of("b", 1, 6), snapshot_of("b", 1, 7)):
-            await vault.remember(found, {}, [])
+            assert await vault.remember(found, {}, None)
         assert kept(vault) == [("a", 1, 5, []), ("b", 1, 7, [])]
-        await vault.remember(snapshot_of("a", 2, 1), {}, [])
+        assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
         assert kept(vault) == [("a", 2, 1, []), ("b", 1, 7, [])]
         assert (await vault.inventory())[1] == [*vault._snapshots.values()]
         await vault.forget("a")
@@ -388,23 +389,41 @@ def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
 
 
 def test_a_vault_adds_up_the_sources_of_a_job(vault, run):
+    def sources(whole: bool, over: list[int], **new: Payload) -> dict[str, Change[Payload]]:
+        return {"sources": Change(whole, over, {int(n[1:]): found for n, found in new.items()})}
+
     async def test() -> None:
-        sources = [payload(f"t{n}") for n in range(4)]
-        await vault.remember(snapshot_of("a", 1, 1), {0: sources[0], 1: sources[1]}, [])
-        await vault.remember(snapshot_of("b", 1, 2), {7: sources[3]}, [])
-        await vault.remember(snapshot_of("a", 1, 3), {1: sources[2]}, [0, 5])
+        found = [payload(f"t{n}") for n in range(4)]
+        assert await vault.remember(snapshot_of("a", 1, 1), sources(True, [], n0=found[0], n1=found[1]), None)
+        assert await vault.remember(snapshot_of("b", 1, 2), sources(True, [], n7=found[3]), None)
+        assert await vault.remember(snapshot_of("a", 1, 3), sources(False, [0, 5], n1=found[2]), (1, 1))
         assert kept(vault) == [("a", 1, 3, [1]), ("b", 1, 2, [7])]
-        assert vault._snapshots["a"][1][1] is sources[2]
+        assert vault._snapshots["a"][1]["sources"][1] is found[2]
+        assert await vault.remember(snapshot_of("a", 1, 2), sources(False, [1]), (1, 1)), "late, and nothing new"
+        assert kept(vault)[0] == ("a", 1, 3, [1])
+        assert await vault.remember(snapshot_of("a", 1, 4), sources(True, [], n9=found[0]), None)
+        assert kept(vault)[0] == ("a", 1, 4, [9])
+
+    run(test())
+
+
+def test_a_vault_that_lacks_what_changes_build_on_says_so_and_keeps_nothing(vault, run):
+    async def test() -> None:
+        assert not await vault.remember(snapshot_of("a", 1, 2), {"sources": Change(False, [0], {})}, (1, 1))
+        assert kept(vault) == []
+        assert await vault.remember(snapshot_of("a", 1, 3), {"sources": Change(True, [], {0: payload("t")})}, None)
+        assert not await vault.remember(snapshot_of("a", 1, 5), {"sources": Change(False, [0], {})}, (1, 4))
+        assert kept(vault) == [("a", 1, 3, [0])]
 
     run(test())
 
 
 def test_a_broker_that_was_replaced_is_told_so(vault, run):
     async def test() -> None:
-        await vault.remember(snapshot_of("a", 2, 1), {}, [])
+        assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
         for job_id in ("a", "b"):
             with pytest.raises(Fenced, match="broker 1 was replaced by broker 2"):
-                await vault.remember(snapshot_of(job_id, 1, 99), {9: payload("t")}, [])
+                await vault.remember(snapshot_of(job_id, 1, 99), {}, None)
         assert kept(vault) == [("a", 2, 1, [])]
 
     run(test())

@@ -10,8 +10,10 @@ import ray
 
 from .errors import Fenced
 from .ledger import Ledger
+from .records import TABLES
 from .snapshot import restore, snapshot
-from .types import VAULT_NAME, Payload
+from .tables import Mark
+from .types import VAULT_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,14 @@ _SECOND_COPY_S = 0.5
 _AVOIDED_S = 10.0  # after an error
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a vault has of a job."""
+
+    order: tuple[int, int]  # of its snapshot
+    marks: dict[str, Mark]  # how far its tables go
+
+
 @dataclass
 class _Kept:
     """How far one job is kept: writers that come while one is at it share the next."""
@@ -29,7 +39,7 @@ class _Kept:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     asked: int = 0
     kept: int = 0
-    told: dict[str, dict[int, Payload]] = field(default_factory=dict)  # vault -> sources that it has
+    told: dict[str, _Told] = field(default_factory=dict)  # by vault
 
 
 class Keeper:
@@ -55,8 +65,6 @@ class Keeper:
         for name, found in zip(mine, await asyncio.gather(*map(self._inventory, mine)), strict=True):
             if found is not None:
                 self._vaults[name] = found[0]
-                for kept, sources in found[2]:
-                    self._jobs.setdefault(kept.job.job_id, _Kept()).told[name] = sources
                 records += found[1]
                 snapshots += found[2]
         self._broker = 1 + max((s.broker for s, _ in snapshots), default=0)
@@ -80,16 +88,8 @@ class Keeper:
                 return
             job.kept = job.asked
             self._serial += 1
-            state = snapshot(self._ledger, job_id, self._broker, self._serial)
-            sources = dict(self._ledger.jobs[job_id].sources)
-            chosen = self._choose()
-            asked = set()
-            for name in chosen:
-                has = job.told.get(name, {})
-                new = {n: payload for n, payload in sources.items() if has.get(n) is not payload}
-                # serialised here and now: nothing happens between the snapshot and this call
-                ref = self._vaults[name].remember.remote(state, new, [n for n in has if n not in sources])
-                asked.add(asyncio.ensure_future(self._ask(name, ref, job.told, sources)))
+            sent = {name: self._send(name, job_id) for name in self._choose()}
+            asked = {asyncio.ensure_future(self._ask(name, job_id, what)) for name, what in sent.items()}
             self._asked |= asked
             for task in asked:
                 task.add_done_callback(self._asked.discard)
@@ -106,14 +106,27 @@ class Keeper:
         quick = [name for name in sorted(self._vaults) if self._avoided.get(name, now) <= now]
         return (quick or sorted(self._vaults))[:_COPIES]
 
-    async def _ask(
-        self, name: str, ref: Any, told: dict[str, dict[int, Payload]], sources: dict[int, Payload]
-    ) -> bool:
+    def _send(self, name: str, job_id: str) -> tuple[Any, _Told]:
+        """Send a vault the job as it is now, and of its tables what changed since it was last told; (ref, what it has
+        if it says yes). Serialised here and now: nothing happens between the snapshot and the call."""
+        state = snapshot(self._ledger, job_id, self._broker, self._serial)
+        tables = {table: getattr(self._ledger.jobs[job_id], table) for table in TABLES}
+        told = self._told(job_id).get(name)
+        changes = {table: tables[table].since(told.marks[table] if told else None) for table in TABLES}
+        ref = self._vaults[name].remember.remote(state, changes, told.order if told else None)
+        return ref, _Told(state.order, {table: tables[table].mark() for table in TABLES})
+
+    async def _ask(self, name: str, job_id: str, sent: tuple[Any, _Told]) -> bool:
         """Whether this vault has it."""
         loop = asyncio.get_running_loop()
         self._avoided[name] = loop.time() + _ANSWER_S
         try:
-            await answer_of(ref)
+            while not await answer_of(sent[0]):  # it was restarted: the tables must go whole
+                if job_id not in self._ledger.jobs or name not in self._vaults:
+                    return False
+                self._told(job_id).pop(name, None)
+                self._serial += 1
+                sent = self._send(name, job_id)
         except Fenced as error:
             logger.critical("another broker took the place of this one: %s", error)
             os._exit(1)
@@ -125,8 +138,12 @@ class Keeper:
             self._avoided[name] = loop.time() + _AVOIDED_S
             return False
         self._avoided.pop(name, None)
-        told[name] = sources
+        self._told(job_id)[name] = sent[1]
         return True
+
+    def _told(self, job_id: str) -> dict[str, _Told]:
+        """What each vault has of a job."""
+        return self._jobs[job_id].told if job_id in self._jobs else {}
 
     async def forget(self, job_id: str) -> None:
         """The job is forgotten; so is its snapshot."""

@@ -140,7 +140,8 @@ class Ledger(Engines):
         for other in others:
             self.end(other.info.client_id, DEAD, f"a newer consumer resumed its group at rollout {rollout_id}")
         again = sorted(r for r in group.acked if r >= rollout_id)
-        group.acked.difference_update(again)
+        for undone in again:
+            group.acked.discard(undone)
         for undone in [r for r in job.done if r in again]:
             del job.done[undone]
             if undone not in job.rollouts:  # lost since: generated again, from the same prompts
@@ -261,7 +262,8 @@ class Ledger(Engines):
                 continue
             return self.claim(client.info.client_id, rollout_id)
         self._raise_if_value_lost(job, client)
-        self._raise_if_lost_for_good(job, sorted(r for r in job.lost if r not in group.acked | set(group.leases)))
+        open_here = [r for r in sorted(job.lost) if r not in group.acked and r not in group.leases]
+        self._raise_if_lost_for_good(job, open_here)
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
             self._raise_if_producer_over(job, grace_s)
         return None

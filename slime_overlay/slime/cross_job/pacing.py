@@ -88,7 +88,8 @@ class Pacing(Shelf):
             return _verdict("paused", f"job {job.job_id} is paused: nothing is generated until it is resumed")
         if self._full(job):
             held = sorted(set(job.rollouts) - set(job.done))
-            waiting = ", ".join(name for name, g in job.groups.items() if not g.closed and not g.acked >= set(held))
+            behind = [g.name for g in job.groups.values() if not g.closed and any(r not in g.acked for r in held)]
+            waiting = ", ".join(behind)
             what = f"rollouts {held[0]} to {held[-1]}, {job.held_bytes} bytes, are not acked by {waiting or 'anybody'}"
             cure = f"save checkpoints more often, or raise --cross-job-max-bytes {job.max_bytes}"
             return _verdict("full", f"the producer waits for room: {what}: {cure}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .gate import Gate
+from .tables import Table
 from .types import ClientInfo, Ids, Located, LocatedValue, Payload
 
 LIVE, FINISHED, STOPPED, FAILED, DEAD = "live", "finished", "stopped", "failed", "dead"
@@ -61,7 +62,7 @@ class Group:
     live: int = 0
     ready: list[int] = field(default_factory=list)  # heap; entries may be stale, see Ledger.claim
     leases: dict[int, tuple[str, int]] = field(default_factory=dict)  # rollout id -> (client id, version)
-    acked: set[int] = field(default_factory=set)  # of those that are not freed
+    acked: Ids = field(default_factory=Ids)  # of those that are not freed
     start: int = 0  # what lies below is covered by the checkpoint from which it resumed
     demanded: bool = False  # some member has demanded a rollout: this group drives the producer
 
@@ -101,12 +102,11 @@ class Job:
     lost: set[int] = field(default_factory=set)  # went with their vault
     again: dict[int, int] = field(default_factory=dict)  # published more than once, not freed: id -> its last version
     held_bytes: int = 0  # payloads of `rollouts`
-    done: dict[int, None] = field(
-        default_factory=dict
-    )  # ordered set: acked by every open group, retained (some lost since); oldest first
+    # ordered set: acked by every open group, retained (some lost since); oldest first
+    done: Table[None] = field(default_factory=Table)
     # where the producer's source of prompts stands: the n-th generation began where the one before it ended
-    positions: dict[int, int] = field(default_factory=dict)  # rollout id -> n; forgotten when it is freed
-    sources: dict[int, Payload] = field(default_factory=dict)  # n -> the payload that tells where it ended
+    positions: Table[int] = field(default_factory=Table)  # rollout id -> n; forgotten when it is freed
+    sources: Table[Payload] = field(default_factory=Table)  # n -> the payload that tells where it ended
     frontier: int = -1  # n of the newest
     tells_source: bool = False  # its producer says where its source stands
     # what now
@@ -134,6 +134,9 @@ class Job:
         weights = self.values.get("weights")
         return weights.version if weights else self.gate.version
 
+
+TABLES = ("done", "positions", "sources")
+"""Fields of Job that grow with what is retained; vaults are told only what changes in them."""
 
 SETTINGS = ("max_ahead", "retain", "max_bytes", "max_staleness", "on_stale")
 """Fields of Job that clients state when they attach, and on which those that live must agree."""

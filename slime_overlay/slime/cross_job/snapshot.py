@@ -5,16 +5,21 @@ ledger knows of it. Both are written before anybody is answered, so a broker tha
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .ledger import Ledger
-from .records import Client, Job
-from .types import Located, LocatedValue, Payload
+from .records import TABLES, Client, Job
+from .tables import Table
+from .types import Located, LocatedValue
+
+Tables = dict[str, dict[int, Any]]
+"""Field of the job (records.TABLES) -> its entries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A job and its clients; without its rollouts and values, whose records lie beside the payloads, and without its
-    sources, of which vaults are told only what is new (keeper.py)."""
+    tables, of which vaults are told only what changed (keeper.py)."""
 
     broker: int  # n-th broker of the namespace
     serial: int  # n-th snapshot by it
@@ -31,24 +36,26 @@ def snapshot(ledger: Ledger, job_id: str, broker: int, serial: int) -> Snapshot:
     job = ledger.jobs[job_id]
     groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
     missed = {**job.lost_values, **job.values}  # until a vault says that it has them
-    bare = replace(job, rollouts={}, values={}, lost_values=missed, groups=groups, sources={})
+    empty: dict[str, Any] = {name: Table() for name in TABLES}
+    bare = replace(job, rollouts={}, values={}, lost_values=missed, groups=groups, **empty)
     return Snapshot(broker, serial, bare, [c for c in ledger.clients.values() if c.info.job_id == job_id])
 
 
 def restore(
     ledger: Ledger,
-    snapshots: list[tuple[Snapshot, dict[int, Payload]]],
+    snapshots: list[tuple[Snapshot, Tables]],
     records: list[Located | LocatedValue],
 ) -> dict[str, list[int]]:
     """Fill an empty ledger. Returns job id -> rollouts that no vault holds any more.
 
     Args:
-        snapshots: each with the sources of its job, of any age; the newest of each job counts.
+        snapshots: each with the tables of its job, of any age; the newest of each job counts.
         records: of every payload that some vault holds. What is acked and freed by now is dropped (`take_drops`).
     """
-    for found, sources in sorted(snapshots, key=lambda pair: pair[0].order):
+    for found, tables in sorted(snapshots, key=lambda pair: pair[0].order):
         ledger.jobs[found.job.job_id] = found.job
-        found.job.sources = dict(sources)
+        for name, entries in tables.items():
+            setattr(found.job, name, Table(entries))
     for found in {found.job.job_id: found for found, _ in sorted(snapshots, key=lambda pair: pair[0].order)}.values():
         ledger.take_clients(found.clients)
     for record in sorted(records, key=lambda record: record.serial):

@@ -24,7 +24,9 @@ import ray
 
 from .batch import Batch
 from .errors import ActorLost, BadInput, CrossJobError, Fenced, PayloadLost, StoreFull, Unreachable
-from .snapshot import Snapshot
+from .records import TABLES
+from .snapshot import Snapshot, Tables
+from .tables import Change
 from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Vault:
         self._held: dict[str, list[Any]] = {}
         self._nbytes: dict[str, int] = {}
         self._records: dict[str, Located | LocatedValue] = {}
-        self._snapshots: dict[str, tuple[Snapshot, dict[int, Payload]]] = {}
+        self._snapshots: dict[str, tuple[Snapshot, Tables]] = {}
         self._broker = 0  # n-th broker that left a snapshot here
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         if own_process:
@@ -128,8 +130,11 @@ class Vault:
             for held in (self._held, self._nbytes, self._records):
                 held.pop(token, None)
 
-    async def remember(self, snapshot: Snapshot, sources: dict[int, Payload], over: list[int]) -> None:
-        """Keep the newest snapshot of a job; `sources` are new, those in `over` are not needed any more.
+    async def remember(
+        self, snapshot: Snapshot, changes: dict[str, Change[Any]], since: tuple[int, int] | None
+    ) -> bool:
+        """Keep the newest snapshot of a job, and what changed in its tables since the one with the order `since`
+        (None: they are whole). False: that one is not here, and nothing was kept.
 
         Raises:
             Fenced: for a broker that was replaced.
@@ -138,19 +143,22 @@ class Vault:
             raise Fenced(f"broker {snapshot.broker} was replaced by broker {self._broker}: it must end")
         self._broker = snapshot.broker
         job_id = snapshot.job.job_id
-        old, kept = self._snapshots.get(job_id, (None, {}))
-        kept.update(sources)
-        for position in over:
-            kept.pop(position, None)
+        nothing: Tables = {name: {} for name in TABLES}
+        old, tables = self._snapshots.get(job_id, (None, nothing))
+        if since is not None and (old is None or old.order < since):
+            return False
         if old is None or snapshot.order > old.order:
-            self._snapshots[job_id] = (snapshot, kept)
+            for name, change in changes.items():
+                change.apply(tables[name])
+            self._snapshots[job_id] = (snapshot, tables)
+        return True
 
     async def forget(self, job_id: str) -> None:
         """The job is forgotten: so is its snapshot, and what is left of it."""
         self._snapshots.pop(job_id, None)
         await self.drop([token for token, record in self._records.items() if record.job_id == job_id])
 
-    async def inventory(self) -> tuple[list[Located | LocatedValue], list[tuple[Snapshot, dict[int, Payload]]]]:
+    async def inventory(self) -> tuple[list[Located | LocatedValue], list[tuple[Snapshot, Tables]]]:
         """What a broker that restarts asks for."""
         return [*self._records.values()], [*self._snapshots.values()]
 
