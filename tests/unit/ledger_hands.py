@@ -5,8 +5,8 @@ from typing import Any
 
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.records import TABLES
-from slime.cross_job.snapshot import Snapshot, Tables, snapshot
-from slime.cross_job.types import ClientInfo, Located, Payload
+from slime.cross_job.snapshot import Snapshot, Tables, restore, snapshot
+from slime.cross_job.types import ClientInfo, Located, LocatedValue, Payload
 
 
 class Clock:
@@ -22,8 +22,8 @@ class Clock:
 def attach(
     ledger: Ledger, name: str, group: str = "train", ray_job: str = "", job: str = "exp", **settings: Any
 ) -> str:
-    """Names begin with p for producers, with c for consumers."""
-    role = {"p": "producer", "c": "consumer"}[name[0]]
+    """Names begin with p for producers, with c for consumers, with w for writers."""
+    role = {"p": "producer", "c": "consumer", "w": "writer"}[name[0]]
     info = ClientInfo(name, job, role, group=group if role == "consumer" else "", ray_job_id=ray_job or f"r-{name}")
     ledger.attach(info, **settings)
     return name
@@ -58,6 +58,13 @@ def remembered(ledger: Ledger, broker: int = 1, serial: int = 1) -> list[tuple[S
         for job_id, job in ledger.jobs.items()
     ]
     return pickle.loads(pickle.dumps(kept))
+
+
+def restarted(ledger: Ledger, *held: Located | LocatedValue) -> Ledger:
+    """A ledger as a broker that restarts makes it, where vaults hold only these."""
+    again = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
+    restore(again, remembered(ledger), [*held])
+    return again
 
 
 def ends_at(ledger: Ledger, rollout_id: int, producer: str = "p") -> tuple[int, Any]:

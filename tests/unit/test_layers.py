@@ -16,7 +16,7 @@ ORDER = (
     *("errors", "types", "settings", "stopping"),
     "batch",
     *("gate", "tables", "records", "verdicts", "status"),  # the state: no Ray
-    *("roster", "shelf", "pacing", "engines", "ledger", "snapshot"),
+    *("roster", "sources", "shelf", "pacing", "engines", "ledger", "snapshot"),
     *("liveness", "vault", "keeper", "broker"),  # the actors
     "link",
     *("weights", "member"),  # what both sides have in common

@@ -11,7 +11,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import invariant, precondition, rule
+from hypothesis.stateful import precondition, rule
 
 from slime.cross_job.errors import NotOwner, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
@@ -20,11 +20,12 @@ from slime.cross_job.snapshot import restore, snapshot
 from slime.cross_job.tables import Mark
 from slime.cross_job.types import Payload
 
-from .ledger_clients import FEW, GRACE, INDEX, JOB, KEYS, PERHAPS_FEW, ROLLOUT_IDS, VAULTS, Clients
+from .ledger_clients import FEW, GRACE, INDEX, JOB, KEYS, PERHAPS_FEW, ROLLOUT_IDS, VAULTS
+from .ledger_invariants import Invariants
 from .ledger_model import Life, Someone
 
 
-class LedgerAgainstModel(Clients):
+class LedgerAgainstModel(Invariants):
     """See the module."""
 
     def __init__(self) -> None:
@@ -377,65 +378,6 @@ class LedgerAgainstModel(Clients):
         assert missing == ({JOB: sorted(before - {*life.readable})} if before - {*life.readable} else {})
         for person in self.people.values():
             person.last_beat = person.ended_at = self.now
-
-    # ------------------------------------------------------------------ invariants
-
-    @invariant()
-    def holds(self) -> None:
-        self.nothing_is_lost_and_nothing_leaks()
-        self.leases_belong_to_the_living_and_to_one_of_a_group()
-        self.the_figures_agree()
-        self.what_is_over_is_not_remembered()
-
-    def nothing_is_lost_and_nothing_leaks(self) -> None:
-        """Every recorded token can be read, was lost, or its vault was told once to free it; never two of these."""
-        self.tell_of_drops()
-        readable = [v.payload.token for r in self.ledger.catalog() for v in self.ledger.versions(JOB, r.rollout_id)]
-        values = [self.ledger.get_value(JOB, key) for key in KEYS]
-        readable += [value.payload.token for value in values if value is not None]
-        assert sorted(readable) == sorted((self.life or Life()).tokens())
-        assert sorted([*readable, *self.told.elements(), *self.lost]) == sorted(self.payloads)
-
-    def leases_belong_to_the_living_and_to_one_of_a_group(self) -> None:
-        groups = self.ledger.jobs[JOB].groups.values() if JOB in self.ledger.jobs else ()
-        held = {(g.name, r): lease for g in groups for r, lease in g.leases.items()}
-        assert held == (self.life.leases if self.life else {})
-        for (group, _), (owner, _) in held.items():
-            assert self.ledger.clients[owner].live
-            assert self.ledger.clients[owner].info.group == group
-
-    def the_figures_agree(self) -> None:
-        status = self.ledger.status()
-        if self.life is None:
-            assert status == {}
-            return
-        life, told = self.life, status[JOB]
-        expected = life.figures()
-        assert {name: told[name] for name in expected} == expected
-        assert expected["claimed"] - expected["requeued"] - expected["acked"] == len(life.leases)
-        states = {group: members[-1].state for group, members in life.groups.items()}
-        assert {group: shown["state"] for group, shown in told["consumers"].items()} == states
-
-    def what_is_over_is_not_remembered(self) -> None:
-        """Beyond ids and clients, nothing grows with what was freed or has ended."""
-        job = self.ledger.jobs.get(JOB)
-        assert (job is None) == (self.life is None)
-        assert set(self.ledger.clients) == set(self.people)
-        if job is None or self.life is None:
-            return
-        life, outstanding = self.life, {*self.life.published} - self.life.freed
-        assert {r: {v.version: v.payload for v in versions} for r, versions in job.rollouts.items()} == life.readable
-        assert [*job.done] == life.settled
-        assert len(job.done) <= job.retain
-        assert not life.settled or not life.too_many_bytes()
-        assert job.complete or job.demands == life.wanted
-        assert set(job.positions) <= outstanding
-        assert len(job.sources) <= len(job.positions) + 1
-        for group in job.groups.values():
-            assert set(group.acked) <= outstanding or job.complete
-            assert set(group.leases) <= outstanding
-            assert set(group.acked).isdisjoint(group.leases)
-            assert len(group.ready) <= job.published + job.requeued + job.losses + job.dropped + job.regenerated
 
 
 TestLedgerAgainstModel = LedgerAgainstModel.TestCase

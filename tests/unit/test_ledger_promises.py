@@ -7,10 +7,9 @@ import pytest
 
 from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, PayloadLost, Refused
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.snapshot import restore
 from slime.cross_job.types import ClientInfo, Located, LocatedValue, Payload
 
-from .ledger_hands import remembered
+from .ledger_hands import restarted
 
 
 @pytest.fixture
@@ -34,13 +33,6 @@ def publish(ledger: Ledger, rollout_id: int, token: str = "", **facts: Any) -> L
 
 def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
     return ledger.put_value("c", key, Payload(f"{key}{version}", "vault", 1), version)
-
-
-def restarted(ledger: Ledger, *held: Located | LocatedValue) -> Ledger:
-    """A ledger as a broker that restarts makes it, where vaults hold only these."""
-    again = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
-    restore(again, remembered(ledger), [*held])
-    return again
 
 
 def train(ledger: Ledger, consumer: str, rollout_id: int) -> None:
@@ -328,90 +320,3 @@ def test_of_what_is_acked_at_once_the_highest_ids_are_retained(ledger, attach):
         train(ledger, "c", rollout_id)
     ledger.end("a", "finished")  # it holds nothing back any more
     assert [located.rollout_id for located in ledger.catalog()] == [1]
-
-
-# ---------------------------------------------------------------------- after a restart
-
-
-def test_what_is_to_be_generated_again_was_not_lost_by_a_restart(ledger, attach):
-    attach("producer", "p", max_staleness=0, on_stale="regenerate")
-    attach("consumer", "c")
-    publish(ledger, 0, weight_version=0)
-    weights = put(ledger, "weights", 1)
-    assert ledger.claim("c", 0) is None
-    again = restarted(ledger, weights)
-    assert again.next_demand("p") == 0
-    status = again.status("exp")["exp"]
-    assert (status["lost"], status["losses"], status["regenerated"]) == ([], 0, 1)
-
-
-def test_a_job_that_is_complete_lost_nothing_by_a_restart(ledger, attach):
-    attach("producer", "p")
-    attach("consumer", "c")
-    publish(ledger, 0)
-    ledger.payload_lost("exp", "t0")
-    ledger.end("p", "finished")
-    ledger.end("c", "finished")
-    status = restarted(ledger).status("exp")["exp"]
-    assert (status["complete"], status["lost"], status["losses"]) == (True, [], 1)
-
-
-def test_a_rollout_that_was_given_up_does_not_come_back_with_a_vault_that_was_not_told(ledger, attach):
-    attach("producer", "p", max_staleness=0, on_stale="regenerate")
-    attach("consumer", "c")
-    stale = publish(ledger, 0, weight_version=0)
-    weights = put(ledger, "weights", 1)
-    assert ledger.claim("c", 0) is None
-    again = restarted(ledger, stale, weights)
-    assert again.catalog() == []
-    assert again.take_drops() == [("vault", "t0")]
-    assert again.next_demand("p") == 0
-
-
-def test_a_value_that_was_replaced_does_not_come_back_when_the_newest_is_lost(ledger, attach):
-    attach("consumer", "c")
-    old = put(ledger, "weights", 1)
-    put(ledger, "weights", 2)
-    again = restarted(ledger, old)
-    assert again.get_value("exp", "weights") is None
-    assert again.take_drops() == [("vault", "weights1")]
-
-
-def test_nothing_of_a_job_that_was_complete_comes_back_in_the_next_one_of_its_name(ledger, attach):
-    attach("producer", "p")
-    attach("consumer", "c")
-    old = publish(ledger, 0)
-    train(ledger, "c", 0)
-    ledger.end("p", "finished")
-    ledger.end("c", "finished")
-    attach("producer", "next")
-    again = restarted(ledger, old)
-    assert again.catalog() == []
-    assert again.take_drops() == [("vault", "t0")]
-
-
-def test_what_was_lost_and_published_again_is_there_after_a_restart(ledger, attach):
-    attach("producer", "p")
-    attach("consumer", "c")
-    publish(ledger, 0)
-    ledger.payload_lost("exp", "t0")
-    retried = publish(ledger, 0)  # the same token: the vault was restarted, and called the method again
-    assert [located.payload.token for located in restarted(ledger, retried).catalog()] == ["t0"]
-
-
-def test_where_a_source_stood_is_not_remembered_again_by_a_restart(ledger, attach):
-    attach("producer", "p")
-    attach("consumer", "c")
-    located = [publish(ledger, rollout_id, source={"at": rollout_id}) for rollout_id in range(3)]
-    for rollout_id in (0, 2):
-        train(ledger, "c", rollout_id)
-    assert [*restarted(ledger, located[1]).jobs["exp"].sources] == [*ledger.jobs["exp"].sources] == [0, 2]
-
-
-def test_a_value_that_was_put_after_the_job_was_complete_is_there_after_a_restart(ledger, attach):
-    for role, name in (("producer", "p"), ("consumer", "c"), ("writer", "w")):
-        attach(role, name)
-    for name in ("p", "c"):
-        ledger.end(name, "finished")
-    value = ledger.put_value("w", "tokenizer", Payload("v0", "vault", 1))
-    assert restarted(ledger, value).get_value("exp", "tokenizer") == value

@@ -196,7 +196,7 @@ class Consumer(Member):
     def release(self, rollout_id: int) -> None:
         """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""
         self.check()
-        self.link.call("release", self.info.client_id, check_rollout_id(rollout_id))
+        self.link.call("release", self.info.client_id, check_rollout_id(rollout_id), token=uuid.uuid4().hex)
 
     def producer_facts(self, timeout_s: float | None = None) -> tuple[int, Any]:
         """Wait for (epoch, what it announced) of a live producer. Raises EndOfStream, PeerFailed, WaitTimeout."""

@@ -3,9 +3,9 @@
 Pure state with an injected clock: every method returns at once; waiting is the broker's business, which asks again
 when something changed. A method that finds nothing *yet* returns None; one that can never succeed raises.
 
-    roster.py   who is attached          shelf.py    what is published, kept, lost, freed
-    pacing.py   what is generated next   engines.py  which weights the engines have
-    here        what consumers hold: leases, acks, the history that they train
+    roster.py   who is attached               shelf.py    what is published, kept, lost, freed
+    sources.py  where prompts are taken from  pacing.py   what is generated next
+    engines.py  which weights engines have    here        what consumers hold: leases, acks, their history
 """
 
 import heapq
@@ -101,13 +101,20 @@ class Ledger(Engines):
         job.acked += 1
         self._settle(job, rollout_id)
 
-    def release(self, client_id: str, rollout_id: int) -> None:
-        """Give a leased rollout back: others of the group may claim it. Raises NotOwner."""
+    def release(self, client_id: str, rollout_id: int, token: str = "") -> None:
+        """Give a leased rollout back: others of the group may claim it. With the same `token` again it was done.
+
+        Raises:
+            NotOwner: this consumer does not hold it.
+        """
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         group = job.groups[client.info.group]
+        if token and client.answered.get("release", ("",))[0] == token:
+            return
         self._check_owner(group, client, rollout_id)
         self._give_back(job, group, rollout_id)
+        client.answered["release"] = (token, None)
 
     def resume(self, client_id: str, rollout_id: int, source: Any = None) -> dict[str, Any]:
         """This consumer's history covers every rollout below `rollout_id`, and nothing else: a checkpoint says so.

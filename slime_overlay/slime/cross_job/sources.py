@@ -1,0 +1,71 @@
+"""Where the producer's source of prompts stands: the n-th generation began where the one before it ended. The ledger's
+part that lets a rollout be generated again from the same prompts, and a producer go on without skipping any.
+
+Pure state like the rest of the ledger.
+"""
+
+import time
+from collections.abc import Callable
+
+from .errors import PayloadLost
+from .records import Job
+from .roster import Roster
+from .types import Payload, check_rollout_id
+
+
+class Sources(Roster):
+    """See the module."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
+        super().__init__(clock, wall)
+        self._drops: list[tuple[str, str]] = []
+
+    def source_before(self, client_id: str, rollout_id: int) -> tuple[int, Payload | None]:
+        """(n, payload that tells where the source of prompts stood) before the generation of `rollout_id`, the n-th.
+
+        What is generated again begins where it began the first time; anything else where the newest one ended. None:
+        at the source's own beginning, or nobody said where it ended.
+
+        Raises:
+            PayloadLost: it was said, but is lost.
+        """
+        job = self.jobs[self._live(client_id, "producer").info.job_id]
+        position = job.positions.get(check_rollout_id(rollout_id), job.frontier + 1)
+        before = job.sources.get(position - 1)
+        if before is None and position > 0 and job.tells_source:
+            raise PayloadLost(
+                f"where the source of prompts stood before rollout {rollout_id} of job {job.job_id} is lost, with all "
+                "vaults that kept it: begin anew under another --job-id, from a checkpoint that knows it"
+            )
+        return position, before
+
+    def take_drops(self) -> list[tuple[str, str]]:
+        """(vault, token) of payloads that nobody can ask for any more; each is told once."""
+        drops, self._drops = self._drops, []
+        return drops
+
+    def _take_position(self, job: Job, rollout_id: int, payload: Payload) -> None:
+        if rollout_id not in job.positions:
+            job.frontier += 1
+            job.positions[rollout_id] = job.frontier
+        position = job.positions[rollout_id]
+        old = job.sources.get(position)
+        if old is not None and old.source_apart:
+            self._drops.append((old.vault, f"{old.token}.source"))
+        job.tells_source = job.tells_source or payload.source is not None or payload.source_apart
+        self._note_source(job, position, payload)
+
+    def _note_source(self, job: Job, position: int, payload: Payload) -> None:
+        if position == job.frontier or position + 1 in job.positions.values():  # something begins there
+            job.sources[position] = payload
+        else:
+            job.sources.pop(position, None)
+            if payload.source_apart:
+                self._drops.append((payload.vault, f"{payload.token}.source"))
+
+    def _forget_position(self, job: Job, rollout_id: int) -> None:
+        """This rollout is never generated from these prompts again: nobody needs to know where they began."""
+        position = job.positions.pop(rollout_id, None)
+        before = None if position is None else job.sources.pop(position - 1, None)
+        if before is not None and before.source_apart:
+            self._drops.append((before.vault, f"{before.token}.source"))

@@ -1,0 +1,113 @@
+"""Promises of a ledger that is made again, which test_ledger_model.py found broken, each in the fewest steps."""
+
+import pytest
+
+from slime.cross_job.errors import NotOwner
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.types import LocatedValue, Payload
+
+from .ledger_hands import attach, publish, restarted, train
+
+
+def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
+    return ledger.put_value("c", key, Payload(f"{key}{version}", "v1/a", 1), version)
+
+
+def test_what_is_to_be_generated_again_was_not_lost_by_a_restart(ledger):
+    attach(ledger, "p", max_staleness=0, on_stale="regenerate")
+    attach(ledger, "c")
+    publish(ledger, 0, weight_version=0)
+    weights = put(ledger, "weights", 1)
+    assert ledger.claim("c", 0) is None
+    again = restarted(ledger, weights)
+    assert again.next_demand("p") == 0
+    status = again.status("exp")["exp"]
+    assert (status["lost"], status["losses"], status["regenerated"]) == ([], 0, 1)
+
+
+def test_a_job_that_is_complete_lost_nothing_by_a_restart(ledger):
+    attach(ledger, "p")
+    attach(ledger, "c")
+    publish(ledger, 0)
+    ledger.payload_lost("exp", "t0")
+    ledger.end("p", "finished")
+    ledger.end("c", "finished")
+    status = restarted(ledger).status("exp")["exp"]
+    assert (status["complete"], status["lost"], status["losses"]) == (True, [], 1)
+
+
+def test_a_rollout_that_was_given_up_does_not_come_back_with_a_vault_that_was_not_told(ledger):
+    attach(ledger, "p", max_staleness=0, on_stale="regenerate")
+    attach(ledger, "c")
+    stale = publish(ledger, 0, weight_version=0)
+    weights = put(ledger, "weights", 1)
+    assert ledger.claim("c", 0) is None
+    again = restarted(ledger, stale, weights)
+    assert again.catalog() == []
+    assert again.take_drops() == [("v1/a", "t0")]
+    assert again.next_demand("p") == 0
+
+
+def test_a_value_that_was_replaced_does_not_come_back_when_the_newest_is_lost(ledger):
+    attach(ledger, "c")
+    old = put(ledger, "weights", 1)
+    put(ledger, "weights", 2)
+    again = restarted(ledger, old)
+    assert again.get_value("exp", "weights") is None
+    assert again.take_drops() == [("v1/a", "weights1")]
+
+
+def test_nothing_of_a_job_that_was_complete_comes_back_in_the_next_one_of_its_name(ledger):
+    attach(ledger, "p")
+    attach(ledger, "c")
+    old = publish(ledger, 0)
+    train(ledger, 0)
+    ledger.end("p", "finished")
+    ledger.end("c", "finished")
+    attach(ledger, "p2")
+    again = restarted(ledger, old)
+    assert again.catalog() == []
+    assert again.take_drops() == [("v1/a", "t0")]
+
+
+def test_what_was_given_back_is_not_given_back_twice_when_the_answer_was_lost(ledger):
+    for name in ("p", "c", "c2"):
+        attach(ledger, name)
+    located = publish(ledger, 0)
+    for n in range(2):
+        ledger.claim("c", 0)
+        ledger.release("c", 0, token=(token := f"r{n}"))
+    again = restarted(ledger, located)
+    again.release("c", 0, token=token)
+    again.claim("c2", 0)
+    again.release("c", 0, token=token)
+    assert again.status("exp")["exp"]["requeued"] == 2
+    with pytest.raises(NotOwner, match="leased by the consumer"):
+        again.release("c", 0, token="another")
+
+
+def test_what_was_lost_and_published_again_is_there_after_a_restart(ledger):
+    attach(ledger, "p")
+    attach(ledger, "c")
+    publish(ledger, 0)
+    ledger.payload_lost("exp", "t0")
+    retried = publish(ledger, 0)  # the same token: the vault was restarted, and called the method again
+    assert [located.payload.token for located in restarted(ledger, retried).catalog()] == ["t0"]
+
+
+def test_where_a_source_stood_is_not_remembered_again_by_a_restart(ledger):
+    attach(ledger, "p")
+    attach(ledger, "c")
+    located = [publish(ledger, rollout_id, source={"at": rollout_id}) for rollout_id in range(3)]
+    for rollout_id in (0, 2):
+        train(ledger, rollout_id)
+    assert [*restarted(ledger, located[1]).jobs["exp"].sources] == [*ledger.jobs["exp"].sources] == [0, 2]
+
+
+def test_a_value_that_was_put_after_the_job_was_complete_is_there_after_a_restart(ledger):
+    for name in ("p", "c", "w"):
+        attach(ledger, name)
+    for name in ("p", "c"):
+        ledger.end(name, "finished")
+    value = ledger.put_value("w", "tokenizer", Payload("v0", "v1/a", 1))
+    assert restarted(ledger, value).get_value("exp", "tokenizer") == value

@@ -1,0 +1,105 @@
+"""What a vault keeps for a broker that restarts: snapshots of jobs, their tables, the records of payloads."""
+
+import pytest
+import ray
+
+from slime.cross_job.errors import Fenced, PayloadLost
+from slime.cross_job.records import Job
+from slime.cross_job.snapshot import Snapshot
+from slime.cross_job.tables import Change
+from slime.cross_job.types import Payload
+from slime.cross_job.vault import Target, Vault
+
+from .ray_stand_in import Ref, attach_both, batch, from_refs, payload
+
+
+def snapshot_of(job_id: str, broker: int, serial: int) -> Snapshot:
+    return Snapshot(broker, serial, Job(job_id), [])
+
+
+def kept(vault: Vault) -> list[tuple[str, int, int, list[int]]]:
+    """(job, broker, serial, positions of its sources) of each snapshot."""
+    return [(s.job.job_id, s.broker, s.serial, [*tables["sources"]]) for s, tables in vault._snapshots.values()]
+
+
+def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
+    async def test() -> None:
+        for found in (snapshot_of("a", 1, 5), snapshot_of("a", 1, 4), snapshot_of("b", 1, 6), snapshot_of("b", 1, 7)):
+            assert await vault.remember(found, {}, None)
+        assert kept(vault) == [("a", 1, 5, []), ("b", 1, 7, [])]
+        assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
+        assert kept(vault) == [("a", 2, 1, []), ("b", 1, 7, [])]
+        assert (await vault.inventory())[1] == [*vault._snapshots.values()]
+        await vault.forget("a")
+        await vault.forget("never known")
+        assert kept(vault) == [("b", 1, 7, [])]
+
+    run(test())
+
+
+def test_a_vault_adds_up_the_sources_of_a_job(vault, run):
+    def sources(whole: bool, over: list[int], **new: Payload) -> dict[str, Change[Payload]]:
+        return {"sources": Change(whole, over, {int(n[1:]): found for n, found in new.items()})}
+
+    async def test() -> None:
+        found = [payload(f"t{n}") for n in range(4)]
+        assert await vault.remember(snapshot_of("a", 1, 1), sources(True, [], n0=found[0], n1=found[1]), None)
+        assert await vault.remember(snapshot_of("b", 1, 2), sources(True, [], n7=found[3]), None)
+        assert await vault.remember(snapshot_of("a", 1, 3), sources(False, [0, 5], n1=found[2]), (1, 1))
+        assert kept(vault) == [("a", 1, 3, [1]), ("b", 1, 2, [7])]
+        assert vault._snapshots["a"][1]["sources"][1] is found[2]
+        assert await vault.remember(snapshot_of("a", 1, 2), sources(False, [1]), (1, 1)), "late, and nothing new"
+        assert kept(vault)[0] == ("a", 1, 3, [1])
+        assert await vault.remember(snapshot_of("a", 1, 4), sources(True, [], n9=found[0]), None)
+        assert kept(vault)[0] == ("a", 1, 4, [9])
+
+    run(test())
+
+
+def test_a_vault_that_lacks_what_changes_build_on_says_so_and_keeps_nothing(vault, run):
+    async def test() -> None:
+        assert not await vault.remember(snapshot_of("a", 1, 2), {"sources": Change(False, [0], {})}, (1, 1))
+        assert kept(vault) == []
+        assert await vault.remember(snapshot_of("a", 1, 3), {"sources": Change(True, [], {0: payload("t")})}, None)
+        assert not await vault.remember(snapshot_of("a", 1, 5), {"sources": Change(False, [0], {})}, (1, 4))
+        assert kept(vault) == [("a", 1, 3, [0])]
+
+    run(test())
+
+
+def test_a_broker_that_was_replaced_is_told_so(vault, run):
+    async def test() -> None:
+        assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
+        for job_id in ("a", "b"):
+            with pytest.raises(Fenced, match="broker 1 was replaced by broker 2"):
+                await vault.remember(snapshot_of(job_id, 1, 99), {}, None)
+        assert kept(vault) == [("a", 2, 1, [])]
+
+    run(test())
+
+
+def test_a_vault_remembers_what_it_holds_as_the_broker_recorded_it(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        first = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        value = await vault.hand_over(Target("w3", "c", key="weights", version=3), from_refs(batch()), 30)
+        await vault.hand_over(Target("same", "p", rollout_id=0), from_refs(batch()), 30)
+        assert (await vault.inventory())[0] == [first, value]
+        await vault.drop(["t0"])
+        assert (await vault.inventory())[0] == [value]
+
+    run(test())
+
+
+def test_a_vault_can_tell_whether_a_payload_is_readable(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        await vault.check("t0")
+        with pytest.raises(PayloadLost, match="freed, or the vault was restarted"):
+            await vault.check("t1")
+        vault._held["t0"] = [*vault._held["t0"], Ref(ray.exceptions.ObjectLostError("ab" * 28, None, ""))]
+        with pytest.raises(PayloadLost, match="lost payload t0"):
+            await vault.check("t0")
+
+    run(test())
