@@ -142,3 +142,21 @@ def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, sing
     assert steps[:3] == expected[:3]
     assert steps[3:] == expected[2:]
     assert "freed the lock on the engines" in second.logs, "the lock was not held: the fault did not happen"
+
+
+@both_eras
+def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_path):
+    """What was published for two data-parallel ranks is trained on by one, the same samples."""
+    hold = stop_at(run, "rollout", KILLED_AT)
+    rollout, first = run.rollout_job(), run.train_job()
+    kill_there(hold, first, rollout, first)
+    second = run.train_job("--actor-num-gpus-per-node", "1", load=tmp_path / "saved")
+    end_well(rollout, second, timeout_s=300)
+    figures = ("rollout_id", "raw_reward", "loss", "grad_norm")
+    steps = run.steps(*figures)
+    assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4]
+    both = steps[2], steps[3]  # by two ranks, and by one
+    assert both[1] == pytest.approx(both[0], rel=1e-3, abs=1e-6)  # the loss is one of normalised rewards: nearly 0
+    assert both[1][1] == both[0][1]
+    assert rollout.logs.count("rollout 2 version") == 1, "it was generated again"
+    assert ("rollout 2 was split for a layout of before" in second.logs) == (pin == "v0.3.1")

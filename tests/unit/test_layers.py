@@ -24,6 +24,7 @@ ORDER = (
     *("facade", "jobs"),
     *(
         "arguments",
+        "parts",
         "handshake",
         "data_source",
         "train_data",
@@ -54,7 +55,7 @@ USES_RAY = frozenset(
         *("boxes", "gateway", "train_side", "train_group", "hooks", "update_groups"),
     ]
 )
-USES_SLIME = frozenset(["boxes", "data_source", "train_side", "rollout_side"])
+USES_SLIME = frozenset(["boxes", "parts", "data_source", "train_side", "rollout_side"])
 """Modules that import slime's own: they are of use on a patched checkout only."""
 FLAGS = {"settings": "..cross_job_arguments"}
 """The flags lie beside the package, so that slime's parser need not import it."""

@@ -5,16 +5,15 @@ the rollout is retained. `process` is what slime's `process_rollout_data` hands 
 from shared memory of its node, through slime's own code.
 """
 
-import inspect
 from collections.abc import Callable
-from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import ray
 
 from .errors import BadInput
 from .member import get_parts
-from .train_data import open_rows, unpack
+from .parts import anew, with_globals
+from .train_data import open_rows, pack, unpack
 
 try:
     from slime.utils.ray_utils import Box  # 079dbcf, v0.1.0
@@ -41,7 +40,7 @@ class CrossJobBox(Box):
         """
         batch = self.get()
         alone = _Alone(read.__globals__["dist"])
-        mine = _with_globals(read, ray=_Reader(lambda ref: open_rows(batch)), dist=alone)
+        mine = with_globals(read, ray=_Reader(lambda ref: open_rows(batch)), dist=alone)
         return mine(args, Box(self.inner), dp_rank, dp_size)
 
     def get(self) -> Any:
@@ -56,10 +55,9 @@ class CrossJobBoxes(list[CrossJobBox]):
         """slime's `process_rollout_data`, reading this rank's part."""
         if len(self) != dp_size:
             raise BadInput(
-                f"rollout {self[0].rollout_id} was split for {len(self)} data-parallel ranks, this train job has "
-                f"{dp_size}: start it with {len(self)}, or drop the rollouts that were published before"
+                f"rollout {self[0].rollout_id} was split for {len(self)} training ranks, and one of {dp_size} reads it"
             )
-        mine = _with_globals(read, ray=_Reader(lambda ref: unpack(self[dp_rank].get())))
+        mine = with_globals(read, ray=_Reader(lambda ref: unpack(self[dp_rank].get())))
         return mine(args, [Box(box.inner) for box in self], dp_rank, dp_size)
 
 
@@ -69,23 +67,19 @@ def boxes_of(rollout: Any) -> CrossJobBoxes:
     return CrossJobBoxes(CrossJobBox(ref, *about) for ref in rollout.refs)
 
 
+def boxes_anew(rollout: Any, args: Any, config: dict[str, Any]) -> CrossJobBoxes:
+    """The boxes of a claimed rollout that was split for another layout than this train job's (parts.py).
+
+    Owned by this process: they end with the train job.
+    """
+    about = (rollout.job_id, rollout.rollout_id, rollout.version, rollout.weight_version)
+    parts = anew([unpack(batch) for batch in rollout.parts], rollout.meta["split"], args, config)
+    return CrossJobBoxes(CrossJobBox(ray.put(pack(part)), *about) for part in parts)
+
+
 def boxes_apart(parts: list[Any], job_id: str, rollout_id: int) -> CrossJobBoxes:
     """Boxes of parts that are not published; this process owns them."""
     return CrossJobBoxes(CrossJobBox(ray.put(part), job_id, rollout_id, 0, None) for part in parts)
-
-
-def split(manager: Any, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """slime's training data as slime splits it: one dict per DP rank from v0.3 on, before that one in all.
-
-    Runs slime's own `_split_train_data_by_dp`, but keeps the dicts that it would put into the object store: a ref of
-    this process would die with it.
-    """
-    split_by_dp = getattr(type(manager), "_split_train_data_by_dp", None)
-    if split_by_dp is None:
-        return [data]
-    split_by_dp = inspect.unwrap(split_by_dp)  # Ray wraps the methods of an actor
-    keeping = SimpleNamespace(put=lambda value, **_: value)
-    return _with_globals(split_by_dp, ray=keeping, Box=lambda inner: inner)(manager, data)
 
 
 class _Reader:
@@ -112,11 +106,3 @@ class _Alone:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dist, name)
-
-
-def _with_globals(function: Any, **replaced: Any) -> Any:
-    """The same code with other globals: slime's logic stays slime's, whatever a pin makes of it."""
-    scope = {**function.__globals__, **replaced}
-    copy = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy

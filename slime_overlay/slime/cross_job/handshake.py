@@ -1,12 +1,15 @@
 """What slime's two jobs must agree on, so that a disagreement is refused before anything is generated.
 
-Each job states it when it attaches, and the broker compares (Roster.attach). The layout of data-parallel ranks is not
-among it: the train job announces its own, and the rollout job splits by it.
+Each job states it when it attaches, and the broker compares (Roster.attach). The number of data-parallel ranks is not
+among it: the train job announces its own, the rollout job splits by it, and what was split for another train job is
+split anew (parts.py).
 """
 
 import hashlib
 from pathlib import Path
 from typing import Any
+
+from . import parts
 
 _ARGUMENTS = (
     # how much, in which portions
@@ -23,9 +26,14 @@ _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "
 _DATA_CODE = ("utils/types.py", "utils/data.py", "backends/utils/data.py", "ray/buffer.py", "ray/rollout.py")
 
 
-def terms(args: Any) -> dict[str, Any]:
-    """What a job with these arguments takes for granted: JSON-able values by a name that the other job understands."""
-    stated = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in _ARGUMENTS}
+def terms(args: Any, in_parts: bool) -> dict[str, Any]:
+    """What a job with these arguments takes for granted: JSON-able values by a name that the other job understands.
+
+    Args:
+        in_parts: slime at this pin splits a rollout among training ranks where it generates it.
+    """
+    names = (*_ARGUMENTS, *parts.ARGUMENTS) if in_parts else _ARGUMENTS
+    stated = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in names}
     stated = {name: value for name, value in stated.items() if isinstance(value, (bool, int, float, str))}
     stated["slime's code for rollout data (its pin)"] = _digest(_existing(Path(__file__).parents[1], _DATA_CODE))
     checkpoint = getattr(args, "hf_checkpoint", None)

@@ -60,14 +60,15 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     In a rollout job the vault has called `generate`, and owns what is returned here: a header and the packed parts. A
     job without a role publishes from this process and gets boxes that read from the published rollout.
     """
-    from .boxes import split
+    from .parts import split
     from .producer import returned
     from .train_data import pack
 
     args = manager.args
-    parts = [pack(part) for part in split(manager, data)]
+    dicts, how = split(manager, data)
+    parts = [pack(part) for part in dicts]
     rewards = data.get("raw_reward", data.get("rewards"))
-    meta = {"samples": len(data["tokens"])}
+    meta = {"samples": len(data["tokens"]), **({"split": how} if how else {})}
     if rewards and all(isinstance(reward, (int, float)) for reward in rewards):
         meta["reward"] = sum(rewards) / len(rewards)
     if args.cross_job_role == "rollout":

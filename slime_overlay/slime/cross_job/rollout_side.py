@@ -31,7 +31,7 @@ def main(args: Any) -> None:
     ensure_ray(log_to_driver=True)
     _children_die_with_us()
     stopping.want()
-    with Producer(args.job_id, settings=arguments.settings(args), terms=terms(args)) as producer:
+    with Producer(args.job_id, settings=arguments.settings(args), terms=terms(args, _in_parts())) as producer:
         producer.doing("starting slime's engines")
         owner, facts = _start(args)  # the owner is kept: engines and router end with it
         producer.announce(facts)
@@ -114,6 +114,13 @@ def _children_die_with_us() -> None:
         os.register_at_fork(after_in_child=lambda: libc.prctl(1, signal.SIGTERM))  # 1: PR_SET_PDEATHSIG
 
 
+def _in_parts() -> bool:
+    """Whether slime at this pin splits a rollout where it generates it: from v0.3 on."""
+    from slime.ray import placement_group
+
+    return hasattr(placement_group, "create_training_models")
+
+
 def _start(args: Any) -> tuple[Any, dict[str, Any]]:
     """slime's rollout half at this pin: its owner, and what the train job needs to reach it."""
     from slime.ray import placement_group
@@ -121,7 +128,7 @@ def _start(args: Any) -> tuple[Any, dict[str, Any]]:
     from .hooks import placement
 
     pgs = placement_group.create_placement_groups(args) if placement(args)[0] else {"rollout": None}
-    if hasattr(placement_group, "create_training_models"):  # from v0.3 on: one actor holds everything
+    if _in_parts():  # one actor holds everything
         from slime.utils.logging_utils import init_tracking
 
         init_tracking(args)
