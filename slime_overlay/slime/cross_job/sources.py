@@ -56,7 +56,7 @@ class Sources(Roster):
         self._note_source(job, position, payload)
 
     def _note_source(self, job: Job, position: int, payload: Payload) -> None:
-        if position == job.frontier or position + 1 in job.positions.values():  # something begins there
+        if position == job.frontier or position + 1 in job.positions.data.values():  # something begins there
             job.sources[position] = payload
         else:
             job.sources.pop(position, None)
