@@ -1,7 +1,7 @@
 """Submits one half of slime as a Ray job, from a patched checkout, and follows its log: see launch_rollout.sh --help.
 
-Runs in the environment that slime runs in (it needs ray). Exit code: 0 when the job succeeded, 1 when it failed or was
-stopped, 2 when it was not submitted.
+Runs in the environment that slime runs in (it needs ray). Exit code: the job's own (README.md, exit codes), 1 when it
+was stopped by Ray or gave none, 2 when it was not submitted.
 """
 
 import argparse
@@ -109,7 +109,8 @@ async def follow(client: "JobSubmissionClient", job: str) -> int:  # type: ignor
             break
         await asyncio.sleep(1)  # the connection was lost, not the job
     print(f"{job}: {info.status.value} {info.message or ''}", flush=True)
-    return 0 if info.status.value == "SUCCEEDED" else 1
+    code = info.driver_exit_code
+    return 0 if info.status.value == "SUCCEEDED" or code == 0 else max(code or 1, 1)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ SETTINGS: dict[str, tuple[type, str]] = {
         "seconds that a waiting job gives a failed peer to come back before it fails too (default: 0.0), 1800 for "
         "slime's rollout and train jobs",
     ),
+    "resources_s": (
+        float,
+        "seconds that a job waits for a node that could hold its actors, as where nodes are added on demand "
+        "(default: 600.0)",
+    ),
     "timeout_s": (float, "seconds after which a wait ends with a verdict (default: 3600.0)"),
 }
 """Field of Settings -> its type and help. Absent flags are None: the defaults stay those of Settings."""

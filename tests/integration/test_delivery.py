@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray_jobs import wait_for
 from speak import columns
 
 from slime.cross_job import Consumer, Producer
-from slime.cross_job.errors import EndOfStream, NotOwner, Refused, RolloutNotFound, WaitTimeout
+from slime.cross_job.errors import EndOfStream, HeldBack, NoResources, NotOwner, Refused, RolloutNotFound, WaitTimeout
 from slime.cross_job.link import Link
 from slime.cross_job.producer import returned
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
@@ -216,7 +217,7 @@ def test_pause_and_drain(pair, job_id):
     producer.publish(0, columns(0))
     assert link.call("control", job_id, "paused") == "running"
     consumer.demand(1)
-    with pytest.raises(WaitTimeout, match="is paused") as paused:
+    with pytest.raises(HeldBack, match="is paused") as paused:
         producer.next_demand(0.5)
     assert paused.value.verdict["kind"] == "paused"
     with pytest.raises(WaitTimeout, match="is paused"):
@@ -263,7 +264,7 @@ def test_a_producer_waits_for_room_and_says_so(job_id):
                 published.append(producer.next_demand(1))
                 producer.publish(published[-1], columns(published[-1]))
 
-        with pytest.raises(WaitTimeout, match=r"waits for room.*--cross-job-max-bytes 300000") as full:
+        with pytest.raises(HeldBack, match=r"waits for room.*--cross-job-max-bytes 300000") as full:
             fill()
         assert full.value.verdict["kind"] == "full"
         assert producer.status()["held_bytes"] <= 300_000
@@ -272,11 +273,56 @@ def test_a_producer_waits_for_room_and_says_so(job_id):
         assert producer.next_demand(5) == published[-1] + 1
 
 
-def test_an_actor_that_no_node_can_hold_is_named_within_30_s(job_id, caplog):
-    with Producer(job_id) as producer:
-        generator = Generator.options(num_gpus=64).remote()
-        began = time.monotonic()
-        with caplog.at_level(logging.WARNING), pytest.raises(WaitTimeout):
-            producer.publish_from(0, generator, "generate", rollout_id=0, source=0, timeout_s=1)
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        ({"num_gpus": 64}, "needs 64 GPU (0 of 0 free); add nodes that have it, or ask for less"),
+        ({"num_cpus": 100}, "needs 100 CPU (8 of 8 free); add nodes that have it, or ask for less"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_an_actor_that_no_node_can_hold_is_named_to_both_sides_within_30_s(job_id, caplog, needs, said):
+    names = {"namespace": job_id, "resources_s": 8.0, "heartbeat_s": 0.2}
+    with Producer(job_id, **names) as producer, Consumer(job_id, **names) as consumer:
+        generator = Generator.options(**needs).remote()
+        began, raised = time.monotonic(), []
+
+        def publish() -> None:
+            try:
+                producer.publish_from(0, generator, "generate", rollout_id=0, source=0)
+            except NoResources as error:
+                raised.append(error)
+
+        publishing = threading.Thread(target=publish)
+        publishing.start()
+        text = f"the actor Generator waits to be started: it {said}"
+        with pytest.raises(WaitTimeout) as late:
+            consumer.claim(0, timeout_s=7)
+        assert text in late.value.verdict["activity"]
+        publishing.join(60)
+        assert f"nothing was started within 8 s: {text}" in str(raised[0])
         assert time.monotonic() - began < 30
-        assert "Generator waits to be started: it needs 64 GPU (0 of 0 free)" in caplog.text
+        assert caplog.text.count(text) == 1
+
+
+def test_an_actor_whose_place_others_hold_is_waited_for(job_id):
+    with Producer(job_id, namespace=job_id, resources_s=0) as producer:
+        holder = Generator.options(num_cpus=8).remote()
+        ray.get(holder.__ray_ready__.remote())
+        late = Generator.options(num_cpus=8).remote()
+        with pytest.raises(NoResources, match=r"it needs 8 CPU \(0 of 8 free\); stop what holds them"):
+            producer.publish_from(0, late, "generate", rollout_id=0, source=0, timeout_s=6)
+        ray.kill(holder)
+        assert producer.publish_from(0, late, "generate", rollout_id=0, source=0, timeout_s=60).version == 1
+
+
+def test_what_a_claim_was_granted_after_its_deadline_is_handed_out_first(pair):
+    producer, consumer = pair
+    with pytest.raises(WaitTimeout):
+        consumer.claim(timeout_s=0.2)
+    for rollout_id in range(2):
+        producer.publish(rollout_id, columns(rollout_id))
+    (token,) = consumer._unanswered
+    granted = consumer.link.call("claim", consumer.info.client_id, token=token)  # nobody hears the answer
+    assert granted.rollout_id == 0
+    assert [consumer.claim().rollout_id for _ in range(2)] == [0, 1]

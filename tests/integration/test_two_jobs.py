@@ -51,7 +51,8 @@ def test_a_job_that_ended_normally_is_end_of_stream_for_one_that_waits(submit, j
     ("end", "verdict"),
     [
         ("raise", "the reward model is on fire"),
-        ("sigkill", "its Ray job is FAILED"),
+        ("sigkill", "its Ray job is FAILED ("),
+        ("sigkill", "out of memory, these are my last words"),
         ("silent", "its Ray job is SUCCEEDED"),
     ],
 )

@@ -49,20 +49,25 @@ def config(ranks: int) -> dict[str, int]:
     return {"dp_size": ranks, "cp_size": 1, "vpp_size": 1, "microbatch_group_size_per_vp_stage": 1}
 
 
-def compare(args: Namespace, data: dict[str, Any], before: int, after: int) -> list[str]:
+def compare(before: Namespace, after: Namespace, data: dict[str, Any], ranks: tuple[int, int]) -> list[str]:
     from slime.ray.rollout import RolloutManager
 
+    from slime.cross_job.errors import BadInput
     from slime.cross_job.parts import anew, split
     from slime.cross_job.train_data import pack, unpack
 
-    def manager(ranks: int) -> Any:
+    def manager(args: Namespace, ranks: int) -> Any:
         made = object.__new__(type(RolloutManager))
         made.args, made.train_parallel_config = args, config(ranks)
         return made
 
-    parts, how = split(manager(before), copy.deepcopy(data))
-    ours = anew([unpack(pack(part)) for part in parts], json.loads(json.dumps(how)), args, config(after))
-    theirs, _ = split(manager(after), copy.deepcopy(data))
+    parts, how = split(manager(before, ranks[0]), copy.deepcopy(data))
+    theirs, how_after = split(manager(after, ranks[1]), copy.deepcopy(data))
+    try:
+        ours = anew([unpack(pack(part)) for part in parts], json.loads(json.dumps(how)), after, config(ranks[1]))
+    except BadInput as error:
+        needs_more = {i for i, _ in how["left_out"]} - {i for i, _ in how_after["left_out"]}
+        return [] if needs_more else [str(error)]
     return differences("parts", theirs, ours)
 
 
@@ -73,5 +78,10 @@ if __name__ == "__main__":
     for number, ((changed, together), before, after) in enumerate(itertools.product(WAYS, RANKS, RANKS)):
         args = Namespace(**{**vars(arguments), **changed})
         args.global_batch_size //= together
-        found = compare(args, rollout(number, 64, together), before, after)
+        found = compare(args, args, rollout(number, 64, together), (before, after))
         print("SAID", json.dumps({"case": [changed, before, after], "differences": found[:5]}), flush=True)
+    for number, (before, after) in enumerate(itertools.permutations((6, 8, 12, 24, 32, 64), 2)):
+        small = {**vars(arguments), "micro_batch_size": 1}  # what is left out for one may be needed for the other
+        first, second = (Namespace(**{**small, "global_batch_size": size}) for size in (before, after))
+        found = compare(first, second, rollout(number, 64, 1), (1, 2))
+        print("SAID", json.dumps({"case": ["batch", before, after], "differences": found[:5]}), flush=True)

@@ -80,6 +80,7 @@ def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, st
         monkeypatch.setattr(module, "ray", stand_in)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
     monkeypatch.setattr(broker_module, "over_reason", over_reason)
+    monkeypatch.setattr(broker_module, "job_words", lambda ray_job_id: None)
     monkeypatch.setattr(broker_module, "Ledger", lambda: Ledger(loop.time, loop.time))
     return stand_in
 

@@ -32,6 +32,7 @@ FLAGS = frozenset(
         "--cross-job-heartbeat-s",
         "--cross-job-dead-after-s",
         "--cross-job-peer-grace-s",
+        "--cross-job-resources-s",
         "--cross-job-timeout-s",
     ]
 )
@@ -159,6 +160,7 @@ def test_every_flag_arrives():
         "heartbeat_s": 0.5,
         "dead_after_s": 4.5,
         "peer_grace_s": 60.0,
+        "resources_s": 30.0,
         "timeout_s": 0.25,
     }
     words = [word for name, value in given.items() for word in ("--cross-job-" + name.replace("_", "-"), str(value))]

@@ -243,6 +243,30 @@ def test_the_watch_outlives_what_ray_throws(broker, run, monkeypatch, caplog, lo
     run(test())
 
 
+def test_of_a_process_that_is_gone_it_is_said_how_its_job_ended_once_ray_knows(broker, run, over, monkeypatch):
+    words = iter([("RUNNING", "its Ray job is RUNNING"), ("FAILED", "its Ray job is FAILED (boom | exit 1)")])
+    monkeypatch.setattr(broker_module, "job_words", lambda ray_job_id: next(words))
+
+    async def test() -> None:
+        await attach_both(broker)
+        over["p"] = "its actor a1 died; its Ray job is RUNNING"
+        await asyncio.sleep(8)
+        found = await broker.call("peer_verdict", "c")
+        assert found["reason"] == "its actor a1 died; its Ray job is FAILED (boom | exit 1)"
+
+    run(test())
+
+
+def test_a_verdict_on_who_lives_says_how_its_job_stands(broker, run, monkeypatch):
+    monkeypatch.setattr(broker_module, "job_words", lambda ray_job_id: ("RUNNING", f"its Ray job is {ray_job_id}"))
+
+    async def test() -> None:
+        await attach_both(broker)
+        assert (await broker.call("peer_verdict", "c"))["message"].endswith("; its Ray job is r-p")
+
+    run(test())
+
+
 # ---------------------------------------------------------------------- what vaults are told
 
 

@@ -51,6 +51,7 @@ def test_a_message_of_several_lines_is_one_line_too():
 
 def test_the_exit_codes_tell_the_verdicts_apart():
     kinds = ["CrossJobError", "BadInput", "Refused", "Unreachable", "WaitTimeout", "PeerFailed", "EndOfStream"]
+    kinds += ["StoreFull", "NoResources", "HeldBack"]
     codes = [getattr(errors, kind).exit_code for kind in kinds]
     assert len(set(codes)) == len(kinds)
     assert [kind for kind, code in zip(kinds, codes) if code == 0] == ["EndOfStream"]

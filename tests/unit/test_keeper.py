@@ -103,6 +103,21 @@ def test_without_any_copy_nobody_is_answered(keeper, vaults, run, loop):
     assert loop.time() == pytest.approx(1005.5)
 
 
+def test_two_jobs_at_once_have_two_copies_each(keeper, vaults, run, ledger, loop):
+    one, other, third = vaults([0.3], [0.3], [])
+    attach(ledger, "p2", job="second")
+
+    async def test() -> None:
+        first = loop.create_task(keeper.keep("exp"))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(first, keeper.keep("second"))
+
+    run(test())
+    for vault in (one, other):
+        assert {*vault._snapshots} == {"exp", "second"}
+    assert not third._snapshots
+
+
 def test_a_slow_vault_does_not_hold_up_answers_when_another_has_kept_it(keeper, vaults, run, loop):
     slow, quick = vaults([10.0], [])
     run(keeper.keep("exp"))

@@ -19,7 +19,7 @@ ORDER = (
     *("roster", "sources", "shelf", "pacing", "engines", "ledger", "snapshot"),
     *("liveness", "vault", "keeper", "broker"),  # the actors
     "link",
-    *("weights", "member"),  # what both sides have in common
+    *("weights", "member", "resources"),  # what both sides have in common
     *("producer", "consumer"),
     *("facade", "jobs"),
     *(
@@ -51,8 +51,8 @@ STRANGERS = (
 
 USES_RAY = frozenset(
     [
-        *("liveness", "vault", "keeper", "broker", "link", "member", "producer", "facade"),
-        *("boxes", "gateway", "train_side", "train_group", "hooks", "update_groups"),
+        *("liveness", "vault", "keeper", "broker", "link", "member", "resources", "producer", "facade"),
+        *("boxes", "gateway", "train_side", "train_group", "hooks", "update_groups", "rollout_side"),
     ]
 )
 USES_SLIME = frozenset(["boxes", "parts", "data_source", "train_side", "rollout_side"])

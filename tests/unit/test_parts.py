@@ -4,7 +4,12 @@ from types import SimpleNamespace
 
 from slime.cross_job.parts import layout, split, together
 
-HOW = {"whole": ["raw_reward", "total_lengths"], "made": ["partition", "num_microbatches"], "layout": {}}
+HOW = {
+    "whole": ["raw_reward", "total_lengths"],
+    "made": ["partition", "num_microbatches"],
+    "layout": {},
+    "left_out": [],
+}
 
 
 def part(*partition: int, lengths: list[int]) -> dict[str, object]:
@@ -30,12 +35,14 @@ def test_parts_together_are_the_rollout_in_its_own_order():
     }
 
 
-def test_samples_that_slime_left_out_stand_in_by_their_length_and_under_one_id():
+def test_samples_that_slime_left_out_stand_in_by_their_length_and_id():
     lengths = [3, 1, 2, 5]
-    data, left_out = together([part(1, lengths=lengths), part(0, lengths=lengths)], HOW)
+    data, left_out = together(
+        [part(1, lengths=lengths), part(0, lengths=lengths)], {**HOW, "left_out": [[2, 17], [3, 17]]}
+    )
     assert left_out == {2, 3}
     assert [len(tokens) for tokens in data["tokens"]] == lengths
-    assert data["rollout_ids"] == [10, 11, 12, 12]
+    assert data["rollout_ids"] == [10, 11, 17, 17]
 
 
 def test_what_splits_nothing_says_nothing_of_it():
@@ -51,5 +58,6 @@ def test_what_the_split_depends_on_is_of_the_layout():
         "use_dynamic_batch_size": None,
         "max_tokens_per_gpu": None,
         "balance_data": True,
+        "balance_by_flops": None,
         "dp_size": 4,
     }

@@ -1,18 +1,20 @@
 """Vaults and brokers that die, without a cluster: what is lost is known, and the next broker goes on from there."""
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
 import ray
 
+from slime.cross_job import keeper as keeper_module
 from slime.cross_job.broker import Broker
 from slime.cross_job.errors import RolloutNotFound
 from slime.cross_job.records import FAILED
 from slime.cross_job.types import BROKER_NAME
 from slime.cross_job.vault import Target, Vault
 
-from .ray_stand_in import NAMESPACE, VAULT, Ref, Troubled, attach_both, batch, from_refs, settle, unavailable
+from .ray_stand_in import NAMESPACE, VAULT, Ref, Troubled, attach_both, batch, client, from_refs, settle, unavailable
 
 # ---------------------------------------------------------------------- vaults that die
 
@@ -183,7 +185,63 @@ def test_what_is_forgotten_is_forgotten_by_the_vaults_too(broker, vault, run):
         assert len((await vault.inventory())[1]) == 1
         await broker.call("forget", "exp")
         await settle()
-        assert await vault.inventory() == ([], [])
+        assert (await vault.inventory())[1:] == ([], [])
         assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+
+    run(test())
+
+
+def test_a_broker_that_begins_with_nothing_is_none_of_before(broker, vault, run, ray_stand_in, monkeypatch):
+    """Vaults that have forgotten every job still know how many brokers there were."""
+    exits: list[int] = []
+    monkeypatch.setattr(keeper_module.os, "_exit", exits.append)
+
+    async def test() -> None:
+        await broker.vault_here(VAULT, vault._incarnation)
+        await attach_both(broker)
+        second = restarted_broker(ray_stand_in)
+        for name in ("p", "c"):
+            await second.call("end", name, FAILED)
+        await second.call("forget", "exp")
+        await settle()
+        third = restarted_broker(ray_stand_in)
+        await attach_both(third)
+        assert [found.broker for found, _ in vault._snapshots.values()] == [3]
+
+    run(test())
+    assert exits == []
+
+
+def test_a_broker_that_lives_on_beside_the_next_one_is_fenced_before_that_has_written(
+    broker, vault, run, ray_stand_in, monkeypatch
+):
+    class Exited(Exception):
+        """Stands in for the end of the broker's process."""
+
+    def exit_now(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr(keeper_module.os, "_exit", exit_now)
+
+    async def test() -> None:
+        await broker.vault_here(VAULT, vault._incarnation)
+        await claimed(broker, vault)
+        await vault.inventory()  # the next one reads, and may be waiting for another vault
+        with pytest.raises(Exited):
+            await broker.call("ack", "c", 0)
+
+    run(test())
+
+
+def test_what_a_client_is_told_is_kept_although_its_vault_has_not_introduced_itself(
+    broker, run, ray_stand_in, monkeypatch
+):
+    late = ray_stand_in.actors[VAULT] = Vault(VAULT, NAMESPACE)
+
+    async def test() -> None:
+        info = dataclasses.replace(client("producer"), node_id=VAULT.rpartition("_")[2])
+        await broker.attach(info, {"dead_after_s": 30.0})
+        assert [*late._snapshots] == ["exp"]
+        assert (await restarted_broker(ray_stand_in).call("status", "exp"))["exp"]["producer"]["state"] == "live"
 
     run(test())

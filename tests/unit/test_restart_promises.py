@@ -6,7 +6,7 @@ from slime.cross_job.errors import NotOwner
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.types import LocatedValue, Payload
 
-from .ledger_hands import attach, publish, restarted, train
+from .ledger_hands import attach, ends_at, publish, restarted, train
 
 
 def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
@@ -111,3 +111,34 @@ def test_a_value_that_was_put_after_the_job_was_complete_is_there_after_a_restar
         ledger.end(name, "finished")
     value = ledger.put_value("w", "tokenizer", Payload("v0", "v1/a", 1))
     assert restarted(ledger, value).get_value("exp", "tokenizer") == value
+
+
+def test_what_a_vault_that_was_silent_at_a_restart_has_of_before_does_not_come_back(ledger):
+    """Its rollout counted as lost, was generated again, trained on and freed."""
+    attach(ledger, "p")
+    attach(ledger, "c")
+    old = publish(ledger, 0, "old", source="after 0")
+    again = restarted(ledger)
+    assert again.status("exp")["exp"]["lost"] == [0]
+    publish(again, 0, "new", vault="v2/a", source="after 0")
+    publish(again, 1, vault="v2/a", source="after 1")
+    train(again, 0, 1)
+    last = publish(again, 2, vault="v2/a", source="after 2")
+    assert ends_at(again, 3) == (3, "after 2")
+    third = restarted(again, old, last)
+    assert [located.rollout_id for located in third.catalog()] == [2]
+    assert ends_at(third, 3) == (3, "after 2")
+    assert ("v1/a", "old") in third.take_drops()
+
+
+def test_a_claim_that_is_asked_for_again_is_answered_as_long_as_it_is_held(ledger):
+    attach(ledger, "p")
+    attach(ledger, "c")
+    for rollout_id in range(2):
+        publish(ledger, rollout_id)
+    first = ledger.claim("c", token="once")
+    assert ledger.claim("c", token="once") == first
+    ledger.release("c", 0)
+    ledger.claim("c", 0)
+    ledger.ack("c", 0)
+    assert ledger.claim("c", token="once").rollout_id == 1, "what it holds no more is not handed out again"

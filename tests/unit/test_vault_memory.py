@@ -29,7 +29,7 @@ def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
         assert kept(vault) == [("a", 1, 5, []), ("b", 1, 7, [])]
         assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
         assert kept(vault) == [("a", 2, 1, []), ("b", 1, 7, [])]
-        assert (await vault.inventory())[1] == [*vault._snapshots.values()]
+        assert (await vault.inventory())[2] == [*vault._snapshots.values()]
         await vault.forget("a")
         await vault.forget("never known")
         assert kept(vault) == [("b", 1, 7, [])]
@@ -84,9 +84,9 @@ def test_a_vault_remembers_what_it_holds_as_the_broker_recorded_it(vault, broker
         first = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
         value = await vault.hand_over(Target("w3", "c", key="weights", version=3), from_refs(batch()), 30)
         await vault.hand_over(Target("same", "p", rollout_id=0), from_refs(batch()), 30)
-        assert (await vault.inventory())[0] == [first, value]
+        assert (await vault.inventory())[1] == [first, value]
         await vault.drop(["t0"])
-        assert (await vault.inventory())[0] == [value]
+        assert (await vault.inventory())[1] == [value]
 
     run(test())
 

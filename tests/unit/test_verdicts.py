@@ -60,3 +60,11 @@ def test_a_verdict_of_the_other_side_names_it():
     assert verdict(None, "consumer", "exp", 0.0, 0.0)["message"].startswith("no train job has attached")
     consumer = Client(ClientInfo("id", "exp", "consumer", group="archive"), 1, 30.0, 0.0, 0.0, 0.0)
     assert who(consumer) == "consumer of job exp (epoch 1, group archive, Ray job ?, pid 0 on ?)"
+
+
+def test_what_lasts_long_says_how_long():
+    client = described(beat=999.0)
+    client.since = 940.0
+    found = verdict(client, "producer", "exp", now=1000.0, now_wall=6000.0)
+    assert "doing: publishing rollout 5, for 60 s by now; it is still at work" in found["message"]
+    assert found["activity_s"] == 60.0

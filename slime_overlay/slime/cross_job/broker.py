@@ -18,15 +18,16 @@ import ray
 from .errors import JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
-from .liveness import over_reason
+from .liveness import JOB_IS, is_over, job_words, over_reason
 from .records import DEAD, Client
-from .types import PROTOCOL, ClientInfo
+from .types import PROTOCOL, VAULT_NAME, ClientInfo
 
 logger = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 0.5
 _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
 _VAULTS_EVERY_S = 5.0
+_JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone has ended
 
 _READS = frozenset(
     [
@@ -38,10 +39,10 @@ _READS = frozenset(
 _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
-        *("begin_update", "end_update", "break_update", "put_value", "forget", "control"),
+        *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group"),
     ]
 )
-_OF_A_JOB = frozenset(["forget", "control"])
+_OF_A_JOB = frozenset(["forget", "control", "close_group"])
 """Operations that name a job, not a client."""
 
 
@@ -69,6 +70,7 @@ class Broker:
     async def attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
         await self.hello()
+        await self._keeper.know(f"{VAULT_NAME}_{info.node_id}")  # which may not have introduced itself yet
         try:
             granted = self._ledger.attach(info, **settings)
         except JobIdTaken:
@@ -95,7 +97,7 @@ class Broker:
             result = ask(*args, **kwargs)
         if operation in _WRITES:
             await self._changed_by(operation, *args)
-        return result
+        return await self._with_its_job(result) if operation == "peer_verdict" else result
 
     async def wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Like `call`, asked again at every change until it finds something; None after `wait_s` seconds."""
@@ -216,11 +218,37 @@ class Broker:
         if reason is not None and client.live:
             self._ledger.end(client.info.client_id, DEAD, reason)
             logger.warning("job %s: %s is dead: %s", client.info.job_id, client.info.role, reason)
+            if not is_over(reason):
+                self._spawn(self._add_its_job(client))
         return not client.live
+
+    async def _add_its_job(self, client: Client) -> None:
+        """Ray knows that a process is gone some seconds before it knows how its job ended: say that, too."""
+        reason, words = client.reason, ""
+        for _ in range(_JOB_ENDS_S):
+            words = await _job_of(client.info.ray_job_id)
+            if is_over(words):
+                break
+            await asyncio.sleep(1)
+        if words and JOB_IS not in reason:
+            client.reason = f"{reason}; {words}"
+        elif words:
+            client.reason = f"{reason.partition(JOB_IS)[0]}{words}"
+        await self._keeper.keep(client.info.job_id)
+
+    @staticmethod
+    async def _with_its_job(verdict: dict[str, Any]) -> dict[str, Any]:
+        """A verdict on a client that is not through, with what Ray says of its job."""
+        if verdict["kind"] not in ("alive", "slow", "dead") or JOB_IS in verdict["message"]:
+            return verdict
+        words = await _job_of(verdict["ray_job_id"])
+        return {**verdict, "message": f"{verdict['message']}; {words}"} if words else verdict
 
     async def _watch_clients(self) -> None:
         await asyncio.sleep(_WATCH_EVERY_S)
         gone = self._ledger.tick()
+        for client in gone:
+            self._spawn(self._add_its_job(client))
         gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
         for job_id in {client.info.job_id for client in gone}:
             await self._keeper.keep(job_id)
@@ -262,3 +290,13 @@ class Broker:
                 await watch()
             except Exception:  # the watch must outlive whatever Ray answers; the next round tries again
                 logger.exception("watch")
+
+
+async def _job_of(ray_job_id: str) -> str:
+    """How this Ray job stands, in words; empty where nobody can tell."""
+    try:
+        found = await asyncio.to_thread(job_words, ray_job_id)
+    except Exception as error:  # whatever the state API makes of a dashboard that is not there
+        logger.info("Ray cannot tell about Ray job %s: %s", ray_job_id, error)
+        return ""
+    return found[1] if found else ""

@@ -1,6 +1,7 @@
 """The train side: demand rollouts, claim them, read them, ack them; publish new weights."""
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from .batch import Batch
-from .errors import BadInput, EndOfStream, Refused, Unreachable
+from .errors import BadInput, BrokerLost, EndOfStream, Refused, Stopped, Unreachable, WaitTimeout
 from .link import START_S, Deadline
 from .member import Member, get_parts, read_source
 from .types import Located, check_rollout_id
@@ -104,11 +105,14 @@ class Consumer(Member):
     role = "consumer"
 
     def __init__(self, job_id: str, group: str = "train", *, columns: Sequence[str] = (), **settings: Any):
-        """See Member. `columns`: those that every batch must have; one without them is refused when it is claimed."""
+        """See Member. `columns`: those that every batch must have: a producer that says that its batches lack them is
+        refused, or this consumer is; a batch without them is refused when it is claimed."""
         if not isinstance(group, str) or not group:
             raise BadInput(f"a consumer group is a non-empty name, not {group!r}")
         self._columns = tuple(columns)
-        super().__init__(job_id, group=group, **settings)
+        self._unanswered: list[str] = []  # tokens of claims that may have been granted, though nobody heard it
+        self._releasing = threading.Lock()
+        super().__init__(job_id, group=group, columns=self._columns, **settings)
 
     def resume(self, rollout_id: int, source: Any = None) -> None:
         """This consumer goes on from a checkpoint that covers every rollout below `rollout_id`, and no other.
@@ -160,9 +164,13 @@ class Consumer(Member):
         rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
         what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
         deadline = self._deadline(timeout_s)
-        asked = {"grace_s": self.settings.peer_grace_s, "token": uuid.uuid4().hex}
+        asked: dict[str, Any] = {"grace_s": self.settings.peer_grace_s, "token": self._token(rollout_id)}
         while True:
-            located = self._wait(deadline, what, "claim", rollout_id, version, **asked)
+            try:
+                located = self._wait(deadline, what, "claim", rollout_id, version, **asked)
+            except (WaitTimeout, BrokerLost, Stopped):
+                self._keep_token(asked["token"])
+                raise
             rollout = Rollout(self, located)
             payload = located.payload
             if payload.columns and (missing := [c for c in self._columns if c not in payload.columns]):
@@ -178,10 +186,21 @@ class Consumer(Member):
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
                 where = (located.rollout_id, payload.vault, payload.token)
                 if self.link.ask("unreadable", Deadline(2 * START_S), self.info.client_id, *where):
-                    asked["token"] = uuid.uuid4().hex
+                    asked["token"] = self._token(rollout_id)
                 elif not deadline:
+                    self._keep_token(asked["token"])
                     raise
                 time.sleep(0.5)
+
+    def _token(self, rollout_id: int | None) -> str:
+        """Of a claim of the next one: that of a claim without an answer, whose rollout is then handed out first."""
+        if rollout_id is not None:
+            return ""
+        return self._unanswered.pop() if self._unanswered else uuid.uuid4().hex
+
+    def _keep_token(self, token: str) -> None:
+        if token:
+            self._unanswered.append(token)
 
     def get(self, rollout_id: int, version: int | None = None) -> Rollout:
         """Read a published rollout without a lease (default: its newest version). Raises RolloutNotFound."""
@@ -196,7 +215,8 @@ class Consumer(Member):
     def release(self, rollout_id: int) -> None:
         """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""
         self.check()
-        self.link.call("release", self.info.client_id, check_rollout_id(rollout_id), token=uuid.uuid4().hex)
+        with self._releasing:  # the broker remembers the newest token only
+            self.link.call("release", self.info.client_id, check_rollout_id(rollout_id), token=uuid.uuid4().hex)
 
     def producer_facts(self, timeout_s: float | None = None) -> tuple[int, Any]:
         """Wait for (epoch, what it announced) of a live producer. Raises EndOfStream, PeerFailed, WaitTimeout."""

@@ -15,8 +15,10 @@
     │   ├── PayloadLost              the vault that owned the payload is gone
     │   │   └── ValueLost            and it was a value of this client's (weights, say): publish it again
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
-    │   └── StoreFull                object store and spill disk are full; nothing of that call was published
+    │   ├── StoreFull             7  object store and spill disk are full; nothing of that call was published
+    │   └── NoResources           8  no node has, or has free, what an actor or placement group needs; named in words
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
+    │   └── HeldBack              9  it passed while the job was paused, or full: `verdict` says which
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
     ├── EndOfStream               0  the other job finished: there is nothing more to come
@@ -105,6 +107,14 @@ class ActorLost(Unreachable):
 class StoreFull(Unreachable):
     """The object store and its spill disk have no room for the payload; nothing of that call was published."""
 
+    exit_code = 7
+
+
+class NoResources(Unreachable):
+    """An actor or a placement group was not started, because the cluster lacks, or has not free, what it needs."""
+
+    exit_code = 8
+
 
 class WaitTimeout(CrossJobError, TimeoutError):
     """A deadline passed. `verdict` (a dict) says who was waited for, its last sign of life and what it was doing."""
@@ -114,6 +124,12 @@ class WaitTimeout(CrossJobError, TimeoutError):
     def __init__(self, message: str, verdict: dict | None = None):
         super().__init__(message, verdict)
         self.verdict = verdict or {}
+
+
+class HeldBack(WaitTimeout):
+    """A deadline passed while nothing could be generated: the job is paused, or its bound on bytes is reached."""
+
+    exit_code = 9
 
 
 class RolloutNotFound(CrossJobError, KeyError):

@@ -17,7 +17,7 @@ from . import arguments, data_source, parts, stopping, update_groups
 from .boxes import boxes_anew, boxes_of
 from .consumer import Consumer
 from .errors import CrossJobError
-from .handshake import terms
+from .handshake import OF_THE_DATA, terms
 from .jobs import log_to_stderr
 from .link import Deadline, get
 
@@ -49,7 +49,9 @@ class Gateway:
     def start(self) -> None:
         """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
         log_to_stderr()
-        self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=terms(self._args, self._in_parts))
+        stated = terms(self._args, self._in_parts)
+        lasting = [name for name in OF_THE_DATA if name in stated]
+        self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=stated, lasting=lasting)
         self._consumer.be_first()  # slime reaches for the engines before its weights
 
     # ------------------------------------------------------------------ as slime calls its rollout manager

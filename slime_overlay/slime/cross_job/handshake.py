@@ -22,6 +22,11 @@ _ARGUMENTS = (
 )
 """Arguments of slime that both jobs read, at any pin; those that are None are not stated."""
 
+PIN = "slime's code for rollout data (its pin)"
+TOKENIZER = "the tokenizer in --hf-checkpoint"
+OF_THE_DATA = (PIN, TOKENIZER)
+"""Terms that hold for what is published and not acked, too, whoever ended meanwhile."""
+
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 _DATA_CODE = ("utils/types.py", "utils/data.py", "backends/utils/data.py", "ray/buffer.py", "ray/rollout.py")
 
@@ -35,11 +40,11 @@ def terms(args: Any, in_parts: bool) -> dict[str, Any]:
     names = (*_ARGUMENTS, *parts.ARGUMENTS) if in_parts else _ARGUMENTS
     stated = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in names}
     stated = {name: value for name, value in stated.items() if isinstance(value, (bool, int, float, str))}
-    stated["slime's code for rollout data (its pin)"] = _digest(_existing(Path(__file__).parents[1], _DATA_CODE))
+    stated[PIN] = _digest(_existing(Path(__file__).parents[1], _DATA_CODE))
     checkpoint = getattr(args, "hf_checkpoint", None)
     if checkpoint:
         files = _existing(Path(checkpoint), _TOKENIZER)
-        stated["the tokenizer in --hf-checkpoint"] = _digest(files) if files else str(checkpoint)
+        stated[TOKENIZER] = _digest(files) if files else str(checkpoint)
     return stated
 
 

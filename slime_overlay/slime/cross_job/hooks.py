@@ -21,12 +21,17 @@ _taps: dict[str, Any] = {}
 def placement(args: Any) -> tuple[int, int]:
     """(GPUs of this job's placement group, index of the first rollout GPU in it) for the job's role.
 
-    slime then waits for them without a word (up to v0.1), so what is missing is said here.
+    slime then waits for them without end, and up to v0.1 without a word: what is missing is said here, also to the
+    other job, and the wait has an end (resources.py). The train job introduces itself before it takes any of them.
     """
     import ray
 
     from .link import ensure_ray
 
+    if args.cross_job_role == "train":
+        from .train_side import TrainSide
+
+        TrainSide.of(args)
     if args.cross_job_role == "train":
         gpus = args.actor_num_nodes * args.actor_num_gpus_per_node
     elif args.debug_train_only or getattr(args, "rollout_external", False):

@@ -20,9 +20,14 @@ def run(main: Callable[[], None]) -> None:
     except CrossJobError as error:
         if not error.exit_code:
             return
-        sys.stdout.flush()
-        print(f"{type(error).__name__}: {' | '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        tell(error)
         sys.exit(error.exit_code)
+
+
+def tell(error: BaseException) -> None:
+    """Print an error as one line."""
+    sys.stdout.flush()
+    print(f"{type(error).__name__}: {' | '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
 
 
 def log_to_stderr() -> None:

@@ -1,6 +1,7 @@
 """The broker's memory: the newest snapshot of each job, kept in vaults; see snapshot.py."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Keeper:
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
         self._asked: set[asyncio.Future[bool]] = set()  # the loop itself holds tasks weakly
         self._jobs: dict[str, _Kept] = {}
-        self._broker = 1
+        self._broker = 1  # n-th of the namespace
         self._serial = 0
 
     async def restore(self) -> dict[str, list[int]]:
@@ -65,9 +66,9 @@ class Keeper:
         for name, found in zip(mine, await asyncio.gather(*map(self._inventory, mine)), strict=True):
             if found is not None:
                 self._vaults[name] = found[0]
-                records += found[1]
-                snapshots += found[2]
-        self._broker = 1 + max((s.broker for s, _ in snapshots), default=0)
+                self._broker = max(self._broker, found[1])
+                records += found[2]
+                snapshots += found[3]
         missing = restore(self._ledger, snapshots, records)
         if snapshots or records:
             logger.warning(
@@ -89,7 +90,7 @@ class Keeper:
             job.kept = job.asked
             self._serial += 1
             sent = {name: self._send(name, job_id) for name in self._choose()}
-            asked = {asyncio.ensure_future(self._ask(name, job_id, what)) for name, what in sent.items()}
+            asked = {asyncio.create_task(self._ask(name, job_id, what), name=name) for name, what in sent.items()}
             self._asked |= asked
             for task in asked:
                 task.add_done_callback(self._asked.discard)
@@ -98,7 +99,9 @@ class Keeper:
                 done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 kept = any(task.result() for task in done)
             if asked:  # one copy is enough to answer; the next goes to those that are quick
-                await asyncio.wait(asked, timeout=_SECOND_COPY_S)
+                _, asked = await asyncio.wait(asked, timeout=_SECOND_COPY_S)
+            for task in asked:
+                self._avoided[task.get_name()] = asyncio.get_running_loop().time() + _ANSWER_S
 
     def _choose(self) -> list[str]:
         """The vaults to ask: those that answer, always the same as long as they do."""
@@ -118,8 +121,6 @@ class Keeper:
 
     async def _ask(self, name: str, job_id: str, sent: tuple[Any, _Told]) -> bool:
         """Whether this vault has it."""
-        loop = asyncio.get_running_loop()
-        self._avoided[name] = loop.time() + _ANSWER_S
         try:
             while not await answer_of(sent[0]):  # it was restarted: the tables must go whole
                 if job_id not in self._ledger.jobs or name not in self._vaults:
@@ -135,7 +136,7 @@ class Keeper:
             return False
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
             logger.warning("vault %s does not keep the state of a job: %r", name, error)
-            self._avoided[name] = loop.time() + _AVOIDED_S
+            self._avoided[name] = asyncio.get_running_loop().time() + _AVOIDED_S
             return False
         self._avoided.pop(name, None)
         self._told(job_id)[name] = sent[1]
@@ -151,6 +152,12 @@ class Keeper:
         asked = [vault.forget.remote(job_id) for vault in self._vaults.values()]
         await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
 
+    async def know(self, name: str) -> None:
+        """This vault may keep snapshots, if there is one of this name."""
+        if name not in self._vaults:
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                await self.vault_here(name)
+
     async def vault_here(self, name: str) -> None:
         """This vault may keep snapshots."""
         self._vaults[name] = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
@@ -164,7 +171,7 @@ class Keeper:
         if not but_it_is_back:
             self._vaults.pop(name, None)
 
-    async def _inventory(self, name: str) -> tuple[Any, list[Any], list[Any]] | None:
+    async def _inventory(self, name: str) -> tuple[Any, int, list[Any], list[Any]] | None:
         deadline = asyncio.get_running_loop().time() + _INVENTORY_S
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
             try:

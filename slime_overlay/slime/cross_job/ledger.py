@@ -44,8 +44,9 @@ class Ledger(Engines):
         job = self.jobs[client.info.job_id]
         group = job.groups[client.info.group]
         if rollout_id is None:
-            if token and client.answered.get("claim", ("", None))[0] == token:
-                return client.answered["claim"][1]
+            known, answer = client.answered.get("claim", ("", None))
+            if token and token == known and group.leases.get(answer.rollout_id, ("",))[0] == client_id:
+                return answer
             located = self._claim_next(job, group, client, grace_s)
             if located is not None:
                 client.answered["claim"] = (token, located)
@@ -206,14 +207,17 @@ class Ledger(Engines):
             mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
             candidates = [c for c in mine if c.live] or [g.last for g in job.groups.values() if g.last is not None]
             peer = max(candidates, key=lambda c: c.attached_at, default=None)
-            return self.held_back(job) or verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
+            found = verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
+            return self.held_back(job) or _with_words(found, self.idle(job))
         owner = job.groups[info.group].leases.get(-1 if rollout_id is None else rollout_id)
         if owner is not None and owner[0] != client_id:
             found = verdict(self.clients[owner[0]], "consumer", job.job_id, self._clock(), self._wall())
             return {**found, "message": f"it is leased: {found['message']}"}
         found = verdict(job.producer, "producer", job.job_id, self._clock(), self._wall())
-        held_back = self.held_back(job) if found["kind"] in ("alive", "slow") else None
-        return {**found, **held_back} if held_back else found
+        if found["kind"] not in ("alive", "slow"):
+            return found
+        held_back = self.held_back(job)
+        return {**found, **held_back} if held_back else _with_words(found, self.idle(job))
 
     def status(self, job_id: str | None = None) -> dict[str, dict[str, Any]]:
         """Figures of one job, or of all, by job id (see status.py). Raises RolloutNotFound for an unknown job."""
@@ -292,6 +296,10 @@ class Ledger(Engines):
         if over and job.groups and all(g.closed for g in job.groups.values()):
             self._free_all(job)
             job.complete = True
+
+
+def _with_words(found: dict[str, Any], idle: str) -> dict[str, Any]:
+    return {**found, "message": f"{found['message']}; {idle}"} if idle else found
 
 
 def _acked_and_freed(job: Job, rollout_id: int) -> bool:

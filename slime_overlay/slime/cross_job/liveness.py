@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 _OVER = ("SUCCEEDED", "STOPPED", "FAILED")
 _LINES = 3
+JOB_IS = "its Ray job is "
 
 
 def over_reason(info: ClientInfo) -> str | None:
@@ -23,17 +24,36 @@ def over_reason(info: ClientInfo) -> str | None:
     """
     # without an address the state API looks for a cluster on this machine, and gives up where there are two
     address = ray.get_runtime_context().gcs_address
+    reasons = []
     try:
+        if info.node_id in {node["NodeID"] for node in ray.nodes() if not node["Alive"]}:
+            reasons.append(f"its node {info.node_id[:8]} ({info.host}) died")
         if info.actor_id:
             actor = state.get_actor(info.actor_id, address=address, timeout=5)
             if actor is not None and actor.state == "DEAD":
-                return f"its actor {info.actor_id} died"
-        for job in state.list_jobs(address=address, filters=[("job_id", "=", info.ray_job_id)], timeout=5):
-            if job.status in _OVER:  # of a driver that was not submitted, Ray says SUCCEEDED however it ended
-                return f"its Ray job is {job.status.value}{_last_lines(job.message)}"
+                reasons.append(f"its actor {info.actor_id} died")
+        found = job_words(info.ray_job_id)
+        if found is not None and (reasons or found[0] in _OVER):
+            reasons.append(found[1])
     except (RayStateApiException, ConnectionError, OSError) as error:
         logger.warning("Ray cannot tell about Ray job %s: %s", info.ray_job_id, error)
+    return "; ".join(reasons) or None
+
+
+def job_words(ray_job_id: str) -> tuple[str, str] | None:
+    """(status, the same in words with the last lines of its log where it is over) of a Ray job; None: Ray does not
+    know it. Blocks for some tens of milliseconds. Raises what the state API raises where it is not there."""
+    address = ray.get_runtime_context().gcs_address
+    for job in state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5):
+        # of a driver that was not submitted, Ray says SUCCEEDED however it ended
+        status = str(job.status.value)
+        return status, f"{JOB_IS}{status}{_last_lines(job.message) if status in _OVER else ''}"
     return None
+
+
+def is_over(words: str) -> bool:
+    """Whether these words tell of a Ray job that is over."""
+    return any(f"{JOB_IS}{status}" in words for status in _OVER)
 
 
 def submission_id(ray_job_id: str) -> str:
@@ -44,26 +64,6 @@ def submission_id(ray_job_id: str) -> str:
     except (RayStateApiException, ConnectionError, OSError):
         return ""
     return next((job.submission_id for job in jobs if job.submission_id), "")
-
-
-def pending_reason() -> str | None:
-    """Which actor of this Ray job has not started yet, and what it misses; None when all have, or nobody can tell."""
-    context = ray.get_runtime_context()
-    pending: Any = [("job_id", "=", context.get_job_id()), ("state", "=", "PENDING_CREATION")]
-    try:
-        actors = state.list_actors(address=context.gcs_address, filters=pending, detail=True, timeout=5)
-    except (RayStateApiException, ConnectionError, OSError):
-        return None
-    if not actors:
-        return None
-    found: Any = actors[0]
-    needs = dict(found.required_resources or {})
-    free, total = ray.available_resources(), ray.cluster_resources()
-    short = [f"{n:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, n in needs.items()]
-    return (
-        f"the actor {found.class_name} waits to be started: it needs {', '.join(short) or 'a worker process'}; "
-        "stop what holds them, add nodes, or ask for fewer"
-    )
 
 
 def _last_lines(message: str | None) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ from .errors import (
     EndOfStream,
     Fenced,
     Forgotten,
+    HeldBack,
     JobIdTaken,
     PayloadLost,
     Stopped,
@@ -52,6 +53,8 @@ class Member:
         settings: see Settings; keyword arguments of the same names may be given instead.
         terms: JSON-able values by name that hold for this side; another client that states one of them otherwise is
             refused, or this one is.
+        lasting: names of those terms that must hold for what is published and not acked, too: of the data.
+        columns: of every batch: those that a producer will publish, or those that a consumer needs.
 
     Raises:
         BadInput, ClusterUnreachable, BrokerLost, ProtocolMismatch, Refused (and its JobIdTaken).
@@ -66,6 +69,8 @@ class Member:
         settings: Settings | None = None,
         group: str = "",
         terms: Mapping[str, Any] | None = None,
+        lasting: Sequence[str] = (),
+        columns: Sequence[str] = (),
         **overrides: Any,
     ):
         if settings is not None and overrides:
@@ -80,7 +85,7 @@ class Member:
         self._fault: CrossJobError | None = None
         self._ended = threading.Event()
         self.link.vault_on(self.info.node_id)  # it also keeps the broker's memory
-        granted = self._attach(dict(terms or {}))
+        granted = self._attach(terms=dict(terms or {}), lasting=[*lasting], columns=[*columns])
         self.epoch: int = granted["epoch"]
         self.max_ahead: int = granted["max_ahead"]
         threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
@@ -218,7 +223,8 @@ class Member:
                 verdict = self.link.call(
                     "peer_verdict", self.info.client_id, *(asked if self.role == "consumer" else [])
                 )
-                raise WaitTimeout(
+                kind = HeldBack if verdict["kind"] in ("paused", "full") else WaitTimeout
+                raise kind(
                     f"no {what} of job {self.job_id} within {deadline.timeout_s:g} s: {verdict['message']}", verdict
                 )
             return found
@@ -267,9 +273,9 @@ class Member:
         finally:
             self.doing(f"nothing here since {what} was handed over")
 
-    def _attach(self, terms: dict[str, Any]) -> dict[str, Any]:
+    def _attach(self, **said: Any) -> dict[str, Any]:
         stated = {name: getattr(self.settings, name) for name in SETTINGS}
-        stated |= {"dead_after_s": self.settings.dead_after_s, "terms": terms}
+        stated |= {"dead_after_s": self.settings.dead_after_s, **said}
         return self._when_free(lambda: self.link.ask("attach", Deadline(START_S), self.info, stated))
 
     def _when_free(self, take: Callable[[], Any]) -> Any:

@@ -12,7 +12,10 @@ from typing import Any
 
 from .errors import BadInput
 
-ARGUMENTS = ("global_batch_size", "micro_batch_size", "use_dynamic_batch_size", "max_tokens_per_gpu", "balance_data")
+ARGUMENTS = (
+    *("global_batch_size", "micro_batch_size", "use_dynamic_batch_size", "max_tokens_per_gpu"),
+    *("balance_data", "balance_by_flops"),
+)
 """Arguments of slime that the split depends on; besides, what training ranks say of themselves."""
 
 
@@ -32,6 +35,7 @@ def split(manager: Any, data: dict[str, Any]) -> tuple[list[dict[str, Any]], dic
         "layout": layout(manager.args, manager.train_parallel_config),
         "whole": [key for key in parts[0] if key in data and parts[0][key] is data[key]],
         "made": [key for key in parts[0] if key not in data],
+        "left_out": [[index, data["rollout_ids"][index]] for index in sorted(_left_out(parts))],
     }
 
 
@@ -64,25 +68,30 @@ def anew(
 def together(parts: Sequence[Mapping[str, Any]], how: Mapping[str, Any]) -> tuple[dict[str, Any], set[int]]:
     """(the data from which slime made these parts, indices of the samples that are in none of them).
 
-    slime leaves out the last samples, those that do not fill a global batch. In their place are lengths, and one id
-    for all of them, so that they stay the last, and are left out again.
+    slime leaves out the last samples, those that do not fill a global batch. Where they were are their lengths, their
+    rollout ids and another sample's values: enough for slime to count them, and to leave them out again.
     """
     lengths = parts[0]["total_lengths"]
-    left_out = set(range(len(lengths))).difference(index for part in parts for index in part["partition"])
+    left_out = dict(how["left_out"])
     data: dict[str, Any] = {}
     for key in parts[0]:
         if key in how["whole"]:
             data[key] = parts[0][key]
         elif key not in how["made"]:
-            data[key] = [None] * len(lengths)
+            data[key] = [parts[0][key][0]] * len(lengths)
             for part in parts:
                 for index, value in zip(part["partition"], part[key], strict=True):
                     data[key][index] = value
-    nobody = 1 + max((found for found in data["rollout_ids"] if found is not None), default=0)
-    for index in left_out:
+    for index, rollout_id in left_out.items():
         data["tokens"][index] = range(lengths[index])
-        data["rollout_ids"][index] = nobody
-    return data, left_out
+        data["rollout_ids"][index] = rollout_id
+    return data, {*left_out}
+
+
+def _left_out(parts: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Indices of the samples that are in no part."""
+    every = set(range(len(parts[0]["total_lengths"])))
+    return every.difference(index for part in parts for index in part["partition"])
 
 
 def with_globals(function: Any, **replaced: Any) -> Any:

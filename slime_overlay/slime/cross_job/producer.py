@@ -11,17 +11,17 @@ import numpy as np
 import ray
 
 from .batch import Batch
-from .errors import BadInput, EndOfStream, WaitTimeout
+from .errors import BadInput, EndOfStream, NoResources, WaitTimeout
 from .link import START_S, Deadline, get
-from .liveness import pending_reason
 from .member import Member, as_source, get_parts, read_source
+from .resources import Limits, shortage
 from .types import PROTOCOL, Located, check_rollout_id
 from .vault import HEADER, FromMethod, FromRefs, Target
 from .weights import KEY, Weights
 
 logger = logging.getLogger(__name__)
 
-_STARTS_S = 10.0  # after which one looks why an actor does not answer
+_LOOK_S = 5.0  # after which one looks why an actor does not answer
 _SMALL_SOURCE_BYTES = 4096  # larger ones do not pass through the broker
 
 
@@ -106,13 +106,16 @@ class Producer(Member):
 
         Raises:
             ActorLost: the actor died in the method. Unreachable: the vault died; nothing was published.
+            NoResources: the actor has not started, because no node has, or has free, what it needs.
             Else as `publish`, and whatever the method raises.
         """
         rollout_id = check_rollout_id(rollout_id)
         if not hasattr(actor, method):
             raise BadInput(f"the actor has no method {method!r}")
         source = FromMethod(actor, method, args, kwargs, parts)
-        return self._publish(rollout_id, source, self._node_of(actor), timeout_s, repeatable)
+        return self._publish(
+            rollout_id, source, self._node_of(actor, self._deadline(timeout_s)), timeout_s, repeatable
+        )
 
     def next_demand(
         self,
@@ -211,20 +214,31 @@ class Producer(Member):
                 *(self.job_id, nbytes, room),
             )
 
-    def _node_of(self, actor: Any) -> str:
-        """Node of the actor, so that a payload is owned where it is made; this node if it does not say in time."""
-        if actor not in self._nodes:
+    def _node_of(self, actor: Any, deadline: Deadline) -> str:
+        """Node of the actor, so that a payload is owned where it is made; this node if it is too busy to say.
+
+        Raises:
+            NoResources: it has not started within the deadline, or no node could hold it.
+        """
+        if actor in self._nodes:
+            return self._nodes[actor]
+        limits = Limits(self.settings, self.doing)
+        while True:
             try:
                 ask = actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
-                self._nodes[actor] = get(ask, Deadline(_STARTS_S), "the actor")
+                self._nodes[actor] = get(ask, Deadline(min(_LOOK_S, deadline.left())), "the actor")
+                return self._nodes[actor]
             except WaitTimeout:
-                if (why := pending_reason()) is not None:
-                    self.doing(why)
-                    logger.warning("job %s: %s", self.job_id, why)
-                return self.info.node_id
+                missing = shortage(actor)
+                if missing is None:
+                    return self.info.node_id
+                limits.check(missing)
+                if not deadline:
+                    raise NoResources(
+                        f"nothing was started within {deadline.timeout_s:g} s: {missing.message}"
+                    ) from None
             except ray.exceptions.RayActorError:  # the vault will say so when it calls it
                 return self.info.node_id
-        return self._nodes[actor]
 
 
 def returned(

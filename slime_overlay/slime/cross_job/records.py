@@ -45,6 +45,8 @@ class Client:
     terms: dict[str, Any] = field(default_factory=dict)  # what the other side must agree with, see Roster.attach
     facts: Any = None  # what it told its peer, see Ledger.announce
     answered: dict[str, tuple[str, Any]] = field(default_factory=dict)  # operation -> its newest token and answer
+    since: float = 0.0  # monotonic: when it began with its activity
+    columns: tuple[str, ...] = ()  # of every batch: that it publishes, or that it needs
 
     @property
     def live(self) -> bool:
@@ -99,6 +101,7 @@ class Job:
     readable: Ids = field(default_factory=Ids)  # those in `rollouts`
     freed: Ids = field(default_factory=Ids)  # acked or skipped, and not to be had any more
     skipped: Ids = field(default_factory=Ids)  # too stale: no history has them
+    early: int = -1  # the last that had to wait for newer weights
     lost: set[int] = field(default_factory=set)  # went with their vault
     again: dict[int, int] = field(default_factory=dict)  # published more than once, not freed: id -> its last version
     held_bytes: int = 0  # payloads of `rollouts`
@@ -122,6 +125,7 @@ class Job:
     covered: int = 0  # acked by resuming from a checkpoint that covers them
     dropped: int = 0  # too stale, given up with their prompts
     regenerated: int = 0  # too stale, generated again from the same prompts
+    delayed: int = 0  # would have been too stale, generated later
     losses: int = 0  # rollouts that went with a vault before they took effect
     resumed: int = 0  # times that a group went on from a checkpoint
     rewound: int = 0  # times that this took acks back

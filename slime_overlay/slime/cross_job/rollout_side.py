@@ -1,16 +1,21 @@
 """The driver of the rollout job: slime's own engines, router and data source generate what the train job demands."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
 from typing import Any
 
+import ray
+
 from . import arguments, data_source, stopping
-from .errors import ActorLost, BadInput, EndOfStream, Unreachable, WaitTimeout
-from .handshake import terms
+from .errors import ActorLost, BadInput, CrossJobError, EndOfStream, NoResources, Unreachable, WaitTimeout
+from .handshake import OF_THE_DATA, terms
+from .jobs import tell
 from .link import Deadline, ensure_ray, get
 from .producer import Producer
+from .resources import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +36,13 @@ def main(args: Any) -> None:
     ensure_ray(log_to_driver=True)
     _children_die_with_us()
     stopping.want()
-    with Producer(args.job_id, settings=arguments.settings(args), terms=terms(args, _in_parts())) as producer:
+    stated = terms(args, _in_parts())
+    lasting = [name for name in OF_THE_DATA if name in stated]
+    with Producer(args.job_id, settings=arguments.settings(args), terms=stated, lasting=lasting) as producer:
         producer.doing("starting slime's engines")
+        resources = Watch(producer.settings, producer.doing, lambda error: _leave(producer, error))
         owner, facts = _start(args)  # the owner is kept: engines and router end with it
+        resources.stop()
         producer.announce(facts)
         logger.info("job %s: slime's rollout half is ready", args.job_id)
         _Server(args, producer, facts["manager"]).serve()
@@ -105,6 +114,15 @@ class _Server:
     def _in_manager(self, function: Any, *args: Any) -> Any:
         deadline = Deadline(max(_QUICK_S, self._producer.settings.timeout_s))  # it may be generating still
         return get(self._manager.__ray_call__.remote(function, *args), deadline, "slime's data source")
+
+
+def _leave(producer: Producer, error: NoResources) -> None:
+    """End this process from a thread, while slime waits for Ray without end."""
+    tell(error)
+    with contextlib.suppress(CrossJobError, ray.exceptions.RayError):
+        producer.fail(str(error))
+    ray.shutdown()
+    os._exit(error.exit_code)
 
 
 def _children_die_with_us() -> None:

@@ -4,7 +4,7 @@ The membership half of the ledger (ledger.py); pure state with an injected clock
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
@@ -33,7 +33,13 @@ class Roster:
         self._ticked = 0.0
 
     def attach(
-        self, info: ClientInfo, dead_after_s: float = 30.0, terms: dict[str, Any] | None = None, **stated: Any
+        self,
+        info: ClientInfo,
+        dead_after_s: float = 30.0,
+        terms: dict[str, Any] | None = None,
+        lasting: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        **stated: Any,
     ) -> dict[str, Any]:
         """Let a client in; returns {"epoch"} and the settings as they hold for the job (see records.SETTINGS).
 
@@ -42,11 +48,14 @@ class Roster:
         Args:
             dead_after_s: its lease: silence after which it counts as dead.
             terms: what it takes for granted (JSON-able values by name): the same as whoever else states it.
+            lasting: names of those terms that hold for what is published, too: also a producer that ended is heard,
+                as long as rollouts of it are not acked.
+            columns: those that every batch will have (of a producer), or must have (of a consumer).
             stated: settings of the job; None: as the others say.
 
         Raises:
             JobIdTaken: a producer of another Ray job is alive under this job id.
-            Refused: settings or terms were stated otherwise by a client that is alive.
+            Refused: settings, terms or columns were stated otherwise by a client that is alive, or left rollouts.
         """
         if info.role not in ("producer", "consumer", "writer"):
             raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
@@ -59,6 +68,8 @@ class Roster:
         stated = {name: value for name, value in stated.items() if value is not None}
         replaced = self._replaced_by(job, info)
         self._agree(job, stated, terms or {}, replaced)
+        self._agree_with_what_is_left(job, terms or {}, lasting)
+        self._agree_on_columns(job, info.role, columns)
         if replaced is not None:
             self.end(replaced.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
         if job.control == DRAINING and not self._living(job.job_id):
@@ -84,7 +95,8 @@ class Roster:
             group.last, group.live = client, group.live + 1
         else:  # a writer publishes values only; any number a job
             client = Client(info, 1, dead_after_s, wall, now, wall)
-        client.stated, client.terms = stated, terms or {}
+        client.stated, client.terms, client.since = stated, terms or {}, now
+        client.columns = tuple(columns)
         self.clients[info.client_id] = client
         self._forget_old(job)
         return self._granted(client)
@@ -92,7 +104,9 @@ class Roster:
     def heartbeat(self, client_id: str, activity: str) -> None:
         """Record a sign of life. Raises Fenced when the client was replaced or counted as dead."""
         client = self._live(client_id)
-        client.last_beat, client.last_beat_wall, client.activity = self._clock(), self._wall(), activity
+        client.last_beat, client.last_beat_wall = self._clock(), self._wall()
+        if activity != client.activity:
+            client.activity, client.since = activity, client.last_beat
 
     def end(self, client_id: str, state: str, reason: str = "") -> None:
         """A client ends as `finished`, `stopped`, `failed` or `dead`. Its leases are given back. Twice is once.
@@ -133,7 +147,7 @@ class Roster:
         """Know these clients, of a ledger of another process: their clocks begin anew."""
         now = self._clock()
         for client in clients:
-            client.last_beat = client.ended_at = now
+            client.last_beat = client.ended_at = client.since = now
             self.clients[client.info.client_id] = client
 
     # ------------------------------------------------------------------ inside
@@ -171,6 +185,36 @@ class Roster:
         for client_id in ended[:-_REMEMBERED]:
             del self.clients[client_id]
 
+    def _agree_with_what_is_left(self, job: Job, terms: dict[str, Any], lasting: Sequence[str]) -> None:
+        gone = job.producer
+        left = sorted(r for r in job.rollouts if r not in job.done)
+        if gone is None or gone.live or not left:
+            return
+        if found := _differences({name: terms[name] for name in lasting}, gone.terms):
+            raise Refused(
+                f"this job and the {who(gone)}, of which rollouts {left[0]} to {left[-1]} are left, disagree: "
+                f"{'; '.join(found)}. Give it the same, or begin anew under another --job-id"
+            )
+
+    def _agree_on_columns(self, job: Job, role: str, columns: Sequence[str]) -> None:
+        if not columns:
+            return
+        if role == "producer":
+            for other in self._living(job.job_id):
+                if other.info.role == "consumer" and (missing := [c for c in other.columns if c not in columns]):
+                    raise Refused(
+                        f"this producer's batches have columns {', '.join(columns)}; the {who(other)} needs "
+                        f"{', '.join(other.columns)}: {', '.join(missing)} missing"
+                    )
+            return
+        newest = job.rollouts[max(job.rollouts)][-1].payload.columns if job.rollouts else ()
+        has = newest or (job.producer.columns if job.producer is not None and job.producer.live else ())
+        if has and (missing := [c for c in columns if c not in has]):
+            raise Refused(
+                f"the rollouts of job {job.job_id} have columns {', '.join(has)}; this consumer needs "
+                f"{', '.join(columns)}: {', '.join(missing)} missing"
+            )
+
     def _agree(self, job: Job, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None) -> None:
         for other in self._living(job.job_id):
             if other is leaving:
@@ -180,11 +224,7 @@ class Roster:
                 for name, value in stated.items()
                 if other.stated.get(name, value) != value
             ]
-            found += [
-                f"{name} is {value!r} here and {other.terms[name]!r} there"
-                for name, value in sorted(terms.items())
-                if other.terms.get(name, value) != value
-            ]
+            found += _differences(terms, other.terms)
             if found:
                 raise Refused(f"this job and the {who(other)} disagree: {'; '.join(found)}. Give both the same")
 
@@ -237,3 +277,11 @@ class Roster:
         if self._clock() - peer.ended_at >= grace_s:
             found = verdict(peer, peer.info.role, peer.info.job_id, self._clock(), self._wall())
             raise PeerFailed(found["message"], found)
+
+
+def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} is {value!r} here and {theirs[name]!r} there"
+        for name, value in sorted(mine.items())
+        if theirs.get(name, value) != value
+    ]

@@ -30,6 +30,7 @@ class Settings:
     heartbeat_s: float = 1.0
     dead_after_s: float = 30.0  # a client's lease: silence after which it is dead although Ray calls its job running
     peer_grace_s: float = 0.0  # how long a waiting side lets a failed peer come back before it raises
+    resources_s: float = 600.0  # how long to wait for a node that could hold what is to be started
     timeout_s: float = 3600.0  # deadline of a wait that was given none
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class Settings:
             ("max_bytes", 1),
             ("max_staleness", 0),
             ("peer_grace_s", 0),
+            ("resources_s", 0),
             ("heartbeat_s", 0.05),
             ("timeout_s", 0),
         ):

@@ -174,7 +174,8 @@ class Shelf(Sources):
 
     def put_back(self, job: Job, record: Located | LocatedValue) -> None:
         """A vault still holds this; records come in the order of their serials."""
-        if record.serial in job.over:  # the vault was not told yet
+        freed = isinstance(record, Located) and record.rollout_id in job.freed
+        if record.serial in job.over or freed:  # the vault was not told yet, or was silent then
             self._drop(job, record)
         elif isinstance(record, LocatedValue):
             old = job.values.get(record.key)

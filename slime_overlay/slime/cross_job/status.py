@@ -5,7 +5,7 @@ from typing import Any
 from .records import SETTINGS, Client, Job
 from .types import Located
 
-_COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "losses")
+_COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "delayed", "losses")
 
 
 def job_status(job: Job, now: float) -> dict[str, Any]:

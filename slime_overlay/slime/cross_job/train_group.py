@@ -8,14 +8,15 @@ because the trainer may be waiting for a rollout that they cannot generate witho
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import ray
 
 from . import stopping, update_groups
-from .errors import CrossJobError, NotOwner, PeerFailed
+from .errors import CrossJobError, NotOwner, PeerFailed, WaitTimeout
 from .link import Deadline, get
 from .train_side import TrainSide
 
@@ -51,13 +52,15 @@ class Updates:
             PeerFailed, EndOfStream, WaitTimeout: no rollout job is there, or none came back.
         """
         side = self.side
+        side.resources.stop()  # all ranks have started
         with side.lock:
             while True:
                 epoch = side.ask("begin_update", side.args.num_rollout, side.weight_version, wait=True)
                 try:
-                    if epoch != self.connected:
-                        connect()
-                    push()
+                    with self._within(side.settings.timeout_s):
+                        if epoch != self.connected:
+                            connect()
+                        push()
                     side.ask("end_update", side.weight_version, epoch)
                 except NotOwner as error:
                     logger.warning("job %s: %s", side.args.job_id, error)
@@ -83,6 +86,21 @@ class Updates:
         stopping.check()
         self.side.trained = max(self.side.trained, rollout_id)
         self.side.gateway.doing.remote(f"training on rollout {rollout_id}")
+
+    @contextmanager
+    def _within(self, timeout_s: float) -> Iterator[None]:
+        """slime awaits an update without end: if ranks or engines hang in it, this process ends."""
+        late = WaitTimeout(
+            f"a weight update did not come to its end within {timeout_s:g} s: training ranks or engines hang; look at "
+            "their logs, and start the job again, from its last checkpoint"
+        )
+        timer = threading.Timer(timeout_s, self.side.die, [late])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _broken(self, epoch: int, error: ray.exceptions.RayTaskError) -> None:
         """A rank failed in the update, and the others may wait for it for ever: nothing can be tried again."""

@@ -16,8 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from . import arguments, stopping
 from .errors import BadInput, CrossJobError, Drained, Stopped
 from .gateway import Gateway
-from .jobs import log_to_stderr
+from .jobs import log_to_stderr, tell
 from .link import Deadline, ensure_ray, get
+from .resources import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +48,12 @@ class TrainSide:
         actor: Any = ray.remote(Gateway)
         options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
         self.gateway = actor.options(**options).remote(args, self.in_parts)
-        self.ask("start")
+        self.ask("start")  # the handshake, before anything is placed
         stopping.want(lambda: self.gateway.stop_waiting.remote())
         stopping.install()
         sys.excepthook = self._excepthook
         atexit.register(self._at_exit)
+        self.resources = Watch(self.settings, lambda text: self.gateway.doing.remote(text), self.die)
 
     @classmethod
     def of(cls, args: Any) -> "TrainSide":
@@ -91,7 +93,7 @@ class TrainSide:
         cause = _cause(error)
         if isinstance(cause, (Drained, Stopped)):
             self._stop(str(cause))
-        print(f"{type(cause).__name__}: {' | '.join(str(cause).splitlines())}", file=sys.stderr, flush=True)
+        tell(cause)
         self._end(str(cause), through=self._last_step_is_safe())
         sys.stdout.flush()
         ray.shutdown()

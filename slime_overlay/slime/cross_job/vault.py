@@ -158,9 +158,10 @@ class Vault:
         self._snapshots.pop(job_id, None)
         await self.drop([token for token, record in self._records.items() if record.job_id == job_id])
 
-    async def inventory(self) -> tuple[list[Located | LocatedValue], list[tuple[Snapshot, Tables]]]:
-        """What a broker that restarts asks for."""
-        return [*self._records.values()], [*self._snapshots.values()]
+    async def inventory(self) -> tuple[int, list[Located | LocatedValue], list[tuple[Snapshot, Tables]]]:
+        """What a broker that restarts asks for, which is the n-th by now: whoever has a lower number is fenced."""
+        self._broker += 1
+        return self._broker, [*self._records.values()], [*self._snapshots.values()]
 
     async def stats(self) -> dict[str, int]:
         """{"payloads", "nbytes"} that this vault owns."""

@@ -6,6 +6,7 @@ from .records import DEAD, FAILED, FINISHED, LIVE, STOPPED, Client
 
 _JOB_NAME = {"producer": "rollout job", "consumer": "train job"}
 _SLOW_AFTER_S = 5.0
+_LONG_S = 10.0  # an activity that lasts longer says how long
 
 
 def who(client: Client) -> str:
@@ -24,7 +25,7 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
     dead; and what to do.
 
     Returns a JSON-able dict with `kind`, `message`, and where there is a client `who`, `silent_s`, `activity`,
-    `ray_job_id`, `submission_id`, `reason`.
+    `activity_s` (seconds since it began with that), `ray_job_id`, `submission_id`, `reason`.
     """
     name = _JOB_NAME[role]
     if client is None:
@@ -47,9 +48,12 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
         "reason": client.reason,
         "state": client.state,
     }
+    lasted_s = max(0.0, now - client.since)
+    facts["activity_s"] = round(lasted_s, 3)
     if client.state == LIVE:
         kind = "slow" if silent_s > _SLOW_AFTER_S else "alive"
         text = f"the {who(client)} gave its last sign of life {ago}, doing: {client.activity}"
+        text += f", for {lasted_s:.0f} s by now" if lasted_s > _LONG_S else ""
         text += "; it may be stuck: look at its log" if kind == "slow" else "; it is still at work: allow more time"
     elif client.state == FINISHED:
         kind, text = "finished", f"the {who(client)} finished" + (f": {client.reason}" if client.reason else "")

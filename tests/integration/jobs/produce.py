@@ -46,6 +46,8 @@ with Producer(args.job_id) as producer:
     if args.end == "raise":
         raise ValueError("the reward model is on fire")
     if args.end == "sigkill":
+        print("out of memory, these are my last words", flush=True)
+        time.sleep(1)
         os.kill(os.getpid(), 9)
     if args.end == "silent":
         os._exit(0)

@@ -1,0 +1,142 @@
+"""What this Ray job waits for because the cluster lacks it: actors and placement groups without a place.
+
+Ray waits for a place without a word and without end. Here it is named, after seconds, to the log and to the other job
+(its verdicts tell what a client does), and the wait has an end: `resources_s` where no node could ever hold it, so
+that nodes that are being added have time to come; `timeout_s` where others hold what it needs.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util import state
+from ray.util.state.exception import RayStateApiException
+
+from .errors import NoResources
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 5.0
+_AGAIN_S = 60.0  # the same is logged again after so long
+
+Needs = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Somebody waits for a place. `hopeless`: the nodes of the cluster could not hold it, even if they were free."""
+
+    message: str
+    hopeless: bool
+
+
+class Limits:
+    """How long a wait for a place may last.
+
+    Args:
+        say: told the shortage in words, each time that it is looked at.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]):
+        self._settings, self._say = settings, say
+        self._began = time.monotonic()
+        self._said, self._logged = "", 0.0
+
+    def check(self, found: Shortage | None) -> None:
+        """Say what is missing. Raises NoResources when that has lasted too long."""
+        now = time.monotonic()
+        if found is None:
+            self._began = now
+            return
+        self._say(found.message)
+        if found.message != self._said or now - self._logged > _AGAIN_S:
+            self._said, self._logged = found.message, now
+            logger.warning("%s", found.message)
+        limit_s = self._settings.resources_s if found.hopeless else self._settings.timeout_s
+        if now - self._began > limit_s:
+            raise NoResources(f"nothing was started within {limit_s:g} s: {found.message}")
+
+
+class Watch:
+    """Looks after a driver that waits for Ray inside of code that is not ours; in a thread, until `stop`.
+
+    Args:
+        give_up: called with NoResources when the wait has lasted too long; it should end the process.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None], give_up: Callable[[NoResources], None]):
+        self._limits, self._give_up = Limits(settings, say), give_up
+        self._over = threading.Event()
+        threading.Thread(target=self._run, name="cross-job-resources", daemon=True).start()
+
+    def stop(self) -> None:
+        """What was waited for is there."""
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(_EVERY_S):
+            try:
+                self._limits.check(shortage())
+            except NoResources as error:
+                if not self._over.is_set():
+                    self._give_up(error)
+                return
+
+
+def shortage(actor: Any = None) -> Shortage | None:
+    """What of this Ray job waits for a place: `actor`, or a placement group or any actor. None: nothing does, or
+    nobody can tell (no dashboard). Public state API only."""
+    context = ray.get_runtime_context()
+    job, address = context.get_job_id(), context.gcs_address
+    try:
+        if actor is None:
+            for group in state.list_placement_groups(
+                address=address, filters=[("state", "=", "PENDING")], detail=True, timeout=5
+            ):
+                bundles = [bundle["unit_resources"] for bundle in group.bundles or []]
+                if group.creator_job_id == job and bundles:
+                    return _named(f"a placement group of {len(bundles)} bundles", bundles)
+        filters: Any = [("job_id", "=", job), ("state", "=", "PENDING_CREATION")]
+        for waiting in state.list_actors(address=address, filters=filters, detail=True, timeout=5):
+            if actor is None or waiting.actor_id == _id_of(actor):
+                return _named(f"the actor {waiting.class_name}", [waiting.required_resources or {}])
+    except (RayStateApiException, ConnectionError, OSError) as error:
+        logger.info("Ray cannot tell what waits for a place: %s", error)
+    return None
+
+
+def _id_of(actor: Any) -> str:
+    """Ray's id of an actor, as its handle shows itself."""
+    found = re.search(r"[0-9a-f]{32}", repr(actor))
+    return found.group() if found else ""
+
+
+def _named(what: str, bundles: list[Needs]) -> Shortage:
+    needs: dict[str, float] = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            needs[name] = needs.get(name, 0.0) + amount
+    free, total = ray.available_resources(), ray.cluster_resources()
+    short = [
+        f"{amount:g} {name} ({free.get(name, 0):g} of {total.get(name, 0):g} free)" for name, amount in needs.items()
+    ]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    hopeless = any(amount > total.get(name, 0) for name, amount in needs.items()) or not all(
+        any(_fits(bundle, node) for node in nodes) for bundle in bundles
+    )
+    cure = (
+        "add nodes that have it, or ask for less" if hopeless else "stop what holds them, add nodes, or ask for less"
+    )
+    if not short:
+        cure = "it may be that its node is being prepared (runtime_env), or has too many processes"
+    return Shortage(f"{what} waits to be started: it needs {', '.join(short) or 'a worker process'}; {cure}", hopeless)
+
+
+def _fits(bundle: Needs, node: Needs) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in bundle.items())

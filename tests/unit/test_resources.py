@@ -1,0 +1,44 @@
+"""How long one waits for a place on the cluster, and what is said meanwhile; what Ray tells of it: integration."""
+
+import pytest
+
+from slime.cross_job import resources
+from slime.cross_job.errors import NoResources
+from slime.cross_job.resources import Limits, Shortage
+from slime.cross_job.settings import Settings
+
+HOPELESS, BUSY = Shortage("no GPUs at all", True), Shortage("others hold the GPUs", False)
+
+
+@pytest.fixture
+def limits(monkeypatch, clock):
+    monkeypatch.setattr(resources.time, "monotonic", clock)
+    said: list[str] = []
+    made = Limits(Settings(resources_s=10, timeout_s=100), said.append)
+    made.said = said
+    return made
+
+
+@pytest.mark.parametrize(("found", "limit_s"), [(HOPELESS, 10), (BUSY, 100)])
+def test_a_wait_for_a_place_has_an_end(limits, clock, found, limit_s):
+    for _ in range(limit_s + 1):
+        limits.check(found)
+        clock.now += 1
+    with pytest.raises(NoResources, match=f"nothing was started within {limit_s} s: {found.message}"):
+        limits.check(found)
+
+
+def test_what_was_missing_and_has_come_begins_anew(limits, clock):
+    limits.check(HOPELESS)
+    clock.now += 9
+    limits.check(None)
+    clock.now += 9
+    limits.check(HOPELESS)
+
+
+def test_what_is_missing_is_said_each_time_and_logged_once_a_minute(limits, clock, caplog):
+    for _ in range(65):
+        limits.check(BUSY)
+        clock.now += 1
+    assert len(limits.said) == 65
+    assert len(caplog.records) == 2
