@@ -2,7 +2,8 @@
 
 Written apart from slime.cross_job, of which it imports nothing: it reads files that the jobs left, and computes the
 run without faults anew, in one process, from the seed. Promises: every rollout id once, in order; the bytes that were
-published first; every prompt once; the losses of the run without faults, to the last bit.
+published first; every prompt once; the losses of the run without faults, to the last bit; all of it to every consumer
+group; and nothing generated again that was not lost.
 """
 
 import json
@@ -26,6 +27,9 @@ class Audit:
     last_loss: float = 0.0
     generated: int = 0  # generations, also those that nobody consumed
     generated_again: int = 0
+    losses: int = 0  # rollouts that went with a vault, as the broker counts them
+    republished: int = 0  # rollouts that were published more than once
+    archived: int = 0  # rollouts that the second consumer group got
 
 
 def audit(folder: Path, seed: int) -> Audit:
@@ -41,6 +45,7 @@ def audit(folder: Path, seed: int) -> Audit:
     _check_ids(found, [line["rollout_id"] for line in history], end)
     _check_prompts(found, history)
     _check_bytes(found, history, lines(folder / "published.jsonl"), lines(folder / "generated.jsonl"))
+    _check_archive(found, history, lines(folder / "archived.jsonl"), lines(folder / "status.jsonl"))
     _check_losses(found, history, seed, weights)
     return found
 
@@ -99,6 +104,31 @@ def _check_bytes(
             first.get(rollout_id, sha) != sha
         ):  # a producer that was killed may not have come to say what it published
             found.faults.append(f"rollout {rollout_id} was consumed with other bytes than were published first")
+
+
+def _check_archive(
+    found: Audit, history: list[dict[str, Any]], archived: list[dict[str, Any]], statuses: list[dict[str, Any]]
+) -> None:
+    """What was published is handed out again, not generated again, but for what went with a vault; and every consumer
+    group gets it."""
+    status = statuses[-1] if statuses else {"losses": 0, "republished": 0}
+    found.losses, found.republished = status["losses"], status["republished"]
+    if found.republished > found.losses:
+        found.faults.append(
+            f"{found.republished} rollouts were published again, but only {found.losses} had been lost with a vault"
+        )
+    first: dict[int, str] = {}
+    for line in sorted(archived, key=lambda line: line["version"]):
+        first.setdefault(line["rollout_id"], line["sha"])
+    found.archived = len(first)
+    for line in history:
+        if first.get(line["rollout_id"], line["sha"]) != line["sha"]:
+            found.faults.append(f"rollout {line['rollout_id']} reached the other consumer group with other bytes")
+    missing = [line["rollout_id"] for line in history if line["rollout_id"] not in first]
+    if len(missing) > found.losses:
+        found.faults.append(
+            f"rollouts {missing[:10]} never reached the other consumer group, and only {found.losses} were lost"
+        )
 
 
 def _check_losses(found: Audit, history: list[dict[str, Any]], seed: int, last: np.ndarray) -> None:

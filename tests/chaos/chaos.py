@@ -24,10 +24,11 @@ OVERLAY = ROOT / "slime_overlay"
 sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(HERE)]
 
 import ray  # noqa: E402
+from archiver import Archiver  # noqa: E402
 from auditor import audit, lines  # noqa: E402
 from faults import FAULTS, Run, Taken  # noqa: E402
 from nodes import Cluster, wait_until  # noqa: E402
-from supervisor import Supervisor  # noqa: E402
+from supervisor import JOB_ID, SETTINGS, Supervisor  # noqa: E402
 
 RECOVER_S = 90.0  # after which a run that makes no step hangs
 _out = sys.stdout
@@ -129,10 +130,12 @@ def inject(args: argparse.Namespace, cluster: Cluster, folder: Path, pythonpath:
     run = Run(cluster, supervisor, folder)
     chaos = Chaos(run, args.seed, args.faults)
     failures: list[str] = []
+    archiver = Archiver(JOB_ID, folder, **SETTINGS)
     try:
+        archiver.start()
         supervisor.start()
         chaos.go_on_for(60 * args.minutes, args.most)
-        failures += finish(run)
+        failures += finish(run, archiver)
     except Exception as error:
         if not isinstance(error, (Hang, AssertionError)):
             say(traceback.format_exc())
@@ -164,13 +167,16 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def finish(run: Run) -> list[str]:
-    """Let both jobs come to their end; returns what went wrong."""
+def finish(run: Run, archiver: Archiver) -> list[str]:
+    """Let both jobs, and the archive, come to their end; returns what went wrong."""
     run.supervisor.finishing.set()
     (run.folder / "finish").touch()
     if not wait_until(run.supervisor.through, RECOVER_S, 0.2):
         return ["the jobs did not come to their end"]
+    if not archiver.through.wait(RECOVER_S) or archiver.error is not None:
+        return [f"the other consumer group did not come to its end: {archiver.error!r}"]
     status = run.supervisor.status()
+    (run.folder / "status.jsonl").write_text(json.dumps(status) + "\n")
     held = {name: status.get(name) for name in ("leased", "queue_depth", "held_bytes")}
     return [] if status.get("complete") and not any(held.values()) else [f"something is left: {held}"]
 
@@ -220,6 +226,10 @@ def summary(
         "last_loss": found.last_loss,
         "generated": found.generated,
         "generated_again": found.generated_again,
+        "losses": found.losses,
+        "republished": found.republished,
+        "archived": found.archived,
+        "not_carried_out": dict(chaos.refused),
         "jobs_started": len(supervisor.jobs),
         "recovery_s": {name: _quantiles(values) for name, values in sorted(by_name.items())},
         "records": [asdict(record) for record in chaos.records],
@@ -248,7 +258,9 @@ def text(report: dict[str, Any]) -> str:
         "lost",
         "duplicated",
         "hangs",
-        "generated_again",
+        "losses",
+        "republished",
+        "archived",
         "jobs_started",
         "minutes",
     )

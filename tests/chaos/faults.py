@@ -17,7 +17,7 @@ from gcs import redis_server
 from nodes import Cluster, Node, state_of, wait_until
 from points import arm, disarm, jump
 from ray.util import state
-from supervisor import LEASE_S, NAMESPACE, Incarnation, Supervisor
+from supervisor import JOB_ID, LEASE_S, NAMESPACE, Incarnation, Supervisor
 
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
 
@@ -167,7 +167,7 @@ def at_point(run: Run, name: str, place: str, action: str, role: str, code: int 
 
 
 def vault_of(run: Run, node: str) -> str:
-    """Name of the vault on a node of the cluster; drivers, and so weights, are on the head."""
+    """Name of the vault on a node of the cluster."""
     for found in ray.nodes():
         if found["Alive"] and node in found["Resources"]:
             return f"{VAULT_NAME}_{found['NodeID']}"
@@ -190,6 +190,16 @@ def _(run: Run, name: str) -> Taken | None:
 @fault("rank killed")
 def _(run: Run, name: str) -> Taken | None:
     return killed_actor("Rank", "DP rank")
+
+
+@fault("sampler stopped")
+def _(run: Run, name: str) -> Taken | None:
+    return paused_actor("Sampler", "sampler", LEASE_S + 2)
+
+
+@fault("rank stopped")
+def _(run: Run, name: str) -> Taken | None:
+    return paused_actor("Rank", "DP rank", LEASE_S + 2)
 
 
 @fault("exit in generate")
@@ -255,14 +265,14 @@ def _(run: Run, name: str) -> Taken | None:
 
 @fault("vault of weights killed")
 def _(run: Run, name: str) -> Taken | None:
-    vault = vault_of(run, "node:__internal_head__")
-    return killed_actor(vault, "vault of the head") if vault else None
+    node = run.supervisor.client("train").get("node_id")
+    return killed_actor(f"{VAULT_NAME}_{node}", "vault of the train driver's node") if node else None
 
 
 @fault("vault stopped")
 def _(run: Run, name: str) -> Taken | None:
     vault = vault_of(run, "rollout")
-    return paused_actor(vault, "vault of the rollout node", 3.0) if vault else None
+    return paused_actor(vault, "vault of the rollout node", LEASE_S + 2) if vault else None
 
 
 @fault("clock jump")
@@ -272,7 +282,14 @@ def _(run: Run, name: str) -> Taken | None:
     forward = 3600.0 if int(name.split("-")[-1]) % 2 else -3600.0
     at = time.monotonic()
     off = ray.get(broker.__ray_call__.remote(jump, forward), timeout=20)
-    return Taken(at, "broker's clock", f"it is off by {off:.0f} s")
+
+    def look(alone: bool) -> str:
+        newest = max(run.supervisor.link.call("catalog", JOB_ID), key=lambda located: located.rollout_id)
+        seen = newest.published_at - time.time()
+        assert not alone or abs(seen - forward) < 60, f"what is published is off by {seen:.0f} s, not {forward:.0f}"
+        return f"rollout {newest.rollout_id} counts as published {seen:.0f} s from now"
+
+    return Taken(at, "broker's clock", f"it is off by {off:.0f} s", after=look)
 
 
 def _gcs(run: Run, name: str) -> Taken | None:

@@ -14,20 +14,21 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from slime.cross_job.errors import CrossJobError
 from slime.cross_job.link import Link
+from slime.cross_job_arguments import flag
 
 JOBS = Path(__file__).parent / "jobs"
 JOB_ID = "chaos"
 NAMESPACE = "chaos"
 LEASE_S = 4.0
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
-_SETTINGS = {
+SETTINGS = {
     "namespace": NAMESPACE,
-    "max-ahead": 0,
+    "max_ahead": 0,
     "retain": 8,
-    "heartbeat-s": 0.5,
-    "dead-after-s": LEASE_S,
-    "peer-grace-s": 120,
-    "timeout-s": 60,
+    "heartbeat_s": 0.5,
+    "dead_after_s": LEASE_S,
+    "peer_grace_s": 120,
+    "timeout_s": 60,
 }
 
 
@@ -98,13 +99,16 @@ class Supervisor:
         return all(j.details is not None and j.details.status == JobStatus.SUCCEEDED for j in newest)
 
     def _submit(self, role: str) -> None:
-        options = [f"--cross-job-{name}={value}" for name, value in _SETTINGS.items()]
+        options = [f"{flag(name)}={value}" for name, value in SETTINGS.items()]
         command = [sys.executable, str(JOBS / f"chaos_{role}.py"), "--job-id", JOB_ID, *options]
         command += ["--seed", str(self._seed), "--folder", str(self._folder)]
-        submission_id = f"{role}-{sum(job.role == role for job in self.jobs)}-{uuid.uuid4().hex[:6]}"
+        number = sum(job.role == role for job in self.jobs)
+        submission_id = f"{role}-{number}-{uuid.uuid4().hex[:6]}"
         self._client.submit_job(
             entrypoint=shlex.join(command),
             submission_id=submission_id,
+            # every other driver runs on the node of its actors, and dies with it; the others on the head
+            entrypoint_resources={role: 0.01} if number % 2 == 0 else None,
             runtime_env={"env_vars": {"PYTHONPATH": self._pythonpath}},
         )
         self.jobs.append(Incarnation(role, submission_id))

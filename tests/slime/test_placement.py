@@ -1,10 +1,15 @@
 """What lies between the two jobs on a GPU machine, as far as a CPU shows it: GPU ids, and groups for weights."""
 
 import socket
+import time
 
 import pytest
 from ray_jobs import wait_for
 from slime_jobs import end_well
+
+from slime.cross_job.errors import NoResources, Refused
+
+both_eras = pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
 
 
 @pytest.mark.parametrize("pin", ["079dbcf", "v0.1.0"])
@@ -18,13 +23,34 @@ def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
     assert not all(used == given for used, given in single["pairs"])
 
 
-@pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
-def test_gpus_that_are_missing_are_named(pin, new_run):
-    run = new_run(pin, "greedy")
-    job = run.train_job("--actor-num-gpus-per-node", "8")
-    said = "this train job waits for 8 GPUs; 4 of the cluster's 4 are free"
-    wait_for(lambda: said in job.logs or job.status == "FAILED", 120, lambda: job.logs)
-    assert said in job.logs
+@both_eras
+@pytest.mark.parametrize(("role", "more"), [("train", "--actor-num-gpus-per-node"), ("rollout", "--rollout-num-gpus")])
+def test_gpus_that_are_missing_are_named_and_the_job_ends(pin, new_run, role, more):
+    """In slime's own wait, which has no end."""
+    run = new_run(pin, f"greedy-{role}")
+    began = time.monotonic()
+    job = getattr(run, f"{role}_job")(more, "8", "--cross-job-resources-s", "6")
+    wait_for(
+        lambda: f"this {role} job waits for 8 GPUs; 4 of the cluster's 4 are free" in job.logs, 120, lambda: job.logs
+    )
+    assert job.wait(60) == "FAILED", job.logs
+    assert "a placement group of 8 bundles waits to be started: it needs" in job.logs
+    assert "8 GPU (4 of 4 free)" in job.logs
+    assert job.client.get_job_info(job.id).driver_exit_code == NoResources.exit_code
+    assert time.monotonic() - began < 90
+
+
+@both_eras
+def test_jobs_that_disagree_are_refused_before_an_engine_is_started(pin, new_run):
+    run = new_run(pin, "disagree")
+    train = run.train_job()
+    run.start_script("steer.py", run.name, "attached", "consumers").said(120)
+    rollout = run.rollout_job("--rollout-temperature", "0.5")
+    assert rollout.wait(120) == "FAILED", rollout.logs
+    assert "--rollout-temperature is 0.5 here and 1.0 there. Give both the same" in rollout.logs
+    assert "slime's rollout half is ready" not in rollout.logs
+    assert rollout.client.get_job_info(rollout.id).driver_exit_code == Refused.exit_code
+    assert train.status == "RUNNING"
 
 
 def test_engines_that_a_killed_train_job_left_take_weights_from_the_next(new_run):

@@ -129,6 +129,45 @@ def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     assert f"rollout {KILLED_AT} version" not in second_rollout.logs, "it was generated again"
 
 
+@pytest.mark.parametrize("pin", ["v0.3.1"])
+def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single, tmp_path):
+    """Its newest checkpoints are lost: what it had acked is handed out again, the same bytes, and nothing is generated
+    again."""
+    saved = tmp_path / "saved"
+    run = new_run(pin, "run", options={"save": saved, "save_interval": 1})
+    keep = ("--cross-job-retain", "9")
+    hold = stop_at(run, "rollout", KILLED_AT)
+    rollout, first = run.rollout_job(*keep), run.train_job(*keep)
+    kill_there(hold, first, rollout, first)
+    newest = int((saved / "latest_checkpointed_iteration.txt").read_text())
+    (saved / "latest_checkpointed_iteration.txt").write_text(str(newest - 2))
+    second = run.train_job(*keep, load=saved)
+    end_well(rollout, second, timeout_s=300)
+    steps, expected = run.steps(*FIGURES), single(pin)
+    assert [step[0] for step in steps] == [0, 1, 2, 1, 2, 3, 4]
+    assert steps[:3] == expected[:3]
+    assert steps[3:] == expected[1:]
+    assert "acked before and wanted again: [1, 2]" in second.logs
+    for rollout_id in range(ROLLOUTS):
+        assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
+
+
+@pytest.mark.parametrize("pin", ["v0.3.1"])
+def test_an_experiment_that_is_drained_goes_on_where_it_was(pin, run, single, tmp_path):
+    """What is out is finished, trained on and saved; both jobs end with 0, and go on when they are started again."""
+    hold = stop_at(run, "rollout", KILLED_AT)
+    rollout, train = run.rollout_job(), run.train_job()
+    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, train)))
+    assert run.start_script("steer.py", run.name, "control", "draining").said()["control"] == "draining"
+    hold.unlink()
+    end_well(rollout, train)
+    assert f"rollout {KILLED_AT} version 1 published" in rollout.logs
+    again = run.rollout_job(), run.train_job(load=tmp_path / "saved")
+    end_well(*again, timeout_s=300)
+    assert run.steps(*FIGURES) == single(pin), "a step was lost or done twice"
+    assert f"rollout {KILLED_AT} version" not in again[0].logs, "it was generated again"
+
+
 @pytest.mark.parametrize("pin", ["079dbcf"])
 def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, single, tmp_path):
     """It held slime's lock, and left the engines paused: they generate nothing before they have whole weights."""

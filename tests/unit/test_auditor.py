@@ -42,6 +42,7 @@ def write(tmp_path) -> Callable[..., Path]:
         for name, lines in (("generated", made), ("published", made if published is None else published)):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         text = "".join(json.dumps(line) + "\n" for line in history).encode()
+        others(tmp_path, archive())
         (tmp_path / "history-1.jsonl").write_bytes(text + b'{"rollout_id": 99, "of": "no surviving history"}\n')
         saved = {"next": end, "weights": weights, "history": "history-1.jsonl", "length": len(text)}
         np.savez(tmp_path / f"checkpoint-{end:08d}.npz", **saved)
@@ -54,6 +55,38 @@ def test_a_history_without_faults_passes(history, write):
     found = audit(write(history), SEED)
     assert found.faults == []
     assert (found.rollouts, found.prompts, found.lost, found.duplicated) == (STEPS, STEPS * PROMPTS, [], [])
+
+
+def others(folder: Path, archived: Lines, losses: int = 0, republished: int = 0) -> None:
+    """What the other consumer group got, and what the broker counted."""
+    (folder / "archived.jsonl").write_text("".join(json.dumps(line) + "\n" for line in archived))
+    (folder / "status.jsonl").write_text(json.dumps({"losses": losses, "republished": republished}) + "\n")
+
+
+def archive(but: int = -1, sha: str | None = None) -> Lines:
+    return [
+        {"rollout_id": r, "version": 1, "sha": sha if r == but and sha else f"s{r}"}
+        for r in range(STEPS)
+        if r != but or sha is not None
+    ]
+
+
+@pytest.mark.parametrize(
+    ("archived", "losses", "republished", "fault"),
+    [
+        (archive(), 0, 0, ""),
+        (archive(but=2), 1, 1, ""),
+        (archive(but=2), 0, 0, "rollouts [2] never reached the other consumer group, and only 0 were lost"),
+        (archive(but=2, sha="x"), 1, 0, "rollout 2 reached the other consumer group with other bytes"),
+        (archive(), 1, 2, "2 rollouts were published again, but only 1 had been lost"),
+    ],
+)
+def test_what_the_other_group_got_and_what_was_published_again(history, write, archived, losses, republished, fault):
+    folder = write(history)
+    others(folder, archived, losses, republished)
+    faults = audit(folder, SEED).faults
+    assert len(faults) == bool(fault)
+    assert fault in "".join(faults)
 
 
 def test_a_rollout_that_took_no_effect(history, write):

@@ -1,0 +1,57 @@
+"""A second consumer group of the chaos run: it reads every rollout that it can get, and writes down what it got.
+
+Runs in the injector's process, which nothing kills: what it wrote is a witness of what was published first.
+"""
+
+import contextlib
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+from slime.cross_job import Consumer
+from slime.cross_job.errors import CrossJobError, EndOfStream, PayloadLost, Refused, RolloutNotFound, Unreachable
+
+
+class Archiver:
+    """In a thread of its own, until the stream ends. `error` is what ended it otherwise."""
+
+    def __init__(self, job_id: str, folder: Path, **settings: object):
+        self.error: Exception | None = None
+        self.through = threading.Event()
+        self._path = folder / "archived.jsonl"
+        self._named = (job_id, settings)
+        self._thread = threading.Thread(target=self._run, name="archiver", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        job_id, settings = self._named
+        try:
+            with Consumer(job_id, group="archive", **settings) as consumer, self._path.open("a") as log:  # type: ignore[arg-type]
+                while self._archive_next(consumer, log):
+                    pass
+        except Exception as error:
+            self.error = error
+        finally:
+            self.through.set()
+
+    def _archive_next(self, consumer: Consumer, log: object) -> bool:
+        """False: there is nothing more to come."""
+        try:
+            rollout = consumer.claim()
+        except (EndOfStream, PayloadLost):  # what is lost, and has taken effect, is not generated for an archive
+            return False
+        try:
+            sha = hashlib.sha256(rollout.batch.ipc).hexdigest()
+        except Unreachable:  # its vault has just died
+            with contextlib.suppress(CrossJobError):
+                consumer.release(rollout.rollout_id)
+            return True
+        line = {"rollout_id": rollout.rollout_id, "version": rollout.version, "sha": sha}
+        log.write(json.dumps(line) + "\n")  # type: ignore[attr-defined]
+        log.flush()  # type: ignore[attr-defined]
+        with contextlib.suppress(Refused, RolloutNotFound):  # lost between: it comes again
+            rollout.ack()
+        return True
