@@ -11,7 +11,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from slime.cross_job.errors import NotOwner, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
@@ -27,6 +27,8 @@ from .ledger_model import Life, Someone
 
 class LedgerAgainstModel(Invariants):
     """See the module."""
+
+    steps = 0  # of all runs
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,8 +381,15 @@ class LedgerAgainstModel(Invariants):
         for person in self.people.values():
             person.last_beat = person.ended_at = self.now
 
+    @invariant()
+    def a_step_was_taken(self) -> None:
+        LedgerAgainstModel.steps += 1
 
-TestLedgerAgainstModel = LedgerAgainstModel.TestCase
-TestLedgerAgainstModel.settings = settings(
-    max_examples=1000, stateful_step_count=60, deadline=None, report_multiple_bugs=False
-)
+
+class TestLedgerAgainstModel(LedgerAgainstModel.TestCase):  # type: ignore[misc,name-defined]
+    settings = settings(max_examples=1000, stateful_step_count=60, deadline=None, report_multiple_bugs=False)
+
+    def runTest(self) -> None:
+        LedgerAgainstModel.steps = 0
+        super().runTest()
+        assert LedgerAgainstModel.steps >= 10_000
