@@ -21,7 +21,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OVERLAY = ROOT / "slime_overlay"
-sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(HERE)]
+sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(ROOT / "tests"), str(HERE)]
 
 import ray  # noqa: E402
 from archiver import Archiver  # noqa: E402

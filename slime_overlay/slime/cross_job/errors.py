@@ -7,6 +7,7 @@
     │   ├── JobIdTaken               a live job has this place under the job id already
     │   ├── Fenced                   this incarnation was replaced; a newer one took its place
     │   ├── ProtocolMismatch         the broker was made by another protocol version
+    │   ├── StoreRefused             the durable store does not let us in, or write
     │   └── NotOwner                 the lease is not (or no longer) this consumer's
     ├── Unreachable               4  something that should answer does not
     │   ├── ClusterUnreachable       no Ray cluster at the address
@@ -15,10 +16,12 @@
     │   ├── PayloadLost              the vault that owned the payload is gone
     │   │   └── ValueLost            and it was a value of this client's (weights, say): publish it again
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
-    │   ├── StoreFull             7  object store and spill disk are full; nothing of that call was published
+    │   ├── StoreUnreachable         the durable store does not answer
+    │   ├── StoreFull             7  object store and disk, or the durable store, are full; nothing was published
     │   └── NoResources           8  no node has, or has free, what an actor or placement group needs; named in words
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
     │   └── HeldBack              9  it passed while the job was paused, or full: `verdict` says which
+    ├── NotStored (KeyError)      2  the durable store has no such key
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
     ├── EndOfStream               0  the other job finished: there is nothing more to come
@@ -70,6 +73,10 @@ class ProtocolMismatch(Refused):
     """Broker and client speak different protocol versions."""
 
 
+class StoreRefused(Refused):
+    """The durable store does not let us in, or does not let us write: access rights, a password, a read-only disk."""
+
+
 class NotOwner(Refused):
     """The lease does not belong to this consumer, or it ended."""
 
@@ -104,8 +111,13 @@ class ActorLost(Unreachable):
     """The producer's actor died while its method ran; nothing of that call was published."""
 
 
+class StoreUnreachable(Unreachable):
+    """The durable store does not answer, or fails."""
+
+
 class StoreFull(Unreachable):
-    """The object store and its spill disk have no room for the payload; nothing of that call was published."""
+    """No room for the payload in the object store and on its spill disk, or in the durable store; nothing of that call
+    was published."""
 
     exit_code = 7
 
@@ -130,6 +142,12 @@ class HeldBack(WaitTimeout):
     """A deadline passed while nothing could be generated: the job is paused, or its bound on bytes is reached."""
 
     exit_code = 9
+
+
+class NotStored(CrossJobError, KeyError):
+    """The durable store has no such key."""
+
+    exit_code = 2
 
 
 class RolloutNotFound(CrossJobError, KeyError):

