@@ -27,6 +27,17 @@ SETTINGS: dict[str, tuple[type, str]] = {
         "what happens to a rollout that would be further behind, wait: it is generated later, drop: it is replaced by "
         "one of new prompts, regenerate: by one of the same prompts (default: wait)",
     ),
+    "store": (
+        str,
+        "URI of a durable store, besides the object store, for what is published and how the experiment stands: "
+        "file:///a/shared/folder, redis://HOST:PORT/DB, or what pyarrow.fs reaches (default: none)",
+    ),
+    "store_mode": (
+        str,
+        "write-through: what is published is in the store before anybody hears of it, write-behind: soon after "
+        "(default: write-through)",
+    ),
+    "compression": (str, "of what is stored: none, lz4 or zstd (default: none)"),
     "heartbeat_s": (float, "seconds between two signs of life (default: 1.0)"),
     "dead_after_s": (
         float,

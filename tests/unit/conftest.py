@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from slime.cross_job import broker as broker_module
+from slime.cross_job import deposits as deposits_module
 from slime.cross_job import keeper as keeper_module
 from slime.cross_job import vault as vault_module
 from slime.cross_job.broker import Broker
@@ -76,7 +77,7 @@ def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, st
         return over.get(info.client_id)
 
     stand_in = RayStandIn()
-    for module in (broker_module, keeper_module, vault_module):
+    for module in (broker_module, deposits_module, keeper_module, vault_module):
         monkeypatch.setattr(module, "ray", stand_in)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
     monkeypatch.setattr(broker_module, "over_reason", over_reason)

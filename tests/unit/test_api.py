@@ -29,6 +29,9 @@ FLAGS = frozenset(
         "--cross-job-max-bytes",
         "--cross-job-max-staleness",
         "--cross-job-on-stale",
+        "--cross-job-store",
+        "--cross-job-store-mode",
+        "--cross-job-compression",
         "--cross-job-heartbeat-s",
         "--cross-job-dead-after-s",
         "--cross-job-peer-grace-s",
@@ -42,6 +45,9 @@ OF_THE_JOB = {
     "max_bytes": "no bound",
     "max_staleness": "any number",
     "on_stale": "wait",
+    "store": "none",
+    "store_mode": "write-through",
+    "compression": "none",
 }
 """Settings that belong to the job: none given is what the other side says, or this."""
 PACKAGE_NAMES = frozenset(["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "errors"])
@@ -157,6 +163,9 @@ def test_every_flag_arrives():
         "max_bytes": 1 << 40,
         "max_staleness": 2,
         "on_stale": "drop",
+        "store": "file:///shared/run1",
+        "store_mode": "write-behind",
+        "compression": "lz4",
         "heartbeat_s": 0.5,
         "dead_after_s": 4.5,
         "peer_grace_s": 60.0,
@@ -280,6 +289,9 @@ def test_the_settings_of_a_job_are_those_that_the_ledger_takes():
         "max_bytes": None,
         "max_staleness": None,
         "on_stale": "wait",
+        "store": None,
+        "store_mode": "write-through",
+        "compression": "none",
     }
     assert all(getattr(Settings(), name) is None for name in SETTINGS)
     assert ON_STALE == (WAIT, DROP, REGENERATE)

@@ -17,7 +17,9 @@ ORDER = (
     *("batch", "stores"),
     *("gate", "tables", "records", "verdicts", "status"),  # the state: no Ray
     *("roster", "sources", "shelf", "pacing", "engines", "ledger", "snapshot"),
-    *("liveness", "vault", "keeper", "broker"),  # the actors
+    *("records_json", "archive", "journal"),  # what durable stores hold
+    "books",
+    *("liveness", "deposits", "vault", "keeper", "broker"),  # the actors
     "link",
     *("weights", "member", "resources"),  # what both sides have in common
     *("producer", "consumer"),
@@ -51,7 +53,7 @@ STRANGERS = (
 
 USES_RAY = frozenset(
     [
-        *("liveness", "vault", "keeper", "broker", "link", "member", "resources", "producer", "facade"),
+        *("deposits", "liveness", "vault", "keeper", "broker", "link", "member", "resources", "producer", "facade"),
         *("boxes", "gateway", "train_side", "train_group", "hooks", "update_groups", "rollout_side"),
     ]
 )

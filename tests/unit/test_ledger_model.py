@@ -16,13 +16,20 @@ from hypothesis.stateful import invariant, precondition, rule
 from slime.cross_job.errors import NotOwner, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.records import TABLES
-from slime.cross_job.snapshot import restore, snapshot
+from slime.cross_job.records_json import decode, encode
+from slime.cross_job.snapshot import Snapshot, restore, snapshot
 from slime.cross_job.tables import Mark
 from slime.cross_job.types import Payload
 
 from .ledger_clients import FEW, GRACE, INDEX, JOB, KEYS, PERHAPS_FEW, ROLLOUT_IDS, VAULTS
 from .ledger_invariants import Invariants
 from .ledger_model import Life, Someone
+
+
+def as_json(found: Snapshot) -> Snapshot:
+    """The same, as a durable store would give it back."""
+    job, clients = decode(encode((found.job, found.clients)))
+    return replace(found, job=job, clients=clients)
 
 
 class LedgerAgainstModel(Invariants):
@@ -358,7 +365,8 @@ class LedgerAgainstModel(Invariants):
         """Vaults still hold what is readable, and perhaps some of what they were to free."""
         self.a_vault_is_told_what_changed()
         kept = [
-            pickle.dumps((snapshot(self.ledger, job_id, 1, self.serial), self.copies)) for job_id in self.ledger.jobs
+            pickle.dumps((as_json(snapshot(self.ledger, job_id, 1, self.serial)), self.copies))
+            for job_id in self.ledger.jobs
         ]
         if dies_too:
             self.incarnations[dies_too] += 1

@@ -60,7 +60,7 @@ def test_a_vault_owns_what_it_is_handed_before_the_broker_knows_it(vault, broker
         assert (located.payload.nbytes, located.payload.num_samples) == (batch().nbytes, 2)
         (ref,) = await vault.open("t0")
         assert (await ref)["tokens"].tolist() == [[1, 2], [3]]
-        assert await vault.stats() == {"payloads": 1, "nbytes": batch().nbytes}
+        assert await vault.stats() == {"payloads": 1, "nbytes": batch().nbytes, "behind": 0}
 
     run(test())
 
@@ -97,7 +97,7 @@ def test_a_method_that_goes_wrong_leaves_nothing_behind(vault, broker, run, head
         source = FromMethod(Actor(header, batch(), None), "generate", (), {}, parts=1)
         with pytest.raises(error, match=message):
             await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
-        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
         assert await broker.call("catalog") == []
 
     run(test())
@@ -110,7 +110,7 @@ def test_what_the_broker_refuses_is_not_kept(vault, broker, run):
         with pytest.raises(Fenced) as raised:
             await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
         assert type(raised.value) is Fenced  # without Ray's wrapping
-        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
 
     run(test())
 
@@ -163,7 +163,7 @@ def test_handing_over_again_joins_what_is_under_way(vault, broker, run, loop):
     async def test() -> None:
         await broker.attach(client("producer"), {"dead_after_s": 1000})
         source, target = FromRefs([Slow(batch())], {"nbytes": 5, "num_samples": 2}), Target("t0", "p", rollout_id=0)
-        assert await vault.hand_over(target, source, 30) is None
+        assert await vault.hand_over(target, source, 30) == ""
         assert loop.time() == pytest.approx(1030)
         both = [vault.hand_over(target, source, 30), vault.hand_over(target, source, 30)]
         assert [located.version for located in await asyncio.gather(*both)] == [1, 1]
@@ -236,7 +236,7 @@ def test_what_was_dropped_is_lost_and_dropping_twice_is_once(vault, broker, run)
         await vault.drop(["t0"])
         with pytest.raises(PayloadLost, match=f"{VAULT} holds no payload t0"):
             await vault.open("t0")
-        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
 
     run(test())
 
@@ -294,7 +294,7 @@ def test_a_broker_that_is_gone_is_said_so_and_nothing_is_kept(vault, broker, run
         del ray_stand_in.actors[BROKER_NAME]
         with pytest.raises(Unreachable, match=f"did not answer vault {VAULT}"):
             await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 600)
-        assert await vault.stats() == {"payloads": 0, "nbytes": 0}
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
 
     run(test())
     assert 1120 <= loop.time() <= 1122

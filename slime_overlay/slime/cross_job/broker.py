@@ -15,7 +15,8 @@ from typing import Any
 
 import ray
 
-from .errors import JobIdTaken, PayloadLost
+from .books import BEAT_S, COLLECT_S, Books
+from .errors import JobIdTaken, PayloadLost, StoreUnreachable
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
 from .liveness import JOB_IS, is_over, job_words, over_reason
@@ -39,10 +40,10 @@ _READS = frozenset(
 _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
-        *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group"),
+        *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
     ]
 )
-_OF_A_JOB = frozenset(["forget", "control", "close_group"])
+_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored"])
 """Operations that name a job, not a client."""
 
 
@@ -50,10 +51,12 @@ class Broker:
     """See the module. Every method is a coroutine on one event loop, so that the ledger needs no lock."""
 
     def __init__(self, namespace: str, protocol: int = PROTOCOL):
+        actor_id = ray.get_runtime_context().get_actor_id()
         self._namespace = namespace
         self._protocol = protocol
         self._ledger = Ledger()
-        self._keeper = Keeper(namespace, self._ledger)
+        self._books = Books(self._ledger, f"{namespace}/{actor_id or id(self)}")
+        self._keeper = Keeper(namespace, self._ledger, self._books)
         self._changed = asyncio.Event()
         self._drops: dict[str, list[str]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,6 +74,8 @@ class Broker:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
         await self.hello()
         await self._keeper.know(f"{VAULT_NAME}_{info.node_id}")  # which may not have introduced itself yet
+        if settings.get("store") is not None:
+            await self._books.open(info.job_id, settings["store"])
         try:
             granted = self._ledger.attach(info, **settings)
         except JobIdTaken:
@@ -114,10 +119,12 @@ class Broker:
             await self._changed_by(operation, *args)
         return found
 
-    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str) -> bool:
+    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str, kept: bool = False) -> bool:
         """A consumer cannot read what it claimed. Returns whether it is lost: then its lease ended, and the rollout is
-        generated again; else the vault has it, and it may try again."""
+        generated again; else the vault has it, or it is `kept` in a durable store, and it may try again."""
         await self.hello()
+        if kept:
+            return False
         lost = False
         name = vault.partition("/")[0]
         try:
@@ -160,7 +167,7 @@ class Broker:
                 await asyncio.sleep(1)
         for job_id, rollouts in missing.items():
             logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
-        for watch in (self._watch_clients, self._watch_vaults):
+        for watch in (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect):
             self._spawn(self._forever(watch))
         self._wake()
 
@@ -191,6 +198,7 @@ class Broker:
             self._drops[vault.partition("/")[0]].append(token)
         if self._drops:
             self._spawn(self._tell_vaults())
+        self._spawn(self._books.free())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -251,7 +259,8 @@ class Broker:
             self._spawn(self._add_its_job(client))
         gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
         for job_id in {client.info.job_id for client in gone}:
-            await self._keeper.keep(job_id)
+            with contextlib.suppress(StoreUnreachable):  # what comes next is kept with it
+                await self._keeper.keep(job_id)
         if gone or self._drops:
             self._wake()
 
@@ -259,6 +268,14 @@ class Broker:
         await asyncio.sleep(_VAULTS_EVERY_S)
         nodes = await alive_nodes()
         await asyncio.gather(*(self._look_at_vault(name, nodes) for name in self._ledger.vaults()))
+
+    async def _watch_stores(self) -> None:
+        await asyncio.sleep(BEAT_S)
+        await self._books.beat()
+
+    async def _collect(self) -> None:
+        await asyncio.sleep(COLLECT_S)
+        await self._books.collect()
 
     async def _look_at_vault(self, name: str, nodes: set[str]) -> None:
         incarnation = ""

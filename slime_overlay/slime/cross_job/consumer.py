@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from .batch import Batch
-from .errors import BadInput, BrokerLost, EndOfStream, Refused, Stopped, Unreachable, WaitTimeout
+from .errors import BadInput, BrokerLost, EndOfStream, PayloadDamaged, Refused, Stopped, Unreachable, WaitTimeout
 from .link import START_S, Deadline
 from .member import Member, get_parts, read_source
 from .types import Located, check_rollout_id
@@ -184,7 +184,8 @@ class Consumer(Member):
                 return rollout
             except Unreachable as error:
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
-                where = (located.rollout_id, payload.vault, payload.token)
+                kept = bool(payload.stored) and not isinstance(error, PayloadDamaged)
+                where = (located.rollout_id, payload.vault, payload.token, kept)
                 if self.link.ask("unreadable", Deadline(2 * START_S), self.info.client_id, *where):
                     asked["token"] = self._token(rollout_id)
                 elif not deadline:

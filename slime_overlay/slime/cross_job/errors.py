@@ -14,6 +14,7 @@
     │   ├── BrokerLost               the broker died and does not come back
     │   │   └── Forgotten            the broker is there, but nobody kept its memory of this client
     │   ├── PayloadLost              the vault that owned the payload is gone
+    │   │   ├── PayloadDamaged       what the durable store has of it is not what was written: it is in quarantine
     │   │   └── ValueLost            and it was a value of this client's (weights, say): publish it again
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
     │   ├── StoreUnreachable         the durable store does not answer
@@ -101,6 +102,10 @@ class Forgotten(BrokerLost):
 
 class PayloadLost(Unreachable):
     """The vault that owned a payload is gone, and the payload with it."""
+
+
+class PayloadDamaged(PayloadLost):
+    """What a durable store holds of a payload is not what was written; it is in quarantine, with the reason."""
 
 
 class ValueLost(PayloadLost):

@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from .errors import Fenced
+from .books import Books
+from .errors import CrossJobError, Fenced
 from .ledger import Ledger
 from .records import TABLES
 from .snapshot import restore, snapshot
@@ -46,9 +47,10 @@ class _Kept:
 class Keeper:
     """See the module."""
 
-    def __init__(self, namespace: str, ledger: Ledger):
+    def __init__(self, namespace: str, ledger: Ledger, books: Books | None = None):
         self._namespace = namespace
         self._ledger = ledger
+        self.books = books or Books(ledger, "")
         self._vaults: dict[str, Any] = {}
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
         self._asked: set[asyncio.Future[bool]] = set()  # the loop itself holds tasks weakly
@@ -80,15 +82,26 @@ class Keeper:
         return missing
 
     async def keep(self, job_id: str) -> None:
-        """Let vaults remember how the job stands. Where no vault answers, nobody does, which is logged."""
+        """Let vaults remember how the job stands, and its journal, if it has one. Where no vault answers, nobody does,
+        which is logged.
+
+        Raises:
+            StoreUnreachable: the journal cannot be written, for now. Fenced: another broker writes it.
+        """
         job = self._jobs.setdefault(job_id, _Kept())
         job.asked += 1
         mine = job.asked
         async with job.lock:
             if job.kept >= mine or job_id not in self._ledger.jobs:
                 return
-            job.kept = job.asked
+            record = self._ledger.jobs[job_id]
+            if record.store is not None and not self.books.is_open(job_id):
+                await self.books.open(job_id, record.store)
+                record = self._ledger.jobs[job_id]
+            before, job.kept = job.kept, job.asked
             self._serial += 1
+            record.revision += 1
+            entry = self.books.entry(job_id)
             sent = {name: self._send(name, job_id) for name in self._choose()}
             asked = {asyncio.create_task(self._ask(name, job_id, what), name=name) for name, what in sent.items()}
             self._asked |= asked
@@ -102,6 +115,11 @@ class Keeper:
                 _, asked = await asyncio.wait(asked, timeout=_SECOND_COPY_S)
             for task in asked:
                 self._avoided[task.get_name()] = asyncio.get_running_loop().time() + _ANSWER_S
+            try:
+                await self.books.write(entry)
+            except CrossJobError:
+                job.kept = before  # who comes next tries again
+                raise
 
     def _choose(self) -> list[str]:
         """The vaults to ask: those that answer, always the same as long as they do."""
@@ -149,6 +167,7 @@ class Keeper:
     async def forget(self, job_id: str) -> None:
         """The job is forgotten; so is its snapshot."""
         self._jobs.pop(job_id, None)
+        await self.books.forget(job_id)
         asked = [vault.forget.remote(job_id) for vault in self._vaults.values()]
         await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
 

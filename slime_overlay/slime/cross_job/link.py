@@ -18,18 +18,22 @@ from .errors import (
     BrokerLost,
     ClusterUnreachable,
     CrossJobError,
+    NotStored,
     PayloadLost,
     ProtocolMismatch,
+    StoreUnreachable,
     Unreachable,
     WaitTimeout,
 )
-from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, Payload
+from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, Payload, source_name
 from .vault import Vault
 
 logger = logging.getLogger(__name__)
 
 START_S = 30.0
 """Deadline for a broker or vault to start: they need no CPU, only a worker process."""
+_STORED_S = 5.0  # for a vault to answer, where the durable store has the payload, too
+_LOAD_S = 600.0  # for a payload to be read from a durable store
 POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
 
@@ -91,6 +95,7 @@ class Link:
     def __init__(self, namespace: str = DEFAULT_NAMESPACE):
         ensure_ray()
         self.namespace = namespace
+        self.store: tuple[str, str] | None = None  # (job id, URI) of the durable store, for a client whose job has one
         self._vaults: dict[str, Any] = {}
         self._broker: Any = None
         self._find_broker()
@@ -123,13 +128,33 @@ class Link:
         return self._vaults[name]
 
     def open_refs(self, payload: Payload, suffix: str = "") -> list[Any]:
-        """Refs to the parts of a payload, owned by its vault; any Ray process of the cluster may `ray.get` them.
+        """Refs to the parts of a payload, owned by its vault; any Ray process of the cluster may `ray.get` them. What
+        its vault has no more is read from the durable store, by the vault of this node.
 
         Raises:
-            PayloadLost: it was freed, or its vault is gone. Unreachable: the vault does not answer.
+            PayloadLost: it was freed, or its vault is gone. PayloadDamaged: what is stored is not what was written.
+            Unreachable: the vault does not answer, or the durable store does not.
         """
         try:
-            return get(self.vault(payload.vault).open.remote(payload.token + suffix), Deadline(START_S), "the vault")
+            return self._open_in_vault(payload, suffix)
+        except (Unreachable, WaitTimeout) as error:
+            if not payload.stored or self.store is None:
+                raise
+            logger.info("payload %s is read from the durable store: %s", payload.stored, error)
+        job_id, uri = self.store
+        name = source_name(payload.stored) if suffix else payload.stored
+        vault = self.vault_on(ray.get_runtime_context().get_node_id())
+        try:
+            return get(vault.load.remote(uri, job_id, name), Deadline(_LOAD_S), "the vault")
+        except NotStored as error:
+            raise PayloadLost(f"{error}: it was freed") from None
+        except ray.exceptions.RayActorError as error:
+            raise Unreachable(f"the vault of this node does not answer: {error}") from None
+
+    def _open_in_vault(self, payload: Payload, suffix: str) -> list[Any]:
+        deadline = Deadline(_STORED_S if payload.stored and self.store else START_S)
+        try:
+            return get(self.vault(payload.vault).open.remote(payload.token + suffix), deadline, "the vault")
         except ray.exceptions.RayActorError as error:
             self._vaults.pop(payload.vault.partition("/")[0], None)
             raise Unreachable(f"{payload.vault}, which holds the payload, does not answer: {error}") from None
@@ -191,6 +216,9 @@ class Link:
                     raise BrokerLost(f"the broker does not answer for {deadline.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
                     self._broker = self._broker_handle()
+            except StoreUnreachable:  # the broker cannot keep what it is told, for now
+                if not deadline:
+                    raise
             time.sleep(min(pause_s, deadline.left()))
             pause_s = min(2 * pause_s, 1.0)
 

@@ -16,6 +16,7 @@ import ray
 
 from . import stopping
 from .batch import Batch
+from .deposits import Durably
 from .errors import (
     BadInput,
     ClusterUnreachable,
@@ -28,12 +29,13 @@ from .errors import (
     PayloadLost,
     Stopped,
     StoreFull,
+    StoreUnreachable,
     Unreachable,
     WaitTimeout,
 )
 from .link import START_S, Deadline, Link, ensure_ray, get
 from .liveness import submission_id
-from .records import FAILED, FINISHED, SETTINGS, STOPPED
+from .records import FAILED, FINISHED, SETTINGS, STOPPED, WRITE_BEHIND
 from .settings import Settings
 from .types import ClientInfo, LocatedValue, Payload, check_job_id
 from .vault import FromMethod, FromRefs, Target
@@ -86,6 +88,11 @@ class Member:
         self._ended = threading.Event()
         self.link.vault_on(self.info.node_id)  # it also keeps the broker's memory
         granted = self._attach(terms=dict(terms or {}), lasting=[*lasting], columns=[*columns])
+        self._durably: Durably | None = None
+        if granted["store"] is not None:
+            behind = granted["store_mode"] == WRITE_BEHIND
+            self._durably = Durably(granted["store"], job_id, granted["compression"], behind)
+            self.link.store = (job_id, granted["store"])
         self.epoch: int = granted["epoch"]
         self.max_ahead: int = granted["max_ahead"]
         threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
@@ -171,7 +178,7 @@ class Member:
         if not isinstance(key, str) or not key:
             raise BadInput(f"a key is a non-empty str, not {key!r}")
         source = as_source(value)
-        target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version)
+        target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version, durably=self._durably)
         return self._hand_over(target, source, self.info.node_id, timeout_s, f"value {key!r}").version
 
     def value(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
@@ -263,8 +270,14 @@ class Member:
                     time.sleep(0.5)
                     continue
                 self.check()
-                if recorded is not None:
+                if not isinstance(recorded, str):
                     return recorded
+                if recorded:  # the durable store is full or away
+                    self.doing(f"publishing {what}: {recorded}")
+                if not deadline and recorded:
+                    raise StoreUnreachable(
+                        f"{what} of job {self.job_id} was not published within {deadline.timeout_s:g} s: {recorded}"
+                    )
                 if not deadline:
                     raise WaitTimeout(
                         f"{what} of job {self.job_id} was not published within {deadline.timeout_s:g} s: its "

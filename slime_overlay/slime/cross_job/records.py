@@ -27,6 +27,10 @@ WAIT, DROP, REGENERATE = "wait", "drop", "regenerate"
 """What happens to rollouts whose weights are too old, see --cross-job-on-stale."""
 
 
+WRITE_THROUGH, WRITE_BEHIND = "write-through", "write-behind"
+"""What is published is in the durable store before anybody hears of it, or some time later."""
+
+
 @dataclass(slots=True)
 class Client:
     """One incarnation of a producer or consumer."""
@@ -85,6 +89,9 @@ class Job:
     max_bytes: int | None = None
     max_staleness: int | None = None
     on_stale: str = WAIT
+    store: str | None = None  # URI of the durable store
+    store_mode: str = WRITE_THROUGH
+    compression: str = "none"
     # who
     producer: Client | None = None
     producer_epoch: int = 0
@@ -110,6 +117,8 @@ class Job:
     # where the producer's source of prompts stands: the n-th generation began where the one before it ended
     positions: Table[int] = field(default_factory=Table)  # rollout id -> n; forgotten when it is freed
     sources: Table[Payload] = field(default_factory=Table)  # n -> the payload that tells where it ended
+    # serial -> what lies in the durable store, too: it is not lost with its vault, nor with the cluster
+    records: "Table[Located | LocatedValue]" = field(default_factory=Table)
     frontier: int = -1  # n of the newest
     tells_source: bool = False  # its producer says where its source stands
     # what now
@@ -130,6 +139,7 @@ class Job:
     resumed: int = 0  # times that a group went on from a checkpoint
     rewound: int = 0  # times that this took acks back
     serial: int = 0  # of what is published next, rollouts and values alike
+    revision: int = 0  # how often it was kept, see keeper.py
     over: Ids = field(default_factory=Ids)  # serials of what was freed, replaced, given up or lost
 
     @property
@@ -139,8 +149,11 @@ class Job:
         return weights.version if weights else self.gate.version
 
 
-TABLES = ("done", "positions", "sources")
+TABLES = ("done", "positions", "sources", "records")
 """Fields of Job that grow with what is retained; vaults are told only what changes in them."""
 
-SETTINGS = ("max_ahead", "retain", "max_bytes", "max_staleness", "on_stale")
+SETTINGS = (
+    *("max_ahead", "retain", "max_bytes", "max_staleness", "on_stale"),
+    *("store", "store_mode", "compression"),
+)
 """Fields of Job that clients state when they attach, and on which those that live must agree."""

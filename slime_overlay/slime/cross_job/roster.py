@@ -10,6 +10,7 @@ from typing import Any
 from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
 from .records import DEAD, DRAINING, FINISHED, RUNNING, SETTINGS, STOPPED, Client, Group, Job
 from .settings import flag
+from .stores.base import without_password
 from .types import ClientInfo, Ids, check_job_id
 from .verdicts import verdict, who
 
@@ -220,7 +221,7 @@ class Roster:
             if other is leaving:
                 continue
             found = [
-                f"{flag(name)} is {value} here and {other.stated[name]} there"
+                f"{flag(name)} is {_shown(value)} here and {_shown(other.stated[name])} there"
                 for name, value in stated.items()
                 if other.stated.get(name, value) != value
             ]
@@ -285,3 +286,7 @@ def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
         for name, value in sorted(mine.items())
         if theirs.get(name, value) != value
     ]
+
+
+def _shown(value: Any) -> Any:
+    return without_password(value) if isinstance(value, str) else value

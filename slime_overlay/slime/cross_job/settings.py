@@ -9,11 +9,13 @@ from .errors import BadInput
 from .types import DEFAULT_NAMESPACE
 
 ON_STALE = ("wait", "drop", "regenerate")
+STORE_MODES = ("write-through", "write-behind")
+COMPRESSIONS = ("none", "lz4", "zstd")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client behaves. The first five belong to the job: all statements of them must agree (None: as the other
+    """How a client behaves. The first eight belong to the job: all statements of them must agree (None: as the other
     side says, or the default). The rest is the client's own.
 
     Raises:
@@ -26,6 +28,9 @@ class Settings:
     max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
     max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
     on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate
+    store: str | None = None  # URI of a durable store, see stores/ (None: object store only)
+    store_mode: str | None = None  # write-through: published means stored; write-behind: stored soon
+    compression: str | None = None  # of what is stored: none | lz4 | zstd
     namespace: str = DEFAULT_NAMESPACE
     heartbeat_s: float = 1.0
     dead_after_s: float = 30.0  # a client's lease: silence after which it is dead although Ray calls its job running
@@ -49,6 +54,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise BadInput(f"{flag(name)} {value} is too small: at least {least}")
+        for name, choices in (("store_mode", STORE_MODES), ("compression", COMPRESSIONS)):
+            value = getattr(self, name)
+            if value not in (None, *choices):
+                raise BadInput(f"{flag(name)} {value!r} is none of {', '.join(choices)}")
+            if value is not None and self.store is None:
+                raise BadInput(f"{flag(name)} {value} says nothing without {flag('store')}")
         if self.on_stale not in (None, *ON_STALE):
             raise BadInput(f"{flag('on_stale')} {self.on_stale!r} is none of {', '.join(ON_STALE)}")
         if self.on_stale is not None and self.max_staleness is None:

@@ -104,11 +104,33 @@ class Shelf(Sources):
         value = LocatedValue(job.job_id, key, number, payload, self._wall(), client_id, job.serial)
         job.serial += 1
         job.values[key] = value
+        self._note_stored(job, value)
         job.lost_values.pop(key, None)
         if old is not None:
             self._drop(job, old)
         client.answered["put_value"] = (payload.token, value)
         return value
+
+    def stored(self, job_id: str, serial: int, name: str) -> bool:
+        """What was published with this serial lies in the durable store now, under this name. False: nobody needs it
+        any more."""
+        job = self._known_job(job_id)
+        for versions in job.rollouts.values():
+            for at, located in enumerate(versions):
+                if located.serial == serial:
+                    versions[at] = found = replace(located, payload=replace(located.payload, stored=name))
+                    self._note_stored(job, found)
+                    position = job.positions.get(found.rollout_id)
+                    source = job.sources.get(-1 if position is None else position)
+                    if position is not None and source is not None and source.token == found.payload.token:
+                        job.sources[position] = found.payload
+                    return True
+        for key, value in job.values.items():
+            if value.serial == serial:
+                job.values[key] = kept = replace(value, payload=replace(value.payload, stored=name))
+                self._note_stored(job, kept)
+                return True
+        return False
 
     # ------------------------------------------------------------------ reading
 
@@ -149,6 +171,7 @@ class Shelf(Sources):
         for job in self.jobs.values():
             gone: list[Located | LocatedValue] = [v for versions in job.rollouts.values() for v in versions]
             gone += job.values.values()
+            gone = [g for g in gone if not g.payload.stored]
             gone = [g for g in gone if _is_of(g.payload.vault, name) and g.payload.vault != f"{name}/{incarnation}"]
             if gone:
                 lost[job.job_id] = [self._lose(job, one) for one in gone]
@@ -182,6 +205,7 @@ class Shelf(Sources):
             if old is not None:
                 self._drop(job, old)
             job.values[record.key] = record
+            self._note_stored(job, record)
             job.lost_values.pop(record.key, None)
         else:
             known = record.rollout_id in job.positions or record.rollout_id in job.done
@@ -240,6 +264,7 @@ class Shelf(Sources):
                 if rollout_id not in group.acked and rollout_id not in group.leases:
                     heapq.heappush(group.ready, rollout_id)
         job.rollouts.setdefault(rollout_id, []).append(located)
+        self._note_stored(job, located)
         job.held_bytes += located.payload.nbytes
         job.ever.add(rollout_id)
         job.readable.add(rollout_id)
@@ -258,6 +283,7 @@ class Shelf(Sources):
     def _lose(self, job: Job, gone: Located | LocatedValue) -> str:
         """A version is gone with its vault; the rollout with it, if that was the last one. Returns what it was."""
         job.over.add(gone.serial)
+        job.records.pop(gone.serial, None)
         if isinstance(gone, LocatedValue):
             job.lost_values[gone.key] = job.values.pop(gone.key)
             return f"{gone.key} version {gone.version}"
@@ -324,17 +350,26 @@ class Shelf(Sources):
         for rollout_id in [*job.rollouts]:
             self._free(job, rollout_id)
         for source in job.sources.values():
-            if source.source_apart:
-                self._drops.append((source.vault, f"{source.token}.source"))
+            self._drop_source(job, source)
         for value in job.values.values():
             self._drop(job, value)
-        for records in (job.done, job.values, job.lost_values, job.lost, job.again, job.sources, job.positions):
+        for records in (
+            *(job.done, job.values, job.lost_values, job.lost, job.again, job.sources, job.positions, job.records),
+        ):
             records.clear()
 
     def _drop(self, job: Job, record: Located | LocatedValue) -> None:
-        """Its vault may free it."""
+        """Its vault may free it, and so may the durable store."""
         job.over.add(record.serial)
+        job.records.pop(record.serial, None)
         self._drops.append((record.payload.vault, record.payload.token))
+        if record.payload.stored:
+            self._store_drops.append((job.job_id, record.payload.stored))
+
+    @staticmethod
+    def _note_stored(job: Job, record: Located | LocatedValue) -> None:
+        if record.payload.stored:
+            job.records[record.serial] = record
 
 
 def _is_of(vault: str, name: str) -> bool:

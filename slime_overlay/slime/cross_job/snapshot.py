@@ -41,6 +41,15 @@ def snapshot(ledger: Ledger, job_id: str, broker: int, serial: int) -> Snapshot:
     return Snapshot(broker, serial, bare, [c for c in ledger.clients.values() if c.info.job_id == job_id])
 
 
+def take_job(ledger: Ledger, job: Job, clients: list[Client]) -> list[int]:
+    """Let a ledger know a job as its journal in a durable store says; returns the rollouts that are not there."""
+    ledger.jobs[job.job_id] = job
+    ledger.take_clients(clients)
+    for record in sorted(job.records.values(), key=lambda record: record.serial):
+        ledger.put_back(job, record)
+    return ledger.reconcile(job)
+
+
 def restore(
     ledger: Ledger,
     snapshots: list[tuple[Snapshot, Tables]],
@@ -50,7 +59,8 @@ def restore(
 
     Args:
         snapshots: each with the tables of its job, of any age; the newest of each job counts.
-        records: of every payload that some vault holds. What is acked and freed by now is dropped (`take_drops`).
+        records: of every payload that some vault holds; what lies in a durable store is known besides. What is acked
+            and freed by now is dropped (`take_drops`).
     """
     for found, tables in sorted(snapshots, key=lambda pair: pair[0].order):
         ledger.jobs[found.job.job_id] = found.job
@@ -58,7 +68,9 @@ def restore(
             setattr(found.job, name, Table(entries))
     for found in {found.job.job_id: found for found, _ in sorted(snapshots, key=lambda pair: pair[0].order)}.values():
         ledger.take_clients(found.clients)
-    for record in sorted(records, key=lambda record: record.serial):
+    here = {(record.job_id, record.serial) for record in records}
+    in_stores = [r for job in ledger.jobs.values() for r in job.records.values() if (r.job_id, r.serial) not in here]
+    for record in sorted([*records, *in_stores], key=lambda record: record.serial):
         job = ledger.jobs.setdefault(record.job_id, Job(record.job_id))
         ledger.put_back(job, record)
     missing: dict[str, list[int]] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from .errors import PayloadLost
 from .records import Job
 from .roster import Roster
-from .types import Payload, check_rollout_id
+from .types import Payload, check_rollout_id, source_name
 
 
 class Sources(Roster):
@@ -19,6 +19,7 @@ class Sources(Roster):
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
         super().__init__(clock, wall)
         self._drops: list[tuple[str, str]] = []
+        self._store_drops: list[tuple[str, str]] = []
 
     def source_before(self, client_id: str, rollout_id: int) -> tuple[int, Payload | None]:
         """(n, payload that tells where the source of prompts stood) before the generation of `rollout_id`, the n-th.
@@ -44,14 +45,25 @@ class Sources(Roster):
         drops, self._drops = self._drops, []
         return drops
 
+    def take_store_drops(self) -> list[tuple[str, str]]:
+        """(job id, name) of what may be freed in durable stores; each is told once."""
+        drops, self._store_drops = self._store_drops, []
+        return drops
+
+    def _drop_source(self, job: Job, source: Payload) -> None:
+        if source.source_apart:
+            self._drops.append((source.vault, f"{source.token}.source"))
+            if source.stored:
+                self._store_drops.append((job.job_id, source_name(source.stored)))
+
     def _take_position(self, job: Job, rollout_id: int, payload: Payload) -> None:
         if rollout_id not in job.positions:
             job.frontier += 1
             job.positions[rollout_id] = job.frontier
         position = job.positions[rollout_id]
         old = job.sources.get(position)
-        if old is not None and old.source_apart:
-            self._drops.append((old.vault, f"{old.token}.source"))
+        if old is not None:
+            self._drop_source(job, old)
         job.tells_source = job.tells_source or payload.source is not None or payload.source_apart
         self._note_source(job, position, payload)
 
@@ -60,12 +72,11 @@ class Sources(Roster):
             job.sources[position] = payload
         else:
             job.sources.pop(position, None)
-            if payload.source_apart:
-                self._drops.append((payload.vault, f"{payload.token}.source"))
+            self._drop_source(job, payload)
 
     def _forget_position(self, job: Job, rollout_id: int) -> None:
         """This rollout is never generated from these prompts again: nobody needs to know where they began."""
         position = job.positions.pop(rollout_id, None)
         before = None if position is None else job.sources.pop(position - 1, None)
-        if before is not None and before.source_apart:
-            self._drops.append((before.vault, f"{before.token}.source"))
+        if before is not None:
+            self._drop_source(job, before)

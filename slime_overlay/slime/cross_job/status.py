@@ -3,6 +3,7 @@
 from typing import Any
 
 from .records import SETTINGS, Client, Job
+from .stores.base import without_password
 from .types import Located
 
 _COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "delayed", "losses")
@@ -13,7 +14,8 @@ def job_status(job: Job, now: float) -> dict[str, Any]:
 
     `queue_depth` counts published rollouts that some open group has not acked; `staleness` is the distance between the
     newest weight version and that of the oldest rollout in the queue (None while either is unknown); `lost` names the
-    rollouts that went with their vault and were not generated again.
+    rollouts that went with their vault and were not generated again; `unstored` counts what is published, but not in
+    the durable store yet (write-behind).
     """
     queue = [r for r in job.rollouts if r not in job.done]
     newest_weights = job.weights_now
@@ -23,7 +25,9 @@ def job_status(job: Job, now: float) -> dict[str, Any]:
         "job_id": job.job_id,
         "complete": job.complete,
         "control": job.control,
-        **{name: getattr(job, name) for name in SETTINGS},
+        **{name: getattr(job, name) for name in SETTINGS if name != "store"},
+        "store": None if job.store is None else without_password(job.store),
+        "unstored": sum(not v[-1].payload.stored for v in job.rollouts.values()) if job.store else 0,
         "published": job.published,
         "republished": job.republished,
         "claimed": job.claimed,

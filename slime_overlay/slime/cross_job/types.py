@@ -63,6 +63,20 @@ class Ids:
         made._ranges = [(0, end)] if end > 0 else []
         return made
 
+    @classmethod
+    def of_ranges(cls, ranges: Iterable[tuple[int, int]]) -> "Ids":
+        """From what `ranges` said. Raises ValueError for anything else."""
+        made = cls()
+        made._ranges = [(int(first), int(end)) for first, end in ranges]
+        flat = [number for found in made._ranges for number in found]
+        if flat != sorted(set(flat)):
+            raise ValueError("ranges that overlap, touch, or are out of order")
+        return made
+
+    def ranges(self) -> list[list[int]]:
+        """[first, after the last] of each range, in order."""
+        return [[first, end] for first, end in self._ranges]
+
     def add(self, number: int) -> None:
         if number in self:
             return
@@ -130,6 +144,12 @@ class Payload:
     columns: tuple[str, ...] = ()  # names of the batch's columns
     source: Any = None  # where the producer's source of prompts stood after it (JSON-able), see Producer.source_before
     source_apart: bool = False  # that is large, and lies in the vault beside the payload
+    stored: str = ""  # its name in the job's durable store (archive.py); its source there: source_name
+
+
+def source_name(stored: str) -> str:
+    """Name in the durable store of what lies beside a payload there: where the source of prompts stood."""
+    return f"{stored}-source"
 
 
 @dataclass(frozen=True, slots=True)

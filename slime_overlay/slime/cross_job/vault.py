@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
 from .batch import Batch
+from .deposits import Deposits, Durably
 from .errors import ActorLost, BadInput, CrossJobError, Fenced, PayloadLost, StoreFull, Unreachable
 from .records import TABLES
 from .snapshot import Snapshot, Tables
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _BROKER_S = 120.0
 _REMEMBERED_CALLS = 256
+_BEHIND = 8  # payloads that may be published and not yet stored durably (write-behind); then it waits for one
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
 HEADER = "slime_cross_job"
@@ -48,6 +50,7 @@ class Target:
     rollout_id: int | None = None
     key: str | None = None
     version: int | None = None
+    durably: Durably | None = None  # besides, in a durable store
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class Vault:
         self._snapshots: dict[str, tuple[Snapshot, Tables]] = {}
         self._broker = 0  # n-th broker that left a snapshot here
         self._under_way: dict[str, asyncio.Task[Any]] = {}
+        self._deposits = Deposits()
+        self._behind: dict[str, asyncio.Task[Any]] = {}  # deposits that nobody waits for, by token
         if own_process:
             _load_nothing_of_slime()
             threading.Thread(target=lambda: asyncio.run(self._introduce()), daemon=True).start()
@@ -93,7 +98,8 @@ class Vault:
         return {"protocol": PROTOCOL, "name": self._name, "node_id": node_id, "incarnation": self._incarnation}
 
     async def hand_over(self, target: Target, source: FromRefs | FromMethod | None, wait_s: float) -> Any:
-        """Own the payload, record it, return what the broker recorded; None if that takes longer than `wait_s`.
+        """Own the payload, record it, return what the broker recorded; if that takes longer than `wait_s`, in a text
+        what it waits for (empty: for the payload).
 
         Calling again with the same token joins what is under way, or returns what it came to. `source` None: only
         that; raises PayloadLost where nothing was begun.
@@ -108,7 +114,11 @@ class Vault:
             self._under_way[target.token] = task
         done, _ = await asyncio.wait([task], timeout=wait_s)
         self._forget_old_calls()
-        return task.result() if done else None
+        return task.result() if done else self._deposits.troubles.get(target.token, "")
+
+    async def load(self, uri: str, job_id: str, name: str) -> list[Any]:
+        """Refs to the parts of a payload that lies in a durable store, whoever owned it before; see Deposits.load."""
+        return await self._deposits.load(uri, job_id, name)
 
     async def open(self, token: str) -> list[Any]:
         """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
@@ -156,6 +166,7 @@ class Vault:
     async def forget(self, job_id: str) -> None:
         """The job is forgotten: so is its snapshot, and what is left of it."""
         self._snapshots.pop(job_id, None)
+        self._deposits.forget(job_id)
         await self.drop([token for token, record in self._records.items() if record.job_id == job_id])
 
     async def inventory(self) -> tuple[int, list[Located | LocatedValue], list[tuple[Snapshot, Tables]]]:
@@ -164,8 +175,8 @@ class Vault:
         return self._broker, [*self._records.values()], [*self._snapshots.values()]
 
     async def stats(self) -> dict[str, int]:
-        """{"payloads", "nbytes"} that this vault owns."""
-        return {"payloads": len(self._held), "nbytes": sum(self._nbytes.values())}
+        """{"payloads", "nbytes"} that this vault owns; "behind": those that are still to be stored durably."""
+        return {"payloads": len(self._held), "nbytes": sum(self._nbytes.values()), "behind": len(self._behind)}
 
     def _forget_old_calls(self) -> None:
         for token in [t for t, task in self._under_way.items() if task.done()][:-_REMEMBERED_CALLS]:
@@ -184,17 +195,40 @@ class Vault:
         self._held[token], self._nbytes[token] = refs, header["nbytes"]
         if apart is not None:
             self._held[f"{token}.source"] = [apart]
+        payload = self._payload(target, header, len(refs), apart is not None)
+        durably = target.durably
         try:
-            recorded = await self._record(target, self._payload(target, header, len(refs), apart is not None), refs)
+            if durably is not None and not durably.behind:
+                name = await self._deposits.save(durably, token, refs, apart, _about(target, payload))
+                payload = replace(payload, stored=name)
+            elif durably is not None and len(self._behind) >= _BEHIND:
+                await asyncio.wait(self._behind.values(), return_when=asyncio.FIRST_COMPLETED)
+            recorded = await self._record(target, payload, refs)
         except CrossJobError:
             await self.drop([token, f"{token}.source"])
             raise
         taken = not isinstance(recorded, Located) or recorded.version > 0
         if recorded.payload.token == token and taken:
             self._records[token] = recorded
+            if durably is not None and durably.behind:
+                self._behind[token] = asyncio.ensure_future(self._store(durably, target, recorded, refs, apart))
+                self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
         else:  # the same content as the version that is there, or not taken
             await self.drop([token, f"{token}.source"])
         return recorded
+
+    async def _store(
+        self, how: Durably, target: Target, recorded: Located | LocatedValue, refs: list[Any], apart: Any
+    ) -> None:
+        """Write-behind: what is recorded is stored, too."""
+        try:
+            name = await self._deposits.save(how, target.token, refs, apart, _about(target, recorded.payload))
+            await self._tell("stored", how.job_id, recorded.serial, name)
+            if target.token in self._records:
+                payload = replace(recorded.payload, stored=name)
+                self._records[target.token] = replace(recorded, payload=payload)
+        except CrossJobError as error:
+            logger.error("job %s: a payload is published, but not in the durable store: %s", how.job_id, error)
 
     async def _call(self, source: FromMethod) -> tuple[dict[str, Any], list[Any], Any]:
         method = getattr(source.actor, source.method)
@@ -295,6 +329,13 @@ def _load_nothing_of_slime() -> None:
     """
     for package in ("ray", "utils", "rollout", "backends"):
         sys.modules.setdefault(f"slime.{package}", None)  # type: ignore[arg-type]
+
+
+def _about(target: Target, payload: Payload) -> dict[str, Any]:
+    """What is said of a payload to whoever looks into the store."""
+    facts = {name: getattr(payload, name) for name in ("num_samples", "weight_version", "meta", "columns", "source")}
+    named = {"rollout_id": target.rollout_id} if target.key is None else {"key": target.key, "version": target.version}
+    return {**named, **facts, "columns": [*payload.columns]}
 
 
 async def _copy(ref: Any) -> Any:

@@ -60,6 +60,10 @@ class Store(ABC):
         """Whether there is such a key. Stores that can say so without reading the value do."""
         return key in self.keys(key.rpartition("/")[0])
 
+    def sweep(self, prefix: str, older_than_s: float) -> int:
+        """Remove what writers that died left below `prefix`, where the store does not do that by itself; how much."""
+        return 0
+
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; what was put stays."""
 

@@ -129,7 +129,6 @@ class FileStore(Store):
         return self._path(key).is_file()
 
     def sweep(self, prefix: str, older_than_s: float = _FORGOTTEN_S) -> int:
-        """Remove temporary files that a crash left below `prefix`; how many."""
         old = [
             path
             for _, path in self._files(prefix)

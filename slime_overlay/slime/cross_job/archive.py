@@ -1,0 +1,257 @@
+"""Payloads in a durable store: a file of Arrow IPC for each part, then a manifest in JSON that says what they are.
+
+    JOB/payload/NAME.0.arrow ...   the parts; with compression, the same bytes compressed by Arrow's codec
+    JOB/payload/NAME.json          the manifest, written last: what has none was never published
+    JOB/quarantine/NAME.json       why a payload is not read any more; its files stay where they are
+
+NAME begins with the time (ms), so that names in order are payloads in the order in which they were written. Every part
+and the manifest have a checksum (XXH3, 128 bits), which is verified whenever they are read; what does not match goes
+to quarantine. Reading executes nothing that a store may hold: JSON, and Arrow buffers that are checked as they are
+used.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from .batch import Batch
+from .errors import BadInput, BatchError, NotStored, PayloadDamaged
+from .settings import COMPRESSIONS
+from .stores import Store
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_SUFFIX = {"none": "arrow", "lz4": "arrow.lz4", "zstd": "arrow.zst"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A payload as its manifest describes it."""
+
+    name: str
+    written_at: float  # wall clock, s
+    nbytes: int  # of its parts, uncompressed
+    stored_bytes: int
+    about: dict[str, Any] = field(default_factory=dict)  # what its writer said of it
+
+
+class Archive:
+    """The payloads of one job in a store."""
+
+    def __init__(self, store: Store, job_id: str, compression: str = "none"):
+        if compression not in COMPRESSIONS:
+            raise BadInput(f"compression {compression!r} is none of {', '.join(COMPRESSIONS)}")
+        self._store, self._job_id, self._compression = store, job_id, compression
+
+    def save(self, token: str, parts: Sequence[Batch], about: Mapping[str, Any], name: str = "") -> str:
+        """Keep the parts of a payload; returns its name. When this returns, it is durable.
+
+        Args:
+            about: JSON-able facts, for whoever looks at the store.
+            name: under which it is kept, rather than the time and the token.
+
+        Raises:
+            StoreFull, StoreRefused, StoreUnreachable: nothing of it is seen.
+        """
+        now = time.time()
+        name = name or f"{int(now * 1000):013d}-{token}"
+        described, written = [], []
+        try:
+            for number, part in enumerate(parts):
+                raw = part.ipc
+                data = raw if self._compression == "none" else pa.compress(raw, codec=self._compression)
+                written.append(self._part(name, number, self._compression))
+                self._store.put(written[-1], data)
+                described.append(
+                    {"nbytes": raw.size, "stored_bytes": memoryview(data).nbytes, "xxh3_128": checksum(data)}
+                )
+            body = {
+                "job_id": self._job_id,
+                "name": name,
+                "written_at": now,
+                "compression": self._compression,
+                "parts": described,
+                "about": dict(about),
+            }
+            self._store.put(self._manifest(name), sealed(body))
+        except Exception:
+            self._forget(written)
+            raise
+        return name
+
+    def load(self, name: str) -> list[Batch]:
+        """The parts of a payload, each verified.
+
+        Raises:
+            PayloadDamaged: it is not what was saved; it is in quarantine now.
+            NotStored: it was freed. StoreUnreachable.
+        """
+        try:
+            manifest = self._read_manifest(name)
+            parts = manifest["parts"]
+            return [self._read_part(name, number, part, manifest) for number, part in enumerate(parts)]
+        except (PayloadDamaged, NotStored) as error:
+            if isinstance(error, NotStored) and not self._store.exists(self._manifest(name)):
+                raise
+            self._quarantine(name, str(error))
+            raise PayloadDamaged(f"payload {name} of job {self._job_id} in {self._store.shown}: {error}") from None
+
+    def names(self) -> list[str]:
+        """Every payload that is whole, oldest first."""
+        return [
+            key.rpartition("/")[2].removesuffix(".json")
+            for key in self._store.keys(f"{self._job_id}/payload")
+            if key.endswith(".json")
+        ]
+
+    def describe(self, name: str) -> Stored:
+        """What its manifest says. Raises PayloadDamaged, NotStored."""
+        body = self._read_manifest(name)
+        return Stored(
+            name,
+            body["written_at"],
+            sum(part["nbytes"] for part in body["parts"]),
+            sum(part["stored_bytes"] for part in body["parts"]),
+            body["about"],
+        )
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Free payloads: the manifests first, so that none is there without its parts."""
+        parts = [part for name in names for part in self._parts_of(name)]
+        self._store.delete([self._manifest(name) for name in names])
+        self._store.delete(parts)
+
+    def leftovers(self, older_than_s: float) -> list[str]:
+        """Keys of parts without a manifest, which a writer that died left."""
+        keys = self._store.keys(f"{self._job_id}/payload")
+        whole = {key.removesuffix(".json") for key in keys if key.endswith(".json")}
+        oldest = f"{int((time.time() - older_than_s) * 1000):013d}"
+        alone = [k for k in keys if not k.endswith(".json") and f"{k.rpartition('/')[0]}/{_stem(k)}" not in whole]
+        return [key for key in alone if key.rpartition("/")[2] < oldest]
+
+    def sweep(self, older_than_s: float) -> int:
+        """Delete what writers that died left; how many keys and files that was."""
+        left = self.leftovers(older_than_s)
+        self._store.delete(left)
+        return len(left) + self._store.sweep(self._job_id, older_than_s)
+
+    def quarantined(self) -> dict[str, str]:
+        """Name -> why it is not read any more."""
+        found = {}
+        for key in self._store.keys(f"{self._job_id}/quarantine"):
+            try:
+                why = str(opened(self._store.get(key))["why"])
+            except (PayloadDamaged, NotStored, KeyError) as error:
+                why = str(error)
+            found[key.rpartition("/")[2].removesuffix(".json")] = why
+        return found
+
+    # ------------------------------------------------------------------ inside
+
+    def _parts_of(self, name: str) -> list[str]:
+        try:
+            body = self._read_manifest(name)
+            return [self._part(name, number, body["compression"]) for number in range(len(body["parts"]))]
+        except NotStored:
+            return []  # what a writer that died left of it is found by `leftovers`
+        except PayloadDamaged:
+            return [key for key in self._store.keys(f"{self._job_id}/payload") if _stem(key) == name]
+
+    def _read_manifest(self, name: str) -> dict[str, Any]:
+        body = opened(self._store.get(self._manifest(name)))
+        try:
+            shape_is_right = (
+                body["name"] == name
+                and body["job_id"] == self._job_id
+                and body["compression"] in COMPRESSIONS
+                and isinstance(body["written_at"], (int, float))
+                and isinstance(body["about"], dict)
+                and all(
+                    isinstance(part["nbytes"], int)
+                    and part["nbytes"] >= 0
+                    and isinstance(part["stored_bytes"], int)
+                    and isinstance(part["xxh3_128"], str)
+                    for part in body["parts"]
+                )
+            )
+        except (KeyError, TypeError):
+            shape_is_right = False
+        if not shape_is_right:
+            raise PayloadDamaged("its manifest is of another payload, or says less than it must")
+        return body
+
+    def _read_part(self, name: str, number: int, part: Mapping[str, Any], manifest: Mapping[str, Any]) -> Batch:
+        compression = manifest["compression"]
+        data = self._store.get(self._part(name, number, compression))
+        if data.size != part["stored_bytes"]:
+            raise PayloadDamaged(f"part {number} has {data.size} bytes, and was written with {part['stored_bytes']}")
+        if checksum(data) != part["xxh3_128"]:
+            raise PayloadDamaged(f"part {number} has another checksum than when it was written")
+        try:
+            raw = data if compression == "none" else pa.decompress(data, part["nbytes"], codec=compression)
+            return Batch.from_ipc(raw)
+        except (BatchError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise PayloadDamaged(f"part {number} is no batch: {error}") from None
+
+    def _quarantine(self, name: str, why: str) -> None:
+        logger.error("job %s: payload %s goes to quarantine: %s", self._job_id, name, why)
+        self._store.put(
+            f"{self._job_id}/quarantine/{name}.json", sealed({"name": name, "why": why, "at": time.time()})
+        )
+
+    def _forget(self, keys: list[str]) -> None:
+        try:
+            self._store.delete(keys)
+        except Exception as error:  # they are found later, see leftovers
+            logger.info("%s: what was written of a payload stays for now: %s", self._store.shown, error)
+
+    def _manifest(self, name: str) -> str:
+        return f"{self._job_id}/payload/{name}.json"
+
+    def _part(self, name: str, number: int, compression: str) -> str:
+        return f"{self._job_id}/payload/{name}.{number}.{_SUFFIX[compression]}"
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """JSON with a format version and a checksum of its own."""
+    try:
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"a durable store takes what JSON can hold: {error}") from None
+    seal = {"format": FORMAT, "xxh3_128": checksum(text.encode())}
+    return json.dumps(seal)[:-1].encode() + b', "body": ' + text.encode() + b"}"
+
+
+def opened(data: Any) -> Any:
+    """The body of what was `sealed`. Raises PayloadDamaged, naming what is wrong."""
+    try:
+        whole = json.loads(bytes(memoryview(data)))
+        version, seal, body = whole["format"], whole["xxh3_128"], whole["body"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PayloadDamaged(f"its manifest is not readable: {type(error).__name__}: {error}") from None
+    if version != FORMAT:
+        raise PayloadDamaged(
+            f"it has format {version!r:.20}, this version reads format {FORMAT}: upgrade slime cross-job"
+        )
+    if checksum(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()) != seal:
+        raise PayloadDamaged("its manifest has another checksum than when it was written")
+    return body
+
+
+def checksum(data: Any) -> str:
+    """XXH3 (128 bits) of a buffer, as hexadecimal digits."""
+    try:
+        import xxhash
+    except ImportError:
+        raise BadInput("durable stores need the package xxhash: pip install xxhash") from None
+    return str(xxhash.xxh3_128_hexdigest(memoryview(data)))
+
+
+def _stem(key: str) -> str:
+    return key.rpartition("/")[2].partition(".")[0]

@@ -1,0 +1,213 @@
+"""The broker's part in durable stores: the journal of each job that has one, who keeps it, and what may be freed.
+
+A journal has one keeper, the broker of some cluster, which gives a sign of life in the store. A broker that finds the
+journal of a job that it does not know goes on from there, once the keeper of before is silent; its clients are over,
+as their cluster is. Who keeps a journal wrongly finds its next entry written by another (journal.py), and lets the job
+go.
+"""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from typing import Any
+
+from .archive import Archive, opened, sealed
+from .errors import CrossJobError, Fenced, NotStored, PayloadDamaged, Refused, StoreFull, StoreUnreachable
+from .journal import Entry, Journal
+from .ledger import Ledger
+from .records import DEAD, Client, Job
+from .snapshot import take_job
+from .stores import Store, open_store
+from .types import source_name
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 2.0
+COLLECT_S = 600.0
+SILENT_S = 7.0  # after which the keeper of a journal is over
+_KEEPER = "keeper.json"
+_OPEN_S = 10.0
+_AWAY_S = 10.0  # that a store may be away before who waits for it is told
+_ORPHAN_S = 600.0  # after which what nobody knows of is freed
+_LEFTOVER_S = 3600.0
+
+
+class Books:
+    """See the module.
+
+    Args:
+        me: names this broker, the same after it was restarted.
+    """
+
+    def __init__(self, ledger: Ledger, me: str):
+        self._ledger, self._me = ledger, me
+        self._stores: dict[str, Store] = {}
+        self._journals: dict[str, Journal] = {}
+        self._uris: dict[str, str] = {}  # by job id
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._drops: dict[str, list[str]] = defaultdict(list)  # job id -> names
+        self._beats = 0
+
+    def is_open(self, job_id: str) -> bool:
+        return job_id in self._journals
+
+    async def open(self, job_id: str, uri: str) -> None:
+        """Keep the journal of this job, in this store; go on with what it says, where the ledger knows less.
+
+        Raises:
+            Refused: the job has another store, or a broker of another cluster keeps it.
+            StoreUnreachable, StoreRefused.
+        """
+        async with self._locks[job_id]:
+            if job_id in self._journals:
+                if self._uris[job_id] != uri:
+                    raise Refused(
+                        f"job {job_id} is kept in {self._stores[self._uris[job_id]].shown}: give the same "
+                        "--cross-job-store, or another --job-id"
+                    )
+                return
+            if uri not in self._stores:
+                self._stores[uri] = await asyncio.to_thread(open_store, uri, _OPEN_S)
+            store, journal = self._stores[uri], Journal(self._stores[uri], job_id)
+            await self._wait_for_silence(store, job_id)
+            found = await asyncio.to_thread(journal.load)
+            known = self._ledger.jobs.get(job_id)
+            if found is not None and (known is None or known.complete or known.revision < found[0].revision):
+                self._go_on(*found, uri)
+            self._uris[job_id], self._journals[job_id] = uri, journal
+            await self._beat(job_id)
+
+    def entry(self, job_id: str) -> Entry | None:
+        """The job as it is now, to be written; None: it has no journal."""
+        journal, job = self._journals.get(job_id), self._ledger.jobs[job_id]
+        if journal is None:
+            return None
+        return journal.append(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
+
+    async def write(self, entry: Entry | None) -> None:
+        """Make an entry durable.
+
+        Raises:
+            Fenced: another broker keeps the job; here it is let go. StoreUnreachable: for now it cannot be written.
+        """
+        if entry is None:
+            return
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                await asyncio.to_thread(entry.write)
+                return
+            except Fenced as error:
+                logger.critical("%s", error)
+                self._let_go(entry.job_id, str(error))
+                raise
+            except (StoreFull, StoreUnreachable) as error:
+                if time.monotonic() > deadline:
+                    raise StoreUnreachable(f"the broker cannot keep how job {entry.job_id} stands: {error}") from None
+            await asyncio.sleep(0.5)
+
+    async def forget(self, job_id: str) -> None:
+        """Everything of this job goes."""
+        if job_id in self._journals:
+            store = self._stores[self._uris[job_id]]
+            self._close(job_id)
+            await asyncio.to_thread(lambda: store.delete(store.keys(job_id)))
+
+    async def free(self) -> None:
+        """Delete what the ledger has given up."""
+        for job_id, name in self._ledger.take_store_drops():
+            self._drops[job_id].append(name)
+        for job_id in [job_id for job_id in self._drops if job_id in self._journals]:
+            names = self._drops.pop(job_id)
+            try:
+                await asyncio.to_thread(self._archive(job_id).delete, names)
+            except CrossJobError as error:
+                logger.info("job %s: %d payloads are freed later: %s", job_id, len(names), error)
+                self._drops[job_id] += names
+
+    async def beat(self) -> None:
+        """Give a sign of life in every store; to be called every BEAT_S seconds."""
+        for job_id in [*self._journals]:
+            try:
+                await self._beat(job_id)
+            except CrossJobError as error:
+                logger.warning("job %s: no sign of life in its durable store: %s", job_id, error)
+
+    async def collect(self) -> int:
+        """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was."""
+        freed = 0
+        for job_id in [*self._journals]:
+            job, archive = self._ledger.jobs.get(job_id), self._archive(job_id)
+            oldest = f"{int((time.time() - _ORPHAN_S) * 1000):013d}"
+            names = [name for name in await asyncio.to_thread(archive.names) if name < oldest]
+            alive = _alive(job) if job is not None else set()
+            orphans = [name for name in names if name not in alive]
+            if orphans:
+                logger.info("job %s: %d stored payloads that nobody knows of are freed", job_id, len(orphans))
+            await asyncio.to_thread(archive.delete, orphans)
+            freed += len(orphans) + await asyncio.to_thread(archive.sweep, _LEFTOVER_S)
+        return freed
+
+    # ------------------------------------------------------------------ inside
+
+    def _go_on(self, job: Job, clients: list[Client], uri: str) -> None:
+        """The journal knows more than the ledger: the job is what it says."""
+        job.store = uri
+        here = {c.info.client_id for c in self._ledger.clients.values() if c.live and c.info.job_id == job.job_id}
+        missing = take_job(self._ledger, job, clients)
+        for client in clients:
+            if client.live and client.info.client_id not in here:
+                self._ledger.end(client.info.client_id, DEAD, "its cluster was lost")
+        logger.warning(
+            "job %s goes on as its journal says: revision %d, %d rollouts are there, lost are %s",
+            *(job.job_id, job.revision, len(job.rollouts), missing or "none"),
+        )
+
+    def _let_go(self, job_id: str, why: str) -> None:
+        self._close(job_id)
+        for client in [c for c in self._ledger.clients.values() if c.info.job_id == job_id]:
+            self._ledger.end(client.info.client_id, DEAD, why)
+        self._ledger.jobs.pop(job_id, None)
+
+    def _close(self, job_id: str) -> None:
+        for held in (self._journals, self._uris, self._drops):
+            held.pop(job_id, None)
+
+    def _archive(self, job_id: str) -> Archive:
+        return Archive(self._stores[self._uris[job_id]], job_id)
+
+    async def _beat(self, job_id: str) -> None:
+        self._beats += 1
+        body = sealed({"broker": self._me, "beat": self._beats})
+        await asyncio.to_thread(self._stores[self._uris[job_id]].put, f"{job_id}/{_KEEPER}", body)
+
+    async def _wait_for_silence(self, store: Store, job_id: str) -> None:
+        """Return once the keeper of before is over. Its clock does not matter, only that nothing changes."""
+        first = await asyncio.to_thread(_keeper, store, job_id)
+        if first is None or first["broker"] == self._me:
+            return
+        deadline = time.monotonic() + SILENT_S
+        while time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+            if await asyncio.to_thread(_keeper, store, job_id) != first:
+                raise Refused(
+                    f"job {job_id} is kept in {store.shown} by the broker of another cluster or namespace, which is "
+                    "alive: stop its jobs there, or choose another --job-id"
+                )
+
+
+def _keeper(store: Store, job_id: str) -> dict[str, Any] | None:
+    """The last sign of life of who keeps a journal."""
+    try:
+        return dict(opened(store.get(f"{job_id}/{_KEEPER}")))
+    except (NotStored, PayloadDamaged):
+        return None
+
+
+def _alive(job: Job) -> set[str]:
+    """Names of what the ledger still needs in the store."""
+    sources = [source.stored for source in job.sources.values() if source.stored]
+    return {record.payload.stored for record in job.records.values()} | {
+        name for stored in sources for name in (stored, source_name(stored))
+    }

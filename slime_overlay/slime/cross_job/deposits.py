@@ -1,0 +1,123 @@
+"""A vault's hand in durable stores: what it owns is written there, and read from there when its owner is gone.
+
+A store that is full or away is waited for, and the producer sees what it waits for. What is read becomes an object of
+this vault, for all readers of its node; a few are kept, because readers hold what they read themselves.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from .archive import Archive
+from .batch import Batch
+from .errors import BadInput, StoreFull, StoreUnreachable
+from .stores import open_store
+from .types import source_name
+
+logger = logging.getLogger(__name__)
+
+_COPIES = 4
+_AWAY_S = 10.0  # that a store may be away before it is said
+_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Durably:
+    """In which durable store a job's payloads are kept, and how."""
+
+    uri: str
+    job_id: str
+    compression: str = "none"
+    behind: bool = False  # soon, not before anybody hears of them
+    patience_s: float = 3600.0  # for a store that is full or away
+
+
+class Deposits:
+    """See the module. For one event loop; blocking calls go to threads."""
+
+    def __init__(self) -> None:
+        self.troubles: dict[str, str] = {}  # token -> what its deposit waits for
+        self._archives: dict[tuple[str, str, str], Archive] = {}
+        self._copies: OrderedDict[str, asyncio.Future[list[Any]]] = OrderedDict()
+
+    async def save(self, how: Durably, token: str, refs: Sequence[Any], source: Any, about: Mapping[str, Any]) -> str:
+        """Write a payload, and the batch that tells where its source of prompts stood, if there is one; its name.
+
+        Raises:
+            StoreFull, StoreUnreachable: that lasted longer than `patience_s`. StoreRefused. BadInput: no batches.
+        """
+        parts = [_batch(await ref) for ref in refs]
+        apart = None if source is None else _batch(await source)
+
+        def write() -> str:
+            archive = self._archive(how.uri, how.job_id, how.compression)
+            name = archive.save(token, parts, about)
+            if apart is not None:
+                archive.save(token, [apart], {}, source_name(name))
+            return name
+
+        deadline = time.monotonic() + how.patience_s
+        try:
+            while True:
+                try:
+                    return await asyncio.to_thread(write)
+                except (StoreFull, StoreUnreachable) as error:
+                    if time.monotonic() > deadline:
+                        raise
+                    if self.troubles.get(token) != str(error):
+                        logger.warning("job %s: a payload waits for its durable store: %s", how.job_id, error)
+                    self.troubles[token] = str(error)
+                await asyncio.sleep(_AGAIN_S)
+        finally:
+            self.troubles.pop(token, None)
+
+    async def load(self, uri: str, job_id: str, name: str) -> list[Any]:
+        """Refs to the parts of a payload, read from the store, verified, and owned by this process.
+
+        Raises:
+            PayloadDamaged, NotStored, StoreUnreachable, StoreRefused.
+        """
+        key = f"{job_id}/{name}"
+        if key not in self._copies:
+            self._copies[key] = asyncio.ensure_future(self._read(uri, job_id, name))
+            for old in [*self._copies][:-_COPIES]:
+                if self._copies[old].done():
+                    del self._copies[old]
+        self._copies.move_to_end(key)
+        reading = self._copies[key]
+        try:
+            return await asyncio.shield(reading)
+        except Exception:
+            self._copies.pop(key, None)
+            raise
+
+    def forget(self, job_id: str) -> None:
+        """Let go of what was read of a job."""
+        for key in [key for key in self._copies if key.startswith(f"{job_id}/")]:
+            del self._copies[key]
+
+    async def _read(self, uri: str, job_id: str, name: str) -> list[Any]:
+        parts = await asyncio.to_thread(lambda: self._archive(uri, job_id, "none").load(name))
+        return [await asyncio.to_thread(ray.put, part) for part in parts]
+
+    def _archive(self, uri: str, job_id: str, compression: str) -> Archive:
+        key = (uri, job_id, compression)
+        if key not in self._archives:
+            self._archives[key] = Archive(open_store(uri, _AWAY_S), job_id, compression)
+        return self._archives[key]
+
+
+def _batch(value: Any) -> Batch:
+    if isinstance(value, Batch):
+        return value
+    if isinstance(value, Mapping):
+        return Batch.pack(value)
+    raise BadInput(
+        f"a {type(value).__name__} cannot be kept in a durable store, which takes no pickle: publish columns"
+    )

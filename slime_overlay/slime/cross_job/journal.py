@@ -1,0 +1,122 @@
+"""What the ledger knows of a job, in a durable store: numbered entries, each created where there is none.
+
+    JOB/journal/0000000000000042.json    the job as it was then, and what changed in its tables since the entry before
+
+An entry is durable before anybody is answered, so a cluster that is lost entirely forgets nothing that it said. Of two
+brokers that both think that they keep a job, one finds its next number taken: it is fenced, and knows it at once
+(compare-and-set, by `Store.create`). From time to time an entry holds the tables whole, and those before it go.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from .archive import opened, sealed
+from .errors import BadInput, Fenced, NotStored, PayloadDamaged, StoreRefused
+from .records import TABLES, Client, Job
+from .records_json import decode, encode
+from .stores import Store
+from .tables import Change, Mark, Table
+
+logger = logging.getLogger(__name__)
+
+_WHOLE_EVERY = 500  # entries, or twice as many as there are rows, whichever is more
+
+
+class Journal:
+    """The entries of one job, as one broker writes them. Not for two threads at once."""
+
+    def __init__(self, store: Store, job_id: str):
+        self._store, self._job_id = store, job_id
+        self._number = -1  # of the newest entry
+        self._marks: dict[str, Mark] = {}
+        self._since_whole = 0
+
+    def load(self) -> tuple[Job, list[Client]] | None:
+        """The job as its newest entry says, with its tables, and its clients; None: there is none.
+
+        Raises:
+            StoreRefused: entries are damaged, or of another version.
+        """
+        keys = self._store.keys(f"{self._job_id}/journal")
+        found, deltas = None, []
+        for key in reversed(keys):
+            try:
+                body = opened(self._store.get(key))
+                text, whole = body["state"].encode(), body["whole"]
+                state = decode(text)
+            except (PayloadDamaged, BadInput, NotStored, KeyError, AttributeError) as error:
+                raise StoreRefused(
+                    f"{self._store.shown}: {key}, which says how job {self._job_id} stands, cannot be read: {error}. "
+                    "Restore it from a backup, or begin anew under another --job-id, from a checkpoint"
+                ) from None
+            found = found or state
+            deltas.append(state["changes"])
+            if whole:
+                break
+        if found is None:
+            return None
+        self._number = int(keys[-1].rpartition("/")[2].removesuffix(".json"))
+        job: Job = found["job"]
+        for name in TABLES:
+            rows: dict[int, Any] = {}
+            for changes in reversed(deltas):
+                whole, over, new = changes[name]
+                Change(whole, over, new).apply(rows)
+            setattr(job, name, Table(rows))
+        self._marks = {}  # the next entry is whole, and ours
+        return job, found["clients"]
+
+    def append(self, job: Job, clients: list[Client]) -> "Entry":
+        """What is to be written of the job as it is now; serialised here, written by `Entry.write` in any thread."""
+        tables = {name: getattr(job, name) for name in TABLES}
+        rows = sum(len(table) for table in tables.values())
+        whole = not self._marks or self._since_whole >= max(_WHOLE_EVERY, 2 * rows)
+        changes = {name: table.since(None if whole else self._marks[name]) for name, table in tables.items()}
+        empty: dict[str, Any] = {name: Table() for name in TABLES}
+        groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
+        bare = replace(job, rollouts={}, values={}, lost_values={}, store=None, groups=groups, **empty)
+        state = {
+            "job": bare,
+            "clients": clients,
+            "changes": {name: (c.whole, c.over, c.new) for name, c in changes.items()},
+        }
+        whole = all(change.whole for change in changes.values())
+        marks = {name: table.mark() for name, table in tables.items()}
+        return Entry(self, self._number + 1, encode(state), whole, marks)
+
+    def _written(self, entry: "Entry") -> None:
+        self._number, self._marks = entry.number, entry.marks
+        self._since_whole = 0 if entry.whole else self._since_whole + 1
+
+    def key(self, number: int) -> str:
+        return f"{self._job_id}/journal/{number:016d}.json"
+
+
+class Entry:
+    """One entry, on its way into the store."""
+
+    def __init__(self, journal: Journal, number: int, state: bytes, whole: bool, marks: dict[str, Mark]):
+        self._journal, self._state, self.job_id = journal, state, journal._job_id
+        self.number, self.whole, self.marks = number, whole, marks
+
+    def write(self) -> None:
+        """Make it durable.
+
+        Raises:
+            Fenced: another broker has written this number: it keeps the job now.
+            StoreFull, StoreRefused, StoreUnreachable: it may be tried again.
+        """
+        journal = self._journal
+        store = journal._store
+        data = sealed({"state": self._state.decode(), "whole": self.whole})
+        key = journal.key(self.number)
+        # where it is there already, we may have written it, and not have heard of it
+        if not store.create(key, data) and bytes(memoryview(store.get(key))) != data:
+            raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
+        keys = store.keys(f"{journal._job_id}/journal")
+        if keys[-1] > key:  # those between are gone already: a broker went on long ago
+            raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
+        journal._written(self)
+        if self.whole:
+            store.delete([old for old in keys if old < key])

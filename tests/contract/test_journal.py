@@ -1,0 +1,174 @@
+"""How a job stands, in every store: what was kept is read again, whoever dies, and of two keepers one is fenced."""
+
+import pytest
+
+from slime.cross_job.errors import Fenced, StoreRefused
+from slime.cross_job.journal import Journal
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.snapshot import take_job
+from slime.cross_job.types import ClientInfo, Payload
+
+from .conftest import Crash
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    made = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
+    made.attach(ClientInfo("p", "exp", "producer", ray_job_id="r1"), max_ahead=3, terms={"seed": 1})
+    made.attach(ClientInfo("c", "exp", "consumer", group="train", ray_job_id="r2"))
+    return made
+
+
+def keep(journal: Journal, ledger: Ledger) -> None:
+    job = ledger.jobs["exp"]
+    job.revision += 1
+    journal.append(job, [*ledger.clients.values()]).write()
+
+
+def publish(ledger: Ledger, rollout_id: int) -> None:
+    payload = Payload(
+        f"t{rollout_id}",
+        "v1/a",
+        10,
+        meta={"~": "hostile", "n": [1, None]},
+        source={"next": rollout_id},
+        stored=f"n{rollout_id}",
+    )
+    ledger.publish("p", rollout_id, payload)
+
+
+def again(store) -> Ledger:
+    """The ledger of a broker that knows nothing else."""
+    made = Ledger(lambda: 2000.0, wall=lambda: 2000.0)
+    job, clients = Journal(store, "exp").load()
+    assert take_job(made, job, clients) == []
+    return made
+
+
+def figures(ledger: Ledger) -> dict:
+    status = ledger.status("exp")["exp"]
+    return {name: value for name, value in status.items() if name not in ("producer", "consumers")}
+
+
+def test_a_job_without_a_journal_is_none(store):
+    assert Journal(store, "exp").load() is None
+
+
+def test_what_was_kept_is_known_again(place, store, ledger):
+    journal = Journal(store, "exp")
+    for rollout_id in range(5):
+        publish(ledger, rollout_id)
+        keep(journal, ledger)
+    ledger.claim("c", 0)
+    ledger.ack("c", 0)
+    ledger.claim("c", 1)
+    ledger.put_value("c", "weights", Payload("w", "v1/a", 5, stored="w"), 7)
+    ledger.demand("c", 9)
+    keep(journal, ledger)
+    found = again(place.open())
+    assert figures(found) == figures(ledger)
+    assert found.catalog() == ledger.catalog()
+    assert found.get_value("exp", "weights") == ledger.get_value("exp", "weights")
+    assert found.source_before("p", 5) == ledger.source_before("p", 5)
+    assert found.clients["c"].epoch == ledger.clients["c"].epoch
+    assert found.clients["p"] is found.jobs["exp"].producer
+    assert found.clients["c"] is found.jobs["exp"].groups["train"].last
+    assert found.next_demand("p") == ledger.next_demand("p") == 9
+    with pytest.raises(Exception, match="was acked"):
+        found.claim("c", 0)
+
+
+def test_old_entries_go_once_one_holds_all(store, ledger, monkeypatch):
+    monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 5)
+    journal = Journal(store, "exp")
+    for rollout_id in range(30):
+        publish(ledger, rollout_id)
+        ledger.claim("c", rollout_id)
+        ledger.ack("c", rollout_id)
+        keep(journal, ledger)
+        assert figures(again(store)) == figures(ledger)
+    assert len(store.keys("exp/journal")) <= 15
+
+
+@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+def test_of_two_keepers_the_one_that_comes_late_is_fenced(place, store, ledger):
+    first = Journal(store, "exp")
+    keep(first, ledger)
+    second = Journal(place.open(), "exp")
+    second.load()
+    publish(ledger, 0)
+    keep(second, ledger)
+    for _ in range(2):
+        with pytest.raises(Fenced, match="is kept by another broker now"):
+            keep(first, ledger)
+    keep(second, ledger)
+    assert figures(again(store)) == figures(ledger)
+
+
+@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, store, ledger, monkeypatch):
+    monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 3)
+    first = Journal(store, "exp")
+    keep(first, ledger)
+    second = Journal(place.open(), "exp")
+    second.load()
+    for rollout_id in range(10):
+        publish(ledger, rollout_id)
+        keep(second, ledger)
+    with pytest.raises(Fenced, match="is kept by another broker now"):
+        keep(first, ledger)
+    assert figures(again(store)) == figures(ledger)
+
+
+@pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
+def test_a_keeper_that_dies_anywhere_leaves_what_was_or_what_is(place, ledger, monkeypatch):
+    monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 2)
+    store = place.open()
+    journal = Journal(store, "exp")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+        keep(journal, ledger)
+    died = True
+    for after in range(200):
+        before = figures(again(place.open()))
+        ledger.demand("c", 100 + after)
+        dying = Journal(place.open_crashing(10**6), "exp")
+        dying.load()
+        dying._store = place.open_crashing(after)
+        try:
+            keep(dying, ledger)
+            died = False
+        except Crash:
+            pass
+        assert figures(again(place.open())) in (before, figures(ledger))
+        if not died:
+            break
+    assert not died, "it never came to its end"
+
+
+@pytest.mark.parametrize("harm", [b"", b"{}", b"not json", b'{"format": 99, "xxh3_128": "", "body": {}}'])
+def test_a_journal_that_cannot_be_read_is_named_and_nothing_is_done(store, ledger, harm):
+    keep(Journal(store, "exp"), ledger)
+    (key,) = store.keys("exp/journal")
+    store.put(key, harm)
+    with pytest.raises(StoreRefused, match=f"{key}, which says how job exp stands, cannot be read"):
+        Journal(store, "exp").load()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        '{"~": "os.system", "command": "true"}',
+        '{"~": "Job", "job_id": "x", "evil": 1}',
+        '{"~": "Ids", "ranges": [[3, 1]]}',
+        "[" * 5000,
+    ],
+)
+def test_records_that_nobody_wrote_are_refused(store, ledger, state):
+    from slime.cross_job.archive import sealed
+
+    keep(Journal(store, "exp"), ledger)
+    (key,) = store.keys("exp/journal")
+    store.put(key, sealed({"state": state, "whole": True}))
+    with pytest.raises(StoreRefused, match="cannot be read"):
+        Journal(store, "exp").load()
