@@ -21,10 +21,20 @@ class Archiver:
         self.through = threading.Event()
         self._path = folder / "archived.jsonl"
         self._named = (job_id, settings)
-        self._thread = threading.Thread(target=self._run, name="archiver", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Begin; after `lost`, go on."""
+        self.error = None
+        self.through.clear()
+        self._thread = threading.Thread(target=self._run, name="archiver", daemon=True)
         self._thread.start()
+
+    def lost(self) -> None:
+        """Its cluster is gone (ray.shutdown was called): it ends with an error, which is none."""
+        if self._thread is not None:
+            self._thread.join(90)
+            assert not self._thread.is_alive(), "the archiver waits in a cluster that is gone"
 
     def _run(self) -> None:
         job_id, settings = self._named

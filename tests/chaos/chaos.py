@@ -6,6 +6,7 @@ that every rollout and every prompt took effect exactly once, as in a run withou
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from auditor import audit, lines  # noqa: E402
 from faults import FAULTS, Run, Taken  # noqa: E402
 from nodes import Cluster, wait_until  # noqa: E402
 from supervisor import JOB_ID, SETTINGS, Supervisor  # noqa: E402
+
+from redis_server import RedisServer  # noqa: E402
 
 RECOVER_S = 90.0  # after which a run that makes no step hangs
 _out = sys.stdout
@@ -110,7 +114,7 @@ def main() -> int:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     began = time.monotonic()
     ray_talk(folder / "ray.log")
-    with Cluster({"PYTHONPATH": pythonpath}) as cluster:
+    with own_store(args, folder), Cluster({"PYTHONPATH": pythonpath}) as cluster:
         ray.init(address=cluster.head.address, log_to_driver=False, logging_level="ERROR")
         try:
             report = inject(args, cluster, folder, pythonpath, began)
@@ -124,13 +128,29 @@ def main() -> int:
     return 1 if report["failures"] else 0
 
 
+@contextlib.contextmanager
+def own_store(args: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """A durable store of the run's own, where that was asked for."""
+    if args.store == "file":
+        args.store = f"file://{folder}/store"
+    if args.store != "redis":
+        yield
+        return
+    server = RedisServer(durable=True)
+    args.store = server.uri
+    try:
+        yield
+    finally:
+        server.stop()
+
+
 def inject(args: argparse.Namespace, cluster: Cluster, folder: Path, pythonpath: str, began: float) -> dict[str, Any]:
     """Train, break things, come to the end, and audit; returns the report."""
-    supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath)
-    run = Run(cluster, supervisor, folder)
+    supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath, args.store)
+    archiver = Archiver(JOB_ID, folder, **SETTINGS, **({"store": args.store} if args.store else {}))
+    run = Run(cluster, supervisor, folder, archiver, args.store)
     chaos = Chaos(run, args.seed, args.faults)
     failures: list[str] = []
-    archiver = Archiver(JOB_ID, folder, **SETTINGS)
     try:
         archiver.start()
         supervisor.start()
@@ -156,10 +176,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--most", type=int, default=10_000, help="faults after which it ends early")
     parser.add_argument("--faults", default="", help=f"only these, comma-separated: {', '.join(FAULTS)}")
+    parser.add_argument(
+        "--store", default="", help="the jobs' durable store: file, redis (of the run's own), or a URI (default: none)"
+    )
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--out", type=Path, help="new folder for what the jobs leave (default: one in out/)")
     args = parser.parse_args()
-    args.faults = [name.strip() for name in args.faults.split(",") if name.strip()] or [*FAULTS]
+    args.faults = [name.strip() for name in args.faults.split(",") if name.strip()] or [
+        name for name in FAULTS if args.store or name != "cluster killed"
+    ]
     if unknown := set(args.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
     if args.least is None:
@@ -214,6 +239,7 @@ def summary(
         by_name.setdefault(record.name, []).append(record.recovered_s)
     return {
         "seed": args.seed,
+        "store": args.store.partition("://")[0] or "none",
         "minutes": round(seconds / 60, 1),
         "faults": len(chaos.records),
         "kinds": len(by_name),

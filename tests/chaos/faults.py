@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from archiver import Archiver
 from nodes import Cluster, Node, state_of, wait_until
 from points import arm, disarm, jump
 from ray.util import state
@@ -31,6 +32,8 @@ class Run:
     cluster: Cluster
     supervisor: Supervisor
     folder: Path
+    archiver: Archiver
+    store: str = ""
 
 
 @dataclass
@@ -302,6 +305,23 @@ def _gcs(run: Run, name: str) -> Taken | None:
 
 if program():
     FAULTS["GCS killed"] = _gcs
+
+
+@fault("cluster killed")
+def _(run: Run, name: str) -> Taken | None:
+    """Every process of it at once; with a durable store, training goes on in another cluster."""
+    if not run.store:
+        return None
+    at = time.monotonic()
+    with run.supervisor.connected:
+        run.supervisor.all_are_lost()
+        ray.shutdown()
+        killed = run.cluster.kill_and_begin_anew()
+        run.archiver.lost()
+        ray.init(address=run.cluster.head.address, log_to_driver=False, logging_level="ERROR")
+        run.supervisor.connect(run.cluster.head.api)
+    run.archiver.start()
+    return Taken(at, f"the cluster, {killed} processes", "SIGKILL: all are gone", felt=time.monotonic())
 
 
 def killed_node(run: Run, node: Node) -> Taken | None:

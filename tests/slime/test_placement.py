@@ -9,8 +9,6 @@ from slime_jobs import end_well
 
 from slime.cross_job.errors import NoResources, Refused
 
-both_eras = pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
-
 
 @pytest.mark.parametrize("pin", ["079dbcf", "v0.1.0"])
 def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
@@ -23,8 +21,10 @@ def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
     assert not all(used == given for used, given in single["pairs"])
 
 
-@both_eras
-@pytest.mark.parametrize(("role", "more"), [("train", "--actor-num-gpus-per-node"), ("rollout", "--rollout-num-gpus")])
+@pytest.mark.parametrize(
+    ("pin", "role", "more"),
+    [("079dbcf", "train", "--actor-num-gpus-per-node"), ("v0.3.1", "rollout", "--rollout-num-gpus")],
+)
 def test_gpus_that_are_missing_are_named_and_the_job_ends(pin, new_run, role, more):
     """In slime's own wait, which has no end."""
     run = new_run(pin, f"greedy-{role}")
@@ -40,7 +40,7 @@ def test_gpus_that_are_missing_are_named_and_the_job_ends(pin, new_run, role, mo
     assert time.monotonic() - began < 90
 
 
-@both_eras
+@pytest.mark.parametrize("pin", ["v0.3.1"])
 def test_jobs_that_disagree_are_refused_before_an_engine_is_started(pin, new_run):
     run = new_run(pin, "disagree")
     train = run.train_job()

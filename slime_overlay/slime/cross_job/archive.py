@@ -62,6 +62,7 @@ class Archive:
         now = time.time()
         name = name or f"{int(now * 1000):013d}-{token}"
         described, written = [], []
+        self._store.check_room(sum(part.nbytes for part in parts))
         try:
             for number, part in enumerate(parts):
                 raw = part.ipc

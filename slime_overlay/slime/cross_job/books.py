@@ -93,7 +93,7 @@ class Books:
         """
         if entry is None:
             return
-        deadline = time.monotonic() + _AWAY_S
+        deadline = asyncio.get_running_loop().time() + _AWAY_S
         while True:
             try:
                 await asyncio.to_thread(entry.write)
@@ -103,7 +103,7 @@ class Books:
                 self._let_go(entry.job_id, str(error))
                 raise
             except (StoreFull, StoreUnreachable) as error:
-                if time.monotonic() > deadline:
+                if asyncio.get_running_loop().time() > deadline:
                     raise StoreUnreachable(f"the broker cannot keep how job {entry.job_id} stands: {error}") from None
             await asyncio.sleep(0.5)
 
@@ -187,8 +187,8 @@ class Books:
         first = await asyncio.to_thread(_keeper, store, job_id)
         if first is None or first["broker"] == self._me:
             return
-        deadline = time.monotonic() + SILENT_S
-        while time.monotonic() < deadline:
+        deadline = asyncio.get_running_loop().time() + SILENT_S
+        while asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.5)
             if await asyncio.to_thread(_keeper, store, job_id) != first:
                 raise Refused(

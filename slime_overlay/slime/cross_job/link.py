@@ -205,7 +205,7 @@ class Link:
 
     def ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
         """Call the broker actor, again while it restarts, within the deadline. Raises BrokerLost, WaitTimeout."""
-        pause_s = 0.1
+        pause_s, store_trouble = 0.1, None
         while True:
             if not ray.is_initialized():  # or the call below would start a new cluster of its own
                 raise ClusterUnreachable("this process has left its Ray cluster (ray.shutdown): nothing can be asked")
@@ -216,9 +216,14 @@ class Link:
                     raise BrokerLost(f"the broker does not answer for {deadline.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
                     self._broker = self._broker_handle()
-            except StoreUnreachable:  # the broker cannot keep what it is told, for now
+            except StoreUnreachable as error:  # the broker cannot keep what it is told, for now
+                store_trouble = error
                 if not deadline:
                     raise
+            except WaitTimeout:
+                if store_trouble is not None:
+                    raise store_trouble from None
+                raise
             time.sleep(min(pause_s, deadline.left()))
             pause_s = min(2 * pause_s, 1.0)
 

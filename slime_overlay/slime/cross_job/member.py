@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +43,7 @@ from .vault import FromMethod, FromRefs, Target
 
 logger = logging.getLogger(__name__)
 
+_SLICE_S = 3.0  # of a hand-over, after which one looks what it waits for
 _TAKEN_RETRY_S = 5.0  # a job that was killed a moment ago still holds its job id until Ray has noticed
 
 
@@ -178,7 +180,8 @@ class Member:
         if not isinstance(key, str) or not key:
             raise BadInput(f"a key is a non-empty str, not {key!r}")
         source = as_source(value)
-        target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version, durably=self._durably)
+        durably = self._durably_within(timeout_s)
+        target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version, durably=durably)
         return self._hand_over(target, source, self.info.node_id, timeout_s, f"value {key!r}").version
 
     def value(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
@@ -238,6 +241,11 @@ class Member:
         finally:
             self.doing(f"nothing here since it waited for {what}")
 
+    def _durably_within(self, timeout_s: float | None) -> Durably | None:
+        """How the job's payloads are stored; a store that is full or away is waited for as long as the caller does."""
+        patience_s = self.settings.timeout_s if timeout_s is None else timeout_s
+        return self._durably and replace(self._durably, patience_s=patience_s)
+
     def _hand_over(
         self,
         target: Target,
@@ -253,7 +261,7 @@ class Member:
         self.doing(f"publishing {what}")
         try:
             while True:
-                slice_s = min(START_S, deadline.left())
+                slice_s = min(_SLICE_S, deadline.left())
                 try:
                     ask = self.link.vault_on(node_id).hand_over.remote(target, source, slice_s)
                     recorded = get(ask, Deadline(slice_s + START_S), "the vault")

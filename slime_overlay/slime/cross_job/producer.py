@@ -188,7 +188,8 @@ class Producer(Member):
         timeout_s: float | None,
         repeatable: bool = True,
     ) -> Published:
-        target = Target(uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id, durably=self._durably)
+        durably = self._durably_within(timeout_s)
+        target = Target(uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id, durably=durably)
         what = f"rollout {rollout_id}"
         located: Located = self._hand_over(target, source, node_id, timeout_s, what, repeatable)
         payload = located.payload

@@ -60,6 +60,10 @@ class Store(ABC):
         """Whether there is such a key. Stores that can say so without reading the value do."""
         return key in self.keys(key.rpartition("/")[0])
 
+    def check_room(self, nbytes: int) -> None:  # noqa: B027  most cannot tell
+        """Before a large value is put: there is room for it, and some is left, so that small values (what the broker
+        keeps) can be written although large ones do not fit any more. Raises StoreFull."""
+
     def sweep(self, prefix: str, older_than_s: float) -> int:
         """Remove what writers that died left below `prefix`, where the store does not do that by itself; how much."""
         return 0

@@ -25,6 +25,7 @@ from .base import Data, Store, check_key, pieces
 T = TypeVar("T")
 
 _TEMPORARY = ".part-"
+_RESERVE_BYTES = 64 << 20
 _FORGOTTEN_S = 3600.0  # after which a temporary file belongs to nobody
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -127,6 +128,14 @@ class FileStore(Store):
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
+
+    def check_room(self, nbytes: int) -> None:
+        disk = os.statvfs(self._root)
+        total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+        if free < nbytes + min(_RESERVE_BYTES, total // 20):
+            raise StoreFull(
+                f"no room for {nbytes} bytes in {self.shown}: {free} of {total} are free; free some, or keep less"
+            )
 
     def sweep(self, prefix: str, older_than_s: float = _FORGOTTEN_S) -> int:
         old = [

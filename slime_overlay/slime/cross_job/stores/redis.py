@@ -36,6 +36,7 @@ _PIECE_BYTES = 32 << 20
 _EVENTS_KEPT = 10_000
 _UPLOAD_S = 3600  # after which pieces of an upload that came to no end expire
 _PAGE = 1000
+_RESERVE_BYTES = 64 << 20
 
 _COMMIT = """
 -- KEYS: the value's key, index, events, pieces...; ARGV: key, upload, only if new, bytes inline or '', events kept
@@ -121,6 +122,17 @@ class RedisStore(Store):
 
     def exists(self, key: str) -> bool:
         return bool(self._ask(key, "EXISTS", _name(key)))
+
+    def check_room(self, nbytes: int) -> None:
+        memory = self._ask("the server", "INFO", "memory")
+        if isinstance(memory, bytes):
+            memory = dict(line.split(":", 1) for line in memory.decode().splitlines() if ":" in line)
+        used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
+        needed = nbytes + min(nbytes, _PIECE_BYTES)  # a piece is twice there while it arrives
+        if most and used + needed + min(_RESERVE_BYTES, most // 20) > most:
+            raise StoreFull(
+                f"no room for {nbytes} bytes in {self.shown}: {used} of {most} are used; raise maxmemory, or keep less"
+            )
 
     def close(self) -> None:
         self._redis.close()

@@ -1,0 +1,176 @@
+"""What a durable store costs: a rollout written and read again, against the plain ways on the same disk or server.
+
+Plain ways: torch.save and torch.load (not synced), of what slime holds (lists, or a tensor a sample), and pickle
+through Redis. Ours: pack, write durably (synced, with checksums), read, verify, open every column. All ways read from
+the page cache. Run by itself: `scripts/bench.sh --stores [--quick]`.
+"""
+
+import os
+import pickle
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_actors import columns_of
+from bench_report import Target, figure, spread, summary, table
+
+from slime.cross_job.archive import Archive
+from slime.cross_job.batch import Batch
+from slime.cross_job.stores import open_store
+
+_MB = 1_000_000
+_TYPES = {"tokens": torch.long, "loss_masks": torch.int, "rollout_log_probs": torch.float32}
+
+
+def tensors_of(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """As slime v0.3.1 holds them."""
+    return {
+        name: [torch.tensor(row, dtype=_TYPES[name]) for row in values] if name in _TYPES else values
+        for name, values in columns.items()
+    }
+
+
+def large(nbytes: int) -> dict[str, list[Any]]:
+    """64 samples, a tensor each."""
+    rng = np.random.default_rng(0)
+    return {"tokens": [torch.from_numpy(rng.integers(0, 1 << 30, nbytes // 256).astype(np.int32)) for _ in range(64)]}
+
+
+def measure(quick: bool, folder: Path) -> dict[str, Any]:
+    """Medians by (store, what is handed over, way): {"write_ms", "read_ms", "both_ms"}."""
+    lists = columns_of(512, 0)
+    cases: list[tuple[str, Any, Any, int]] = [
+        ("20 MB, lists", lists, lists, 3 if quick else 7),
+        ("20 MB, tensors", tensors_of(lists), lists, 3 if quick else 7),
+    ]
+    if not quick:
+        gigabyte = large(1000 * _MB)
+        cases.append(("1 GB, tensors", gigabyte, gigabyte, 3))
+    found: dict[str, Any] = {}
+    with Servers() as servers:
+        for store, uri in (("filesystem", f"file://{folder}/store"), ("Redis", servers.uri)):
+            if uri is None:
+                continue
+            for what, plain, columns, repeats in cases:
+                ways = {"plain": plain_file(folder) if store == "filesystem" else plain_redis(uri), "ours": ours(uri)}
+                given = {"plain": plain, "ours": columns}
+                times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+                for turn in range(repeats + 1):
+                    for way in random.Random(turn).sample([*ways], len(ways)):
+                        write_ms, read_ms = ways[way](given[way])
+                        if turn:
+                            times[way]["write_ms"].append(write_ms)
+                            times[way]["read_ms"].append(read_ms)
+                            times[way]["both_ms"].append(write_ms + read_ms)
+                found[f"{store}, {what}"] = {
+                    way: {name: summary(values) for name, values in by_name.items()} for way, by_name in times.items()
+                }
+    return found
+
+
+def ours(uri: str) -> Callable[[Any], tuple[float, float]]:
+    archive = Archive(open_store(uri), "bench")
+
+    def hand_over(columns: Any) -> tuple[float, float]:
+        start = time.perf_counter()
+        name = archive.save("t", [Batch.pack(columns)], {})
+        written = time.perf_counter()
+        (batch,) = archive.load(name)
+        opened = {column: batch[column] for column in batch}
+        done = time.perf_counter()
+        assert len(opened) == len(columns)
+        archive.delete([name])
+        return 1e3 * (written - start), 1e3 * (done - written)
+
+    return hand_over
+
+
+def plain_file(folder: Path) -> Callable[[Any], tuple[float, float]]:
+    def hand_over(value: Any) -> tuple[float, float]:
+        path = folder / "plain.pt"
+        start = time.perf_counter()
+        torch.save(value, path)
+        written = time.perf_counter()
+        read = torch.load(path, weights_only=False)
+        done = time.perf_counter()
+        assert len(read) == len(value)
+        path.unlink()
+        return 1e3 * (written - start), 1e3 * (done - written)
+
+    return hand_over
+
+
+def plain_redis(uri: str) -> Callable[[Any], tuple[float, float]]:
+    import redis
+
+    client = redis.Redis.from_url(uri)
+
+    def hand_over(value: Any) -> tuple[float, float]:
+        start = time.perf_counter()
+        text = pickle.dumps(value)
+        pieces = [text[at : at + (500 << 20)] for at in range(0, len(text), 500 << 20)]
+        for number, piece in enumerate(pieces):
+            client.set(f"plain{number}", piece)
+        written = time.perf_counter()
+        got: list[Any] = [client.get(f"plain{number}") for number in range(len(pieces))]
+        read = pickle.loads(got[0] if len(got) == 1 else b"".join(got))
+        done = time.perf_counter()
+        assert len(read) == len(value)
+        client.delete(*(f"plain{number}" for number in range(len(pieces))))
+        return 1e3 * (written - start), 1e3 * (done - written)
+
+    return hand_over
+
+
+class Servers:
+    """A redis-server of our own, where there is one; its persistence is off, as for the plain way."""
+
+    uri: str | None = None
+
+    def __enter__(self) -> "Servers":
+        sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+        from redis_server import RedisServer, program
+
+        if program():
+            self._server = RedisServer()
+            self.uri = self._server.uri
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.uri is not None:
+            self._server.stop()
+
+
+def tables(found: dict[str, Any]) -> str:
+    rows = []
+    for what, ways in found.items():
+        for way in ("plain", "ours"):
+            rows.append([f"{what}: {way}", *(spread(ways[way][f"{name}_ms"]) for name in ("write", "read", "both"))])
+    return table("Durable stores; ms, median (min-max)", ["", "write", "read", "both"], rows)
+
+
+def targets(found: dict[str, Any]) -> list[Target]:
+    checks = []
+    for what, ways in found.items():
+        plain, mine = ({name: ways[way][name]["median"] for name in ways[way]} for way in ("plain", "ours"))
+        if what.startswith("filesystem"):
+            checks.append(Target(f"{what}: read", 5, plain["read_ms"] / mine["read_ms"], "x", "higher"))
+            checks.append(Target(f"{what}: write", 1, plain["write_ms"] / mine["write_ms"], "x", "higher"))
+        else:
+            checks.append(Target(f"{what}: both", 3, plain["both_ms"] / mine["both_ms"], "x", "higher"))
+    return checks
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="xjobbench", dir=os.environ.get("TMPDIR")) as made:
+        result = measure("--quick" in sys.argv, Path(made))
+    print(tables(result))
+    for target in targets(result):
+        print(f"{target.what:40} {figure(target.value)}x  {'reached' if target.reached else 'NOT reached'}")

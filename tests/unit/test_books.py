@@ -1,0 +1,248 @@
+"""Who keeps the journal of a job in a durable store, and what is freed there; on a store in memory, time jumps."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+
+from slime.cross_job import books as books_module
+from slime.cross_job.archive import Archive
+from slime.cross_job.batch import Batch
+from slime.cross_job.books import BEAT_S, Books
+from slime.cross_job.errors import Fenced, Refused, StoreUnreachable
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.stores import open_store
+from slime.cross_job.types import Payload
+
+from .ledger_hands import attach, figures, publish, train
+
+
+@pytest.fixture
+def uri() -> str:
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def new(ray_stand_in, loop):
+    """new(name): the books of a broker of this name, and its ledger."""
+
+    def make(name: str) -> tuple[Books, Ledger]:
+        ledger = Ledger(loop.time, loop.time)
+        return Books(ledger, name), ledger
+
+    return make
+
+
+def saved(uri: str, token: str) -> str:
+    return Archive(open_store(uri), "exp").save(token, [Batch.pack({"x": [1]})], {})
+
+
+async def begin(books: Books, ledger: Ledger, uri: str) -> None:
+    await books.open("exp", uri)
+    attach(ledger, "p", store=uri)
+    attach(ledger, "c")
+    publish(ledger, 0, stored=saved(uri, "t0"))
+    await keep(books, ledger)
+
+
+async def keep(books: Books, ledger: Ledger) -> None:
+    ledger.jobs["exp"].revision += 1
+    await books.write(books.entry("exp"))
+
+
+def test_while_its_keeper_lives_nobody_else_keeps_a_journal(new, run, uri, loop):
+    (first, ledger), (second, _) = new("a"), new("b")
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(BEAT_S)
+                await first.beat()
+
+        beating = loop.create_task(beat())
+        with pytest.raises(Refused, match="by the broker of another cluster or namespace, which is alive"):
+            await second.open("exp", uri)
+        beating.cancel()
+
+    run(test())
+
+
+def test_who_comes_after_a_keeper_that_is_silent_goes_on_and_the_old_one_lets_go(new, run, uri, loop):
+    (first, ledger), (second, again) = new("a"), new("b")
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+        ledger.claim("c", 0)
+        await keep(first, ledger)
+        began = loop.time()
+        await second.open("exp", uri)
+        assert loop.time() - began >= books_module.SILENT_S
+        assert again.clients["c"].state == again.clients["p"].state == "dead"
+        assert "its cluster was lost" in again.clients["c"].reason
+        attach(again, "c2")
+        assert again.claim("c2").rollout_id == 0, "the lease of a lost consumer has ended"
+        await keep(second, again)
+        ledger.demand("c", 5)
+        with pytest.raises(Fenced, match="job exp is kept by another broker now"):
+            await keep(first, ledger)
+        assert "exp" not in ledger.jobs
+        assert not first.is_open("exp")
+        with pytest.raises(Fenced):
+            ledger.heartbeat("c", "I did not notice")
+        await keep(second, again)
+
+    run(test())
+
+
+def test_the_same_broker_goes_on_at_once_with_those_that_live(new, run, uri, loop):
+    (first, ledger), (second, again) = new("a"), new("a")
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+        attach(again, "c")
+        again.jobs["exp"].revision = 0
+        began = loop.time()
+        await second.open("exp", uri)
+        assert loop.time() == began
+        assert again.clients["c"].live
+        assert again.claim("c", 0).rollout_id == 0
+
+    run(test())
+
+
+def test_a_journal_that_is_older_than_the_ledger_changes_nothing(new, run, uri):
+    (first, ledger), (second, again) = new("a"), new("a")
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+        attach(again, "p")
+        again.jobs["exp"].revision = 10
+        await second.open("exp", uri)
+        assert figures(again, "published") == [0]
+        await keep(second, again)
+
+    run(test())
+
+
+def test_a_job_has_one_store(new, run, uri):
+    books, ledger = new("a")
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        await books.open("exp", uri)
+        with pytest.raises(Refused, match="give the same --cross-job-store"):
+            await books.open("exp", uri + "other")
+
+    run(test())
+
+
+def test_what_is_acked_is_freed_and_what_nobody_knows_of_too_after_a_while(new, run, uri, monkeypatch):
+    books, ledger = new("a")
+    archive = Archive(open_store(uri), "exp")
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        kept = saved(uri, "t1")
+        publish(ledger, 1, stored=kept, source={"n": 1})
+        orphan = saved(uri, "orphan")
+        train(ledger, 0)
+        await books.free()
+        assert {*archive.names()} == {kept, orphan}
+        assert await books.collect() == 0, "its writer may be about to say so"
+        monkeypatch.setattr(books_module, "_ORPHAN_S", -60.0)
+        assert await books.collect() == 1
+        assert archive.names() == [kept]
+
+    run(test())
+
+
+def test_what_cannot_be_freed_now_is_freed_later(new, run, uri):
+    books, ledger = new("a")
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        train(ledger, 0)
+        store: Any = open_store(uri)
+        delete, troubles = store.delete, [StoreUnreachable("away"), None]
+
+        def away(keys: Any) -> None:
+            if (trouble := troubles.pop(0) if troubles else None) is not None:
+                raise trouble
+            delete(keys)
+
+        store.delete = away
+        await books.free()
+        assert Archive(store, "exp").names()
+        await books.free()
+        assert Archive(store, "exp").names() == []
+
+    run(test())
+
+
+def test_a_store_that_is_away_for_long_is_said_and_what_follows_is_kept(new, run, uri, monkeypatch):
+    books, ledger = new("a")
+    monkeypatch.setattr(books_module, "_AWAY_S", 0.0)
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        store: Any = open_store(uri)
+        create = store.create
+
+        def away(key: str, data: Any) -> bool:
+            raise StoreUnreachable("away")
+
+        store.create = away
+        ledger.demand("c", 7)
+        with pytest.raises(StoreUnreachable, match="the broker cannot keep how job exp stands: away"):
+            await keep(books, ledger)
+        store.create = create
+        ledger.demand("c", 8)
+        await keep(books, ledger)
+        _, again = other = new("b")
+        await other[0].open("exp", uri)
+        assert again.jobs["exp"].demands == {7, 8}
+
+    run(test())
+
+
+def test_a_job_that_is_forgotten_leaves_nothing(new, run, uri):
+    books, ledger = new("a")
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        await books.forget("exp")
+        assert open_store(uri).keys("exp") == []
+
+    run(test())
+
+
+def test_payloads_that_lie_in_a_store_do_not_go_with_their_vault(ledger):
+    attach(ledger, "p")
+    attach(ledger, "c")
+    publish(ledger, 0, stored="n0")
+    publish(ledger, 1)
+    assert ledger.vault_lost("v1") == {"exp": ["rollout 1 version 1"]}
+    assert [located.rollout_id for located in ledger.catalog()] == [0]
+    assert ledger.payload_lost("exp", "t0") == "rollout 0 version 1", "the store has lost it, too"
+
+
+def test_what_is_stored_behind_counts_once_it_is(ledger):
+    attach(ledger, "p", store="memory://x")
+    attach(ledger, "c")
+    located = publish(ledger, 0, source={"n": 1}, source_apart=True)
+    ledger.put_value("c", "weights", Payload("w", "v1/a", 1), 1)
+    assert figures(ledger, "unstored") == [1]
+    assert ledger.stored("exp", located.serial, "n0") is True
+    assert ledger.stored("exp", ledger.get_value("exp", "weights").serial, "w0") is True
+    assert figures(ledger, "unstored") == [0]
+    assert ledger.get("exp", 0).payload.stored == "n0"
+    assert [record.payload.stored for record in ledger.jobs["exp"].records.values()] == ["n0", "w0"]
+    train(ledger, 0)
+    assert ledger.stored("exp", located.serial, "late") is False
+    publish(ledger, 1, source={"n": 2})
+    assert ledger.take_store_drops() == [("exp", "n0")], "rollout 1 would be generated again from there"
+    train(ledger, 1)
+    assert ledger.take_store_drops() == [("exp", "n0-source")]
