@@ -135,7 +135,7 @@ def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single,
     again."""
     saved = tmp_path / "saved"
     run = new_run(pin, "run", options={"save": saved, "save_interval": 1})
-    keep = ("--cross-job-retain", "9")
+    keep = ("--cross-job-retain", "9", "--cross-job-store", f"file://{tmp_path}/store")
     hold = stop_at(run, "rollout", KILLED_AT)
     rollout, first = run.rollout_job(*keep), run.train_job(*keep)
     kill_there(hold, first, rollout, first)
@@ -148,6 +148,7 @@ def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single,
     assert steps[:3] == expected[:3]
     assert steps[3:] == expected[1:]
     assert "acked before and wanted again: [1, 2]" in second.logs
+    assert [*(tmp_path / "store" / run.name / "journal").iterdir()], "nothing was kept durably"
     for rollout_id in range(ROLLOUTS):
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
 

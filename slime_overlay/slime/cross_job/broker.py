@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from .books import BEAT_S, COLLECT_S, Books
-from .errors import JobIdTaken, PayloadLost, StoreUnreachable
+from .errors import CrossJobError, JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
 from .liveness import JOB_IS, is_over, job_words, over_reason
@@ -153,7 +153,7 @@ class Broker:
         await self._vault_is(name, incarnation)
         await self._keeper.vault_here(name)
         for job_id in [*self._ledger.jobs]:
-            await self._keeper.keep(job_id)
+            await self._keep(job_id)
 
     # ------------------------------------------------------------------ inside
 
@@ -190,6 +190,13 @@ class Broker:
         """Keep the change, then let everybody know: what was answered is never forgotten."""
         await self._keeper.keep(job_id)
         self._wake()
+
+    async def _keep(self, job_id: str) -> None:
+        """Keep what nobody waits for; where the durable store does not answer, it is kept with what comes next."""
+        try:
+            await self._keeper.keep(job_id)
+        except CrossJobError as error:
+            logger.error("job %s: %s", job_id, error)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -242,7 +249,7 @@ class Broker:
             client.reason = f"{reason}; {words}"
         elif words:
             client.reason = f"{reason.partition(JOB_IS)[0]}{words}"
-        await self._keeper.keep(client.info.job_id)
+        await self._keep(client.info.job_id)
 
     @staticmethod
     async def _with_its_job(verdict: dict[str, Any]) -> dict[str, Any]:
@@ -259,8 +266,7 @@ class Broker:
             self._spawn(self._add_its_job(client))
         gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
         for job_id in {client.info.job_id for client in gone}:
-            with contextlib.suppress(StoreUnreachable):  # what comes next is kept with it
-                await self._keeper.keep(job_id)
+            await self._keep(job_id)
         if gone or self._drops:
             self._wake()
 
@@ -297,7 +303,7 @@ class Broker:
         lost = self._ledger.vault_lost(name, incarnation)
         for job_id, what in lost.items():
             logger.error("job %s: vault %s died, and with it %s", job_id, name, ", ".join(what))
-            await self._keeper.keep(job_id)
+            await self._keep(job_id)
         if lost:
             self._wake()
 

@@ -78,7 +78,10 @@ class Keeper:
                 *(self._broker, len(self._ledger.jobs), len(records), len(self._vaults)),
             )
         for job_id in [*self._ledger.jobs]:
-            await self.keep(job_id)
+            try:
+                await self.keep(job_id)
+            except CrossJobError as error:  # its clients are told the same
+                logger.error("job %s: %s", job_id, error)
         return missing
 
     async def keep(self, job_id: str) -> None:
