@@ -1,5 +1,6 @@
 """What is published with a durable store outlives vaults, broker, and the whole Ray cluster."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -208,3 +209,29 @@ def test_a_broker_that_dies_reads_its_journal_where_no_vault_remembers(driver, j
         assert again.status()["losses"] == 0
         assert [again.claim().rollout_id for _ in range(2)] == [1, 2]
         assert again.get(0).batch.to_pydict() == columns(0)
+
+
+def test_a_subscriber_sees_each_rollout_once_also_the_next_one_of_its_group(driver, store, job_id):
+    settings = {"namespace": job_id, "store": store}
+    with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as train:
+        with Consumer(job_id, group="archive", **settings) as archive:
+            for rollout_id in range(3):
+                producer.publish(rollout_id, columns(rollout_id))
+                train.claim(rollout_id).ack()
+            seen = []
+            for rollout in archive.subscribe(start=1, timeout_s=20):
+                seen.append(rollout.rollout_id)
+                assert rollout.batch.to_pydict() == columns(rollout.rollout_id)
+                if len(seen) == 2:
+                    break  # it has not come to the end of what it does with rollout 2
+            archive.stop()
+        assert seen == [1, 2]
+        publishing = threading.Timer(1, lambda: [producer.publish(3, columns(3)), producer.finish()])
+        publishing.start()
+
+        async def follow() -> list[int]:
+            with Consumer(job_id, group="archive", **settings) as again:
+                return [rollout.rollout_id async for rollout in again.asubscribe(timeout_s=20)]
+
+        assert asyncio.run(follow()) == [2, 3]
+        publishing.join()

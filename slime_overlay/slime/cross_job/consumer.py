@@ -1,10 +1,11 @@
 """The train side: demand rollouts, claim them, read them, ack them; publish new weights."""
 
+import asyncio
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -262,6 +263,31 @@ class Consumer(Member):
     def publish_weights(self, version: int, params: Mapping[str, Any], timeout_s: float | None = None) -> int:
         """Publish weights as `version`, which must grow; the older version is freed. Returns the version."""
         return self.publish_value(KEY, pack_weights(params), version, timeout_s)
+
+    def subscribe(self, start: int = 0, timeout_s: float | None = None) -> Iterator[Rollout]:
+        """Yield every rollout from id `start` on as it is published, until the stream ends: each once for this group,
+        also when the subscriber, the broker or the cluster is another one by then.
+
+        A rollout counts as seen when the next one is asked for; what was looked at when the subscriber died comes again.
+        Nothing is freed that a group has not seen: see close_group.
+
+        Raises:
+            WaitTimeout: no rollout within `timeout_s`. PeerFailed.
+        """
+        while True:
+            try:
+                rollout = self.claim(timeout_s=timeout_s)
+            except EndOfStream:
+                return
+            if rollout.rollout_id >= start:
+                yield rollout
+            rollout.ack()
+
+    async def asubscribe(self, start: int = 0, timeout_s: float | None = None) -> AsyncIterator[Rollout]:
+        """`subscribe` for an event loop, which goes on while this waits."""
+        rollouts, over = self.subscribe(start, timeout_s), object()
+        while (rollout := await asyncio.to_thread(next, rollouts, over)) is not over:
+            yield rollout  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Rollout]:
         """Claim one rollout after the other until the stream ends."""

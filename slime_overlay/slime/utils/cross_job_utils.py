@@ -11,6 +11,7 @@ Only names live here; everything they stand for is in `slime.cross_job`.
 
 from slime.cross_job import errors
 from slime.cross_job.batch import Batch
+from slime.cross_job.communicators import FileSystemCommunicator, RayJobCommunicator
 from slime.cross_job.consumer import Consumer, Rollout
 from slime.cross_job.facade import CrossJobDataBroker, DataProducer, setup_cross_job_communication
 from slime.cross_job.producer import Producer, Published, returned
@@ -21,8 +22,10 @@ __all__ = [
     "Consumer",
     "CrossJobDataBroker",
     "DataProducer",
+    "FileSystemCommunicator",
     "Producer",
     "Published",
+    "RayJobCommunicator",
     "Rollout",
     "Settings",
     "add_arguments",
