@@ -268,8 +268,8 @@ class Consumer(Member):
         """Yield every rollout from id `start` on as it is published, until the stream ends: each once for this group,
         also when the subscriber, the broker or the cluster is another one by then.
 
-        A rollout counts as seen when the next one is asked for; what was looked at when the subscriber died comes again.
-        Nothing is freed that a group has not seen: see close_group.
+        A rollout counts as seen when the next one is asked for; what was looked at when the subscriber died comes
+        again. Nothing is freed that a group has not seen: see close_group.
 
         Raises:
             WaitTimeout: no rollout within `timeout_s`. PeerFailed.
