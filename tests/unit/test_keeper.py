@@ -126,10 +126,12 @@ def test_a_slow_vault_does_not_hold_up_answers_when_another_has_kept_it(keeper, 
         run(keeper.keep("exp"))
     assert loop.time() == pytest.approx(1000.5)
     assert serials(quick) == [1, 2, 3, 4, 5, 6]
+    run(settle())
+    assert newest(slow)[0].order == newest(quick)[0].order, "it is told, though nobody waits for it"
     run(asyncio.sleep(10))
-    assert serials(slow) == [1]
+    assert newest(slow)[0].order == newest(quick)[0].order
     run(keeper.keep("exp"))  # it answers again
-    assert serials(slow) == [1, 7]
+    assert serials(slow)[-1] == 7
 
 
 def test_a_third_vault_takes_the_place_of_a_slow_one(keeper, vaults, run):
@@ -209,6 +211,49 @@ def test_a_vault_that_did_not_answer_once_keeps_copies_again_when_it_does(keeper
         run(asyncio.sleep(60))
     assert serials(other) == [1, 2, 3, 4, 5]
     assert serials(one)[-1:] == [5], "one copy only, for ever"
+
+
+def test_a_late_word_of_a_vault_that_was_restarted_since_does_not_leave_it_out(
+    keeper, vaults, run, loop, ledger, ray_stand_in
+):
+    """Or the other one would be the only one that knows what follows, and its death the end of it."""
+    _, other = vaults([], [])
+    run(keeper.keep("exp"))
+    died = ray_stand_in.actors[VAULT] = Troubled(VAULT, remember=[])
+    late = loop.create_future()
+
+    async def never_in_time(*_: Any) -> bool:
+        await late
+        raise ray.exceptions.ActorDiedError()
+
+    died.remember = never_in_time
+    run(keeper.keep("exp"))
+    back = ray_stand_in.actors[VAULT] = Troubled(VAULT, remember=[])
+    run(keeper.vault_here(VAULT))
+    late.set_result(None)
+    run(settle())
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+        run(keeper.keep("exp"))
+    assert newest(back)[0].order == newest(other)[0].order
+    assert VAULT in keeper._vaults
+
+
+@pytest.mark.parametrize("trouble", [unavailable(), 5.0], ids=["error", "slow"])
+def test_of_two_vaults_both_are_told_also_while_one_has_trouble(keeper, vaults, run, ledger, trouble):
+    one, other = vaults([trouble], [])
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+        run(keeper.keep("exp"))
+        run(settle())
+    assert newest(one)[0].order == newest(other)[0].order
+
+
+def test_a_vault_that_never_answers_is_not_told_without_end(keeper, vaults, run):
+    vaults([1e4] * 1000, [])
+    for _ in range(200):
+        run(keeper.keep("exp"))
+    assert len(keeper._asked) <= keeper_module._UNANSWERED
 
 
 def test_a_broker_that_was_replaced_ends(keeper, vaults, run, monkeypatch, caplog):

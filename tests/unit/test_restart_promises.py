@@ -2,11 +2,12 @@
 
 import pytest
 
-from slime.cross_job.errors import NotOwner
+from slime.cross_job.errors import NotOwner, PayloadLost
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.snapshot import restore
 from slime.cross_job.types import LocatedValue, Payload
 
-from .ledger_hands import attach, ends_at, publish, restarted, train
+from .ledger_hands import attach, ends_at, publish, remembered, restarted, train
 
 
 def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
@@ -142,3 +143,23 @@ def test_a_claim_that_is_asked_for_again_is_answered_as_long_as_it_is_held(ledge
     ledger.claim("c", 0)
     ledger.ack("c", 0)
     assert ledger.claim("c", token="once").rollout_id == 1, "what it holds no more is not handed out again"
+
+
+def test_a_memory_that_is_older_than_what_vaults_hold_is_not_trusted_with_prompts(ledger, caplog):
+    """The newest copy died with the broker's node: prompts would be used twice, without a word."""
+    attach(ledger, "p")
+    attach(ledger, "c")
+    for rollout_id in range(2):
+        publish(ledger, rollout_id, source=f"after {rollout_id}")
+    old = remembered(ledger)
+    publish(ledger, 2, source="after 2")
+    held = put(ledger, "weights", 3)
+    again = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
+    restore(again, old, [held])
+    assert "what its broker was told last died with the vaults that kept it" in caplog.text
+    with pytest.raises(PayloadLost, match="Start the train job again from a checkpoint that knows it"):
+        again.source_before("p", 2)
+    again.resume("c", 3, source="after 2, says the checkpoint")
+    assert ends_at(again, 3) == (1, "after 2, says the checkpoint")
+    third = restarted(again, held)
+    assert ends_at(third, 3) == (1, "after 2, says the checkpoint")

@@ -1,6 +1,7 @@
 """The broker's memory: the newest snapshot of each job, kept in vaults; see snapshot.py."""
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -24,6 +25,7 @@ _ANSWER_S = 20.0
 _INVENTORY_S = 25.0  # clients wait 30 s for a broker; a vault that is silent for so long counts as lost
 _SECOND_COPY_S = 0.5
 _AVOIDED_S = 10.0  # after an error
+_UNANSWERED = 50  # words that a vault that does not answer is told all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Keeper:
         self.books = books or Books(ledger, "")
         self._vaults: dict[str, Any] = {}
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
-        self._asked: set[asyncio.Future[bool]] = set()  # the loop itself holds tasks weakly
+        self._asked: set[asyncio.Task[bool]] = set()  # the loop itself holds tasks weakly
         self._jobs: dict[str, _Kept] = {}
         self._broker = 1  # n-th of the namespace
         self._serial = 0
@@ -105,7 +107,8 @@ class Keeper:
             self._serial += 1
             record.revision += 1
             entry = self.books.entry(job_id)
-            sent = {name: self._send(name, job_id) for name in self._choose()}
+            chosen, waited_for = self._choose()
+            sent = {name: self._send(name, job_id) for name in chosen}
             asked = {asyncio.create_task(self._ask(name, job_id, what), name=name) for name, what in sent.items()}
             self._asked |= asked
             for task in asked:
@@ -114,7 +117,8 @@ class Keeper:
             while asked and not kept:
                 done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                 kept = any(task.result() for task in done)
-            if asked:  # one copy is enough to answer; the next goes to those that are quick
+            asked = {task for task in asked if task.get_name() in waited_for}
+            if asked:  # one copy is enough to answer, where the other takes long
                 _, asked = await asyncio.wait(asked, timeout=_SECOND_COPY_S)
             for task in asked:
                 self._avoided[task.get_name()] = asyncio.get_running_loop().time() + _ANSWER_S
@@ -124,11 +128,17 @@ class Keeper:
                 job.kept = before  # who comes next tries again
                 raise
 
-    def _choose(self) -> list[str]:
-        """The vaults to ask: those that answer, always the same as long as they do."""
+    def _choose(self) -> tuple[list[str], list[str]]:
+        """(the vaults to ask, those that are waited for): those that answer, always the same as long as they do.
+
+        Where too few answer, others are asked, too, and not waited for: they have what they are told when they wake
+        up, or nobody would be left that knows what the only quick one was told last.
+        """
         now = asyncio.get_running_loop().time()
         quick = [name for name in sorted(self._vaults) if self._avoided.get(name, now) <= now]
-        return (quick or sorted(self._vaults))[:_COPIES]
+        waiting = collections.Counter(task.get_name() for task in self._asked)
+        slow = [name for name in sorted(self._vaults) if name not in quick and waiting[name] < _UNANSWERED]
+        return [*quick, *slow][:_COPIES], quick[:_COPIES]
 
     def _send(self, name: str, job_id: str) -> tuple[Any, _Told]:
         """Send a vault the job as it is now, and of its tables what changed since it was last told; (ref, what it has
@@ -142,6 +152,7 @@ class Keeper:
 
     async def _ask(self, name: str, job_id: str, sent: tuple[Any, _Told]) -> bool:
         """Whether this vault has it."""
+        handle = self._vaults[name]
         try:
             while not await answer_of(sent[0]):  # it was restarted: the tables must go whole
                 if job_id not in self._ledger.jobs or name not in self._vaults:
@@ -152,11 +163,14 @@ class Keeper:
         except Fenced as error:
             logger.critical("another broker took the place of this one: %s", error)
             os._exit(1)
-        except ray.exceptions.ActorDiedError:
-            self.vault_gone(name)
-            return False
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            logger.warning("vault %s does not keep the state of a job: %r", name, error)
+            if self._vaults.get(name) is not handle:  # it is another one by now, of which this says nothing
+                return False
+            if isinstance(error, ray.exceptions.ActorDiedError):
+                self.vault_gone(name)
+                return False
+            if name not in self._avoided:
+                logger.warning("vault %s does not keep the state of a job: %r", name, error)
             self._avoided[name] = asyncio.get_running_loop().time() + _AVOIDED_S
             return False
         self._avoided.pop(name, None)

@@ -124,7 +124,7 @@ class Ledger(Engines):
         acks of any other history are void, and its members fenced.
 
         `source` is where the source of prompts stood after the last of them, as far as the checkpoint knows; it counts
-        where nothing was published, as on a new cluster.
+        where nothing was published, as on a new cluster, or where the broker's memory of that has a gap.
 
         Returns {"again": ids that were acked and are not any more, "acked": ids that are now}.
 
@@ -167,8 +167,10 @@ class Ledger(Engines):
         if self._drivers(job) == [group]:  # the others' demands stand
             job.demands.clear()
             job.last_demanded = -1
-        if source is not None and job.frontier < 0:
-            job.frontier, job.tells_source = 0, True
+        if source is not None and (job.frontier < 0 or job.gap):
+            job.frontier, job.tells_source, job.gap = 0, True, False
+            job.positions.clear()
+            job.sources.clear()
             job.sources[0] = Payload("", "", 0, source=source)
         job.gate.new_history(who(client))
         job.resumed += 1

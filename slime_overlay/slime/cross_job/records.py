@@ -121,6 +121,7 @@ class Job:
     records: "Table[Located | LocatedValue]" = field(default_factory=Table)
     frontier: int = -1  # n of the newest
     tells_source: bool = False  # its producer says where its source stands
+    gap: bool = False  # the broker's last changes died with those that kept them: nobody knows where the source stands
     # what now
     control: str = RUNNING
     complete: bool = False

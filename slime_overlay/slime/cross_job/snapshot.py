@@ -4,6 +4,7 @@ Vaults keep the record of every payload that they hold, and the newest snapshot 
 ledger knows of it. Both are written before anybody is answered, so a broker that dies forgets nothing that it said.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from .ledger import Ledger
 from .records import TABLES, Client, Job
 from .tables import Table
 from .types import Located, LocatedValue
+
+logger = logging.getLogger(__name__)
 
 Tables = dict[str, dict[int, Any]]
 """Field of the job (records.TABLES) -> its entries."""
@@ -68,6 +71,11 @@ def restore(
             setattr(found.job, name, Table(entries))
     for found in {found.job.job_id: found for found, _ in sorted(snapshots, key=lambda pair: pair[0].order)}.values():
         ledger.take_clients(found.clients)
+    for known in ledger.jobs.values():
+        newer = {r.serial for r in records if r.job_id == known.job_id and r.serial >= known.serial}
+        if newer and len(newer) < max(newer) + 1 - known.serial:  # of what was recorded between nobody knows any more
+            known.gap = True
+            logger.critical("job %s: what its broker was told last died with the vaults that kept it", known.job_id)
     here = {(record.job_id, record.serial) for record in records}
     in_stores = [r for job in ledger.jobs.values() for r in job.records.values() if (r.job_id, r.serial) not in here]
     for record in sorted([*records, *in_stores], key=lambda record: record.serial):

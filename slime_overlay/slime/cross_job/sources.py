@@ -31,6 +31,12 @@ class Sources(Roster):
             PayloadLost: it was said, but is lost.
         """
         job = self.jobs[self._live(client_id, "producer").info.job_id]
+        if job.gap and job.tells_source:
+            raise PayloadLost(
+                f"the last changes of job {job.job_id} died with the broker and the vaults that kept them: where its "
+                "source of prompts stood is not known. Start the train job again from a checkpoint that knows it, or "
+                "begin anew under another --job-id"
+            )
         position = job.positions.get(check_rollout_id(rollout_id), job.frontier + 1)
         before = job.sources.get(position - 1)
         if before is None and position > 0 and job.tells_source:
