@@ -10,7 +10,16 @@ import threading
 from pathlib import Path
 
 from slime.cross_job import Consumer
-from slime.cross_job.errors import CrossJobError, EndOfStream, PayloadLost, Refused, RolloutNotFound, Unreachable
+from slime.cross_job.errors import (
+    BrokerLost,
+    CrossJobError,
+    EndOfStream,
+    PayloadLost,
+    Refused,
+    RolloutNotFound,
+    Unreachable,
+    WaitTimeout,
+)
 
 
 class Archiver:
@@ -51,6 +60,8 @@ class Archiver:
         """False: there is nothing more to come."""
         try:
             rollout = consumer.claim()
+        except (WaitTimeout, BrokerLost):  # the run itself says when it takes too long
+            return True
         except (EndOfStream, PayloadLost):  # what is lost, and has taken effect, is not generated for an archive
             return False
         try:

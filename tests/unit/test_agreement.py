@@ -97,3 +97,14 @@ def test_a_zombie_can_neither_publish_nor_ack_nor_update_weights(ledger, clock, 
     with pytest.raises(Fenced, match=r"was ended \(dead: no sign of life for .* s\)"):
         act(ledger)
     assert figures(ledger, "published", "acked", "leased", "weight_version") == before
+
+
+def test_columns_of_what_is_only_retained_bind_nobody(ledger):
+    attach(ledger, "p", retain=2)
+    attach(ledger, "c")
+    publish(ledger, 0, columns=("a",))
+    train(ledger, 0)
+    for name in ("p", "c"):
+        ledger.end(name, "stopped")
+    attach(ledger, "p2", columns=["a", "b"])
+    attach(ledger, "c2", columns=["a", "b"])

@@ -135,6 +135,16 @@ def test_a_producer_without_work_is_told_why(ledger):
         assert "no rollout beyond 0 was demanded, and --cross-job-max-ahead is 1" in found["message"]
 
 
+def test_what_is_generated_ahead_is_no_idleness(ledger):
+    attach(ledger, "p", max_ahead=2)
+    attach(ledger, "c")
+    ledger.demand("c", 0)
+    assert ledger.next_demand("p") == 0
+    publish(ledger, 0)
+    assert ledger.next_demand("p") == 1
+    assert "demanded" not in ledger.peer_verdict("c")["message"]
+
+
 # ---------------------------------------------------------------------- room is short
 
 

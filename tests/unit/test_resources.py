@@ -1,9 +1,11 @@
 """How long one waits for a place on the cluster, and what is said meanwhile; what Ray tells of it: integration."""
 
+import time
+
 import pytest
 
-from slime.cross_job import resources
-from slime.cross_job.errors import NoResources
+from slime.cross_job import resources, stopping
+from slime.cross_job.errors import NoResources, Stopped
 from slime.cross_job.resources import Limits, Shortage
 from slime.cross_job.settings import Settings
 
@@ -42,3 +44,35 @@ def test_what_is_missing_is_said_each_time_and_logged_once_a_minute(limits, cloc
         clock.now += 1
     assert len(limits.said) == 65
     assert len(caplog.records) == 2
+
+
+def test_another_shortage_has_a_limit_of_its_own(limits, clock):
+    """Others held the GPUs for long, then a node dies and is being replaced; or the engines are started."""
+    for _ in range(99):
+        limits.check(BUSY)
+        clock.now += 1
+    for found in (HOPELESS, Shortage("no CPU for the engines", False, "engines")):
+        for _ in range(10):
+            limits.check(found)
+            clock.now += 1
+
+
+def test_what_has_come_is_said_once(limits):
+    for found in (BUSY, None, None):
+        limits.check(found)
+    assert limits.said == [BUSY.message, "starting"]
+
+
+def test_a_wish_to_stop_is_heard_while_one_waits(monkeypatch):
+    monkeypatch.setattr(resources, "shortage", lambda: BUSY)
+    given_up: list[Exception] = []
+    watch = resources.Watch(Settings(), lambda text: None, given_up.append)
+    stopping.requested.set()
+    try:
+        deadline = time.monotonic() + 5
+        while not given_up and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        stopping.requested.clear()
+        watch.stop()
+    assert [type(error) for error in given_up] == [Stopped]

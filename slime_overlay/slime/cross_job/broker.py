@@ -245,6 +245,8 @@ class Broker:
             if is_over(words):
                 break
             await asyncio.sleep(1)
+        if client.reason != reason:
+            return  # it was told otherwise meanwhile
         if words and JOB_IS not in reason:
             client.reason = f"{reason}; {words}"
         elif words:

@@ -11,7 +11,17 @@ from types import TracebackType
 from typing import Any
 
 from .batch import Batch
-from .errors import BadInput, BrokerLost, EndOfStream, PayloadDamaged, Refused, Stopped, Unreachable, WaitTimeout
+from .errors import (
+    BadInput,
+    BrokerLost,
+    EndOfStream,
+    PayloadDamaged,
+    Refused,
+    Stopped,
+    StoreUnreachable,
+    Unreachable,
+    WaitTimeout,
+)
 from .link import START_S, Deadline
 from .member import Member, get_parts, read_source
 from .types import Located, check_rollout_id
@@ -169,7 +179,7 @@ class Consumer(Member):
         while True:
             try:
                 located = self._wait(deadline, what, "claim", rollout_id, version, **asked)
-            except (WaitTimeout, BrokerLost, Stopped):
+            except (WaitTimeout, BrokerLost, StoreUnreachable, Stopped):
                 self._keep_token(asked["token"])
                 raise
             rollout = Rollout(self, located)
@@ -183,7 +193,7 @@ class Consumer(Member):
             try:
                 rollout.refs  # noqa: B018  opened now: what its vault lost is generated again
                 return rollout
-            except Unreachable as error:
+            except (Unreachable, WaitTimeout) as error:
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
                 kept = bool(payload.stored) and not isinstance(error, PayloadDamaged)
                 where = (located.rollout_id, payload.vault, payload.token, kept)

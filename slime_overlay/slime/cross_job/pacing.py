@@ -133,6 +133,9 @@ class Pacing(Shelf):
                 f"rollout {following} waits for newer weights than {job.weights_now}, "
                 f"because of --cross-job-max-staleness {job.max_staleness}"
             )
+        under_way = any(r not in job.rollouts for r in job.handed)
+        if under_way or (last >= 0 and following <= last + job.max_ahead):
+            return ""
         if last < 0:
             return "no rollout was demanded yet"
         return f"no rollout beyond {last} was demanded, and --cross-job-max-ahead is {job.max_ahead}"

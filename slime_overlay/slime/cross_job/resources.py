@@ -15,14 +15,15 @@ from typing import Any
 
 import ray
 from ray.util import state
-from ray.util.state.exception import RayStateApiException
 
-from .errors import NoResources
+from . import stopping
+from .errors import CrossJobError, NoResources, Stopped
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
+_STOPS_S = 0.5  # within which a wish to stop is heard
 _AGAIN_S = 60.0  # the same is logged again after so long
 
 Needs = Mapping[str, float]
@@ -34,6 +35,7 @@ class Shortage:
 
     message: str
     hopeless: bool
+    what: str = ""  # who waits
 
 
 class Limits:
@@ -46,14 +48,19 @@ class Limits:
     def __init__(self, settings: Settings, say: Callable[[str], None]):
         self._settings, self._say = settings, say
         self._began = time.monotonic()
+        self._waits: tuple[str, bool] | None = None
         self._said, self._logged = "", 0.0
 
     def check(self, found: Shortage | None) -> None:
         """Say what is missing. Raises NoResources when that has lasted too long."""
         now = time.monotonic()
         if found is None:
-            self._began = now
+            if self._waits is not None:
+                self._say("starting")
+            self._waits = None
             return
+        if self._waits != (found.what, found.hopeless):  # another wait, with a limit of its own
+            self._waits, self._began = (found.what, found.hopeless), now
         self._say(found.message)
         if found.message != self._said or now - self._logged > _AGAIN_S:
             self._said, self._logged = found.message, now
@@ -67,10 +74,11 @@ class Watch:
     """Looks after a driver that waits for Ray inside of code that is not ours; in a thread, until `stop`.
 
     Args:
-        give_up: called with NoResources when the wait has lasted too long; it should end the process.
+        give_up: called with NoResources when the wait has lasted too long, and with Stopped when this process was asked
+            to stop; it should end the process.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], give_up: Callable[[NoResources], None]):
+    def __init__(self, settings: Settings, say: Callable[[str], None], give_up: Callable[[CrossJobError], None]):
         self._limits, self._give_up = Limits(settings, say), give_up
         self._over = threading.Event()
         threading.Thread(target=self._run, name="cross-job-resources", daemon=True).start()
@@ -80,10 +88,14 @@ class Watch:
         self._over.set()
 
     def _run(self) -> None:
-        while not self._over.wait(_EVERY_S):
+        looked = time.monotonic()
+        while not self._over.wait(_STOPS_S):
             try:
-                self._limits.check(shortage())
-            except NoResources as error:
+                stopping.check()
+                if time.monotonic() - looked >= _EVERY_S:
+                    looked = time.monotonic()
+                    self._limits.check(shortage())
+            except (NoResources, Stopped) as error:
                 if not self._over.is_set():
                     self._give_up(error)
                 return
@@ -104,9 +116,11 @@ def shortage(actor: Any = None) -> Shortage | None:
                     return _named(f"a placement group of {len(bundles)} bundles", bundles)
         filters: Any = [("job_id", "=", job), ("state", "=", "PENDING_CREATION")]
         for waiting in state.list_actors(address=address, filters=filters, detail=True, timeout=5):
+            if waiting.pid:  # it has its place, and is being made
+                continue
             if actor is None or waiting.actor_id == _id_of(actor):
                 return _named(f"the actor {waiting.class_name}", [waiting.required_resources or {}])
-    except (RayStateApiException, ConnectionError, OSError) as error:
+    except Exception as error:  # whatever Ray makes of a head that is away for a moment: this must go on looking
         logger.info("Ray cannot tell what waits for a place: %s", error)
     return None
 
@@ -135,7 +149,9 @@ def _named(what: str, bundles: list[Needs]) -> Shortage:
     )
     if not short:
         cure = "it may be that its node is being prepared (runtime_env), or has too many processes"
-    return Shortage(f"{what} waits to be started: it needs {', '.join(short) or 'a worker process'}; {cure}", hopeless)
+    return Shortage(
+        f"{what} waits to be started: it needs {', '.join(short) or 'a worker process'}; {cure}", hopeless, what
+    )
 
 
 def _fits(bundle: Needs, node: Needs) -> bool:

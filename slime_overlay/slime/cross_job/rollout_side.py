@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from . import arguments, data_source, stopping
-from .errors import ActorLost, BadInput, CrossJobError, EndOfStream, NoResources, Unreachable, WaitTimeout
+from .errors import ActorLost, BadInput, CrossJobError, EndOfStream, Stopped, Unreachable, WaitTimeout
 from .handshake import OF_THE_DATA, terms
 from .jobs import tell
 from .link import Deadline, ensure_ray, get
@@ -116,11 +116,14 @@ class _Server:
         return get(self._manager.__ray_call__.remote(function, *args), deadline, "slime's data source")
 
 
-def _leave(producer: Producer, error: NoResources) -> None:
+def _leave(producer: Producer, error: CrossJobError) -> None:
     """End this process from a thread, while slime waits for Ray without end."""
     tell(error)
     with contextlib.suppress(CrossJobError, ray.exceptions.RayError):
-        producer.fail(str(error))
+        if isinstance(error, Stopped):
+            producer.stop(str(error))
+        else:
+            producer.fail(str(error))
     ray.shutdown()
     os._exit(error.exit_code)
 

@@ -208,7 +208,8 @@ class Roster:
                         f"{', '.join(other.columns)}: {', '.join(missing)} missing"
                     )
             return
-        newest = job.rollouts[max(job.rollouts)][-1].payload.columns if job.rollouts else ()
+        left = [r for r in job.rollouts if r not in job.done]
+        newest = job.rollouts[max(left)][-1].payload.columns if left else ()
         has = newest or (job.producer.columns if job.producer is not None and job.producer.live else ())
         if has and (missing := [c for c in columns if c not in has]):
             raise Refused(

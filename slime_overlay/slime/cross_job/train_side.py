@@ -38,7 +38,7 @@ class TrainSide:
         self.steps: list[Any] = []  # refs of what they make of it
         self.saved = -1  # newest checkpoint
         self.save: Callable[[int], None] | None = None  # of the group that trains, once there is one
-        self.ended = False
+        self.ended = True  # until the broker knows it
         from slime.ray import placement_group
 
         self.in_parts = hasattr(placement_group, "create_training_models")  # from v0.3 on
@@ -48,10 +48,11 @@ class TrainSide:
         actor: Any = ray.remote(Gateway)
         options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
         self.gateway = actor.options(**options).remote(args, self.in_parts)
+        sys.excepthook = self._excepthook
         self.ask("start")  # the handshake, before anything is placed
+        self.ended = False
         stopping.want(lambda: self.gateway.stop_waiting.remote())
         stopping.install()
-        sys.excepthook = self._excepthook
         atexit.register(self._at_exit)
         self.resources = Watch(self.settings, lambda text: self.gateway.doing.remote(text), self.die)
 
