@@ -74,8 +74,8 @@ class Watch:
     """Looks after a driver that waits for Ray inside of code that is not ours; in a thread, until `stop`.
 
     Args:
-        give_up: called with NoResources when the wait has lasted too long, and with Stopped when this process was asked
-            to stop; it should end the process.
+        give_up: called with NoResources when the wait has lasted too long, and with Stopped when this process was
+            asked to stop; it should end the process.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None], give_up: Callable[[CrossJobError], None]):
