@@ -109,3 +109,26 @@ def test_messages_wait_for_those_who_were_away(redis_server):
     with pytest.raises(BadInput, match="is no id of a message"):
         one.get_data("nonsense")
     one.close()
+
+
+def test_threads_of_one_channel_leave_no_hole(place):
+    channel = Channel(place.open(), "events")
+    numbers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: numbers.extend([channel.publish(1) for _ in range(25)])) for _ in range(4)
+    ]
+    if place.kind == "remote":
+        return  # has no compare-and-set: remote.py
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == [*range(100)]
+
+
+def test_folders_with_odd_names_are_themselves(tmp_path):
+    for name in ("run#1", "run#2", "run 3?x=%41"):
+        FileSystemCommunicator(str(tmp_path / name)).write_data("exp", "k", name)
+    for name in ("run#1", "run#2", "run 3?x=%41"):
+        assert (tmp_path / name).is_dir()
+        assert FileSystemCommunicator(str(tmp_path / name)).read_data("exp", "k") == name

@@ -169,6 +169,26 @@ def test_records_that_nobody_wrote_are_refused(store, ledger, state):
 
     keep(Journal(store, "exp"), ledger)
     (key,) = store.keys("exp/journal")
-    store.put(key, sealed({"state": state, "whole": True}))
+    store.put(key, sealed({"state": state, "whole": True, "number": 0, "writer": "x"}))
     with pytest.raises(StoreRefused, match="cannot be read"):
         Journal(store, "exp").load()
+
+
+def test_a_journal_that_lacks_an_entry_is_named(store, ledger):
+    journal = Journal(store, "exp")
+    for rollout_id in range(4):
+        publish(ledger, rollout_id)
+        keep(journal, ledger)
+    keys = store.keys("exp/journal")
+    store.delete([keys[2]])
+    with pytest.raises(StoreRefused, match="the entry behind it, 2, is missing"):
+        Journal(store, "exp").load()
+    store.delete(keys[:2])
+    with pytest.raises(StoreRefused, match="no entry before it holds all"):
+        Journal(store, "exp").load()
+
+
+def test_no_password_is_in_the_journal(store, ledger):
+    ledger.attach(ClientInfo("c2", "exp", "consumer", group="other"), store="redis://:secret@h/0")
+    keep(Journal(store, "exp"), ledger)
+    assert all(b"secret" not in store.get(key).to_pybytes() for key in store.keys("exp/journal"))

@@ -102,7 +102,7 @@ def test_the_same_broker_goes_on_at_once_with_those_that_live(new, run, uri, loo
 
     async def test() -> None:
         await begin(first, ledger, uri)
-        attach(again, "c")
+        attach(again, "c", store=uri)
         again.jobs["exp"].revision = 0
         began = loop.time()
         await second.open("exp", uri)
@@ -118,7 +118,7 @@ def test_a_journal_that_is_older_than_the_ledger_changes_nothing(new, run, uri):
 
     async def test() -> None:
         await begin(first, ledger, uri)
-        attach(again, "p")
+        attach(again, "p", store=uri)
         again.jobs["exp"].revision = 10
         await second.open("exp", uri)
         assert figures(again, "published") == [0]
@@ -150,6 +150,9 @@ def test_what_is_acked_is_freed_and_what_nobody_knows_of_too_after_a_while(new, 
         orphan = saved(uri, "orphan")
         train(ledger, 0)
         await books.free()
+        assert len(archive.names()) == 3, "what no entry gives up yet is kept"
+        await keep(books, ledger)
+        await books.free()
         assert {*archive.names()} == {kept, orphan}
         assert await books.collect() == 0, "its writer may be about to say so"
         monkeypatch.setattr(books_module, "_ORPHAN_S", -60.0)
@@ -165,6 +168,7 @@ def test_what_cannot_be_freed_now_is_freed_later(new, run, uri):
     async def test() -> None:
         await begin(books, ledger, uri)
         train(ledger, 0)
+        await keep(books, ledger)
         store: Any = open_store(uri)
         delete, troubles = store.delete, [StoreUnreachable("away"), None]
 
@@ -208,6 +212,66 @@ def test_a_store_that_is_away_for_long_is_said_and_what_follows_is_kept(new, run
     run(test())
 
 
+def test_an_entry_that_was_written_though_nobody_heard_of_it_fences_nobody(new, run, uri, monkeypatch):
+    books, ledger = new("a")
+    monkeypatch.setattr(books_module, "_AWAY_S", 0.0)
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        store: Any = open_store(uri)
+        create = store.create
+
+        def unheard(key: str, data: Any) -> bool:
+            create(key, data)
+            raise StoreUnreachable("the answer is lost")
+
+        store.create = unheard
+        ledger.demand("c", 7)
+        with pytest.raises(StoreUnreachable):
+            await keep(books, ledger)
+        store.create = create
+        ledger.demand("c", 8)
+        await keep(books, ledger)
+        other, again = new("b")
+        await other.open("exp", uri)
+        assert again.jobs["exp"].demands == {7, 8}
+
+    run(test())
+
+
+def test_a_broker_that_slept_while_another_went_on_frees_nothing_and_gives_no_sign_of_life(new, run, uri, monkeypatch):
+    (first, ledger), (second, again) = new("a"), new("b")
+    monkeypatch.setattr(books_module, "_ORPHAN_S", -60.0)
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+        await second.open("exp", uri)
+        attach(again, "p2")
+        kept = saved(uri, "t9")
+        publish(again, 9, stored=kept, producer="p2")
+        await keep(second, again)
+        for act in (first.collect, first.free, first.beat):
+            await act()
+        assert kept in Archive(open_store(uri), "exp").names()
+        assert "exp" not in ledger.jobs
+        await second.beat()
+        assert second.is_open("exp")
+
+    run(test())
+
+
+def test_a_job_that_has_begun_without_the_store_is_not_replaced(new, run, uri):
+    (first, ledger), (second, again) = new("a"), new("a")
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+        attach(again, "p")
+        with pytest.raises(Refused, match=r"has begun here without memory://.* give all of them the same"):
+            await second.open("exp", uri)
+
+    run(test())
+
+
 def test_a_job_that_is_forgotten_leaves_nothing(new, run, uri):
     books, ledger = new("a")
 
@@ -235,13 +299,14 @@ def test_what_is_stored_behind_counts_once_it_is(ledger):
     located = publish(ledger, 0, source={"n": 1}, source_apart=True)
     ledger.put_value("c", "weights", Payload("w", "v1/a", 1), 1)
     assert figures(ledger, "unstored") == [1]
-    assert ledger.stored("exp", located.serial, "n0") is True
-    assert ledger.stored("exp", ledger.get_value("exp", "weights").serial, "w0") is True
+    assert ledger.stored("exp", located.serial, "t0", "n0") is True
+    assert ledger.stored("exp", located.serial, "of another life", "x") is False
+    assert ledger.stored("exp", ledger.get_value("exp", "weights").serial, "w", "w0") is True
     assert figures(ledger, "unstored") == [0]
     assert ledger.get("exp", 0).payload.stored == "n0"
     assert [record.payload.stored for record in ledger.jobs["exp"].records.values()] == ["n0", "w0"]
     train(ledger, 0)
-    assert ledger.stored("exp", located.serial, "late") is False
+    assert ledger.stored("exp", located.serial, "t0", "late") is False
     publish(ledger, 1, source={"n": 2})
     assert ledger.take_store_drops() == [("exp", "n0")], "rollout 1 would be generated again from there"
     train(ledger, 1)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from .batch import Batch
-from .errors import BadInput, BatchError, NotStored, PayloadDamaged
+from .errors import BadInput, BatchError, CrossJobError, NotStored, PayloadDamaged
 from .settings import COMPRESSIONS
 from .stores import Store
 
@@ -202,9 +202,11 @@ class Archive:
 
     def _quarantine(self, name: str, why: str) -> None:
         logger.error("job %s: payload %s goes to quarantine: %s", self._job_id, name, why)
-        self._store.put(
-            f"{self._job_id}/quarantine/{name}.json", sealed({"name": name, "why": why, "at": time.time()})
-        )
+        note = sealed({"name": name, "why": why, "at": time.time()})
+        try:
+            self._store.put(f"{self._job_id}/quarantine/{name}.json", note)
+        except CrossJobError as error:  # that it is damaged matters more
+            logger.error("job %s: that cannot be noted: %s", self._job_id, error)
 
     def _forget(self, keys: list[str]) -> None:
         try:

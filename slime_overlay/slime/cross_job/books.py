@@ -14,7 +14,7 @@ from typing import Any
 
 from .archive import Archive, opened, sealed
 from .errors import CrossJobError, Fenced, NotStored, PayloadDamaged, Refused, StoreFull, StoreUnreachable
-from .journal import Entry, Journal
+from .journal import Entry, Journal, Outdated
 from .ledger import Ledger
 from .records import DEAD, Client, Job
 from .snapshot import take_job
@@ -46,7 +46,8 @@ class Books:
         self._journals: dict[str, Journal] = {}
         self._uris: dict[str, str] = {}  # by job id
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._drops: dict[str, list[str]] = defaultdict(list)  # job id -> names
+        self._given_up: dict[str, list[str]] = defaultdict(list)  # job id -> names, of which no entry is written yet
+        self._drops: dict[str, list[str]] = defaultdict(list)  # job id -> names that may be deleted
         self._beats = 0
 
     def is_open(self, job_id: str) -> bool:
@@ -73,6 +74,11 @@ class Books:
             await self._wait_for_silence(store, job_id)
             found = await asyncio.to_thread(journal.load)
             known = self._ledger.jobs.get(job_id)
+            if found is not None and known is not None and not known.complete and known.store != uri:
+                raise Refused(
+                    f"job {job_id} has begun here without {store.shown}, which holds one of that name: stop the jobs "
+                    "that are here, and give all of them the same --cross-job-store, or choose another --job-id"
+                )
             if found is not None and (known is None or known.complete or known.revision < found[0].revision):
                 self._go_on(*found, uri)
             self._uris[job_id], self._journals[job_id] = uri, journal
@@ -80,10 +86,14 @@ class Books:
 
     def entry(self, job_id: str) -> Entry | None:
         """The job as it is now, to be written; None: it has no journal."""
+        for dropped, name in self._ledger.take_store_drops():
+            self._given_up[dropped].append(name)
         journal, job = self._journals.get(job_id), self._ledger.jobs[job_id]
         if journal is None:
             return None
-        return journal.append(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
+        entry = journal.append(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
+        entry.drops = self._given_up.pop(job_id, [])
+        return entry
 
     async def write(self, entry: Entry | None) -> None:
         """Make an entry durable.
@@ -97,13 +107,21 @@ class Books:
         while True:
             try:
                 await asyncio.to_thread(entry.write)
+                self._drops[entry.job_id] += entry.drops  # what it gives up may go, now that this cannot be forgotten
                 return
+            except Outdated:
+                drops, entry = entry.drops, self.entry(entry.job_id)
+                if entry is None:
+                    return
+                entry.drops += drops
+                continue
             except Fenced as error:
                 logger.critical("%s", error)
                 self._let_go(entry.job_id, str(error))
                 raise
             except (StoreFull, StoreUnreachable) as error:
                 if asyncio.get_running_loop().time() > deadline:
+                    self._given_up[entry.job_id] += entry.drops
                     raise StoreUnreachable(f"the broker cannot keep how job {entry.job_id} stands: {error}") from None
             await asyncio.sleep(0.5)
 
@@ -115,12 +133,12 @@ class Books:
             await asyncio.to_thread(lambda: store.delete(store.keys(job_id)))
 
     async def free(self) -> None:
-        """Delete what the ledger has given up."""
-        for job_id, name in self._ledger.take_store_drops():
-            self._drops[job_id].append(name)
-        for job_id in [job_id for job_id in self._drops if job_id in self._journals]:
+        """Delete what the ledger has given up, and the journal knows of."""
+        for job_id in [job_id for job_id, names in self._drops.items() if names and job_id in self._journals]:
             names = self._drops.pop(job_id)
             try:
+                if not await self._still_ours(job_id):
+                    continue
                 await asyncio.to_thread(self._archive(job_id).delete, names)
             except CrossJobError as error:
                 logger.info("job %s: %d payloads are freed later: %s", job_id, len(names), error)
@@ -130,7 +148,8 @@ class Books:
         """Give a sign of life in every store; to be called every BEAT_S seconds."""
         for job_id in [*self._journals]:
             try:
-                await self._beat(job_id)
+                if await self._still_ours(job_id):
+                    await self._beat(job_id)
             except CrossJobError as error:
                 logger.warning("job %s: no sign of life in its durable store: %s", job_id, error)
 
@@ -138,6 +157,8 @@ class Books:
         """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was."""
         freed = 0
         for job_id in [*self._journals]:
+            if not await self._still_ours(job_id):
+                continue
             job, archive = self._ledger.jobs.get(job_id), self._archive(job_id)
             oldest = f"{int((time.time() - _ORPHAN_S) * 1000):013d}"
             names = [name for name in await asyncio.to_thread(archive.names) if name < oldest]
@@ -164,6 +185,16 @@ class Books:
             *(job.job_id, job.revision, len(job.rollouts), missing or "none"),
         )
 
+    async def _still_ours(self, job_id: str) -> bool:
+        """Whether no other broker has gone on with the job, while this one slept; else it is let go."""
+        journal = self._journals.get(job_id)
+        if journal is not None and await asyncio.to_thread(journal.is_ours):
+            return True
+        if journal is not None:
+            logger.critical("job %s is kept by another broker now", job_id)
+            self._let_go(job_id, "another broker keeps its job now")
+        return False
+
     def _let_go(self, job_id: str, why: str) -> None:
         self._close(job_id)
         for client in [c for c in self._ledger.clients.values() if c.info.job_id == job_id]:
@@ -171,7 +202,7 @@ class Books:
         self._ledger.jobs.pop(job_id, None)
 
     def _close(self, job_id: str) -> None:
-        for held in (self._journals, self._uris, self._drops):
+        for held in (self._journals, self._uris, self._drops, self._given_up):
             held.pop(job_id, None)
 
     def _archive(self, job_id: str) -> Archive:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from .archive import checksum, opened, sealed
 from .batch import Batch
@@ -27,7 +28,7 @@ class FileSystemCommunicator:
     """Values by (job id, key) in a folder that both jobs reach."""
 
     def __init__(self, base_path: str):
-        self._store = open_store(f"file://{base_path}")
+        self._store = open_store(f"file://{quote(str(base_path))}")
 
     def write_data(self, job_id: str, key: str, data: Any) -> None:
         """Keep a value, in the place of an older one; when this returns, it is durable. Raises BadInput, StoreFull."""
@@ -53,10 +54,11 @@ class Channel:
     def publish(self, data: Any) -> int:
         """Append a message; its number."""
         packed = _packed(data)
-        while not self._store.create(self._key(self._next), packed):
-            self._next = max(self._next + 1, len(self._store.keys(f"channels/{self._name}")))
-        self._next += 1
-        return self._next - 1
+        number = self._next
+        while not self._store.create(self._key(number), packed):
+            number += 1
+        self._next = max(self._next, number + 1)
+        return number
 
     def read(self, number: int) -> Any:
         """Raises NotStored, PayloadDamaged."""
@@ -82,7 +84,7 @@ class RayJobCommunicator:
     """Messages through a Redis, between any two processes."""
 
     def __init__(self, redis_host: str, redis_port: int = 6379, db: int = 0, password: str | None = None):
-        access = f":{password}@" if password else ""
+        access = f":{quote(password, safe='')}@" if password else ""
         self._store = open_store(f"redis://{access}{redis_host}:{redis_port}/{db}")
         self._channels: dict[str, Channel] = {}
         self._over = threading.Event()

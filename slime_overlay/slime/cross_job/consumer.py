@@ -15,7 +15,7 @@ from .errors import (
     BadInput,
     BrokerLost,
     EndOfStream,
-    PayloadDamaged,
+    PayloadLost,
     Refused,
     Stopped,
     StoreUnreachable,
@@ -195,7 +195,7 @@ class Consumer(Member):
                 return rollout
             except (Unreachable, WaitTimeout) as error:
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
-                kept = bool(payload.stored) and not isinstance(error, PayloadDamaged)
+                kept = bool(payload.stored) and not isinstance(error, PayloadLost)
                 where = (located.rollout_id, payload.vault, payload.token, kept)
                 if self.link.ask("unreadable", Deadline(2 * START_S), self.info.client_id, *where):
                     asked["token"] = self._token(rollout_id)

@@ -6,6 +6,7 @@ this vault, for all readers of its node; a few are kept, because readers hold wh
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -55,14 +56,16 @@ class Deposits:
         parts = [_batch(await ref) for ref in refs]
         apart = None if source is None else _batch(await source)
 
+        name = f"{int(time.time() * 1000):013d}-{token}"  # the same in every try: nothing is left of those before
+
         def write() -> str:
             archive = self._archive(how.uri, how.job_id, how.compression)
-            name = archive.save(token, parts, about)
+            archive.save(token, parts, about, name)
             if apart is not None:
                 archive.save(token, [apart], {}, source_name(name))
             return name
 
-        deadline = time.monotonic() + how.patience_s
+        deadline = time.monotonic() + (math.inf if how.behind else how.patience_s)
         try:
             while True:
                 try:

@@ -8,6 +8,7 @@ brokers that both think that they keep a job, one finds its next number taken: i
 """
 
 import logging
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ class Journal:
 
     def __init__(self, store: Store, job_id: str):
         self._store, self._job_id = store, job_id
+        self._writer = uuid.uuid4().hex  # which entries are ours
         self._number = -1  # of the newest entry
         self._marks: dict[str, Mark] = {}
         self._since_whole = 0
@@ -39,23 +41,28 @@ class Journal:
             StoreRefused: entries are damaged, or of another version.
         """
         keys = self._store.keys(f"{self._job_id}/journal")
-        found, deltas = None, []
+        found, whole, expected = None, False, 0
+        deltas: list[dict[str, Any]] = []
         for key in reversed(keys):
             try:
                 body = opened(self._store.get(key))
-                text, whole = body["state"].encode(), body["whole"]
+                text, whole, number = body["state"].encode(), body["whole"], int(body["number"])
+                if self.key(number) != key:
+                    raise PayloadDamaged(f"it is entry {number}")
                 state = decode(text)
-            except (PayloadDamaged, BadInput, NotStored, KeyError, AttributeError) as error:
-                raise StoreRefused(
-                    f"{self._store.shown}: {key}, which says how job {self._job_id} stands, cannot be read: {error}. "
-                    "Restore it from a backup, or begin anew under another --job-id, from a checkpoint"
-                ) from None
+            except (PayloadDamaged, BadInput, NotStored, KeyError, AttributeError, TypeError, ValueError) as error:
+                raise self._unreadable(key, str(error)) from None
+            if deltas and number != expected:
+                raise self._unreadable(key, f"the entry behind it, {expected}, is missing")
+            expected = number - 1
             found = found or state
             deltas.append(state["changes"])
             if whole:
                 break
         if found is None:
             return None
+        if not whole:
+            raise self._unreadable(keys[0], "no entry before it holds all")
         self._number = int(keys[-1].rpartition("/")[2].removesuffix(".json"))
         job: Job = found["job"]
         for name in TABLES:
@@ -66,6 +73,25 @@ class Journal:
             setattr(job, name, Table(rows))
         self._marks = {}  # the next entry is whole, and ours
         return job, found["clients"]
+
+    def _unreadable(self, key: str, why: str) -> StoreRefused:
+        return StoreRefused(
+            f"{self._store.shown}: {key}, which says how job {self._job_id} stands, cannot be read: {why}. Restore it "
+            "from a backup, or begin anew under another --job-id, from a checkpoint"
+        )
+
+    def is_ours(self) -> bool:
+        """Whether nobody else has written since."""
+        keys = self._store.keys(f"{self._job_id}/journal")
+        if not keys or keys[-1] <= self.key(self._number):
+            return True
+        return self._is_writer(keys[-1])
+
+    def _is_writer(self, key: str) -> bool:
+        try:
+            return bool(opened(self._store.get(key))["writer"] == self._writer)
+        except (PayloadDamaged, NotStored, KeyError, TypeError):
+            return False
 
     def append(self, job: Job, clients: list[Client]) -> "Entry":
         """What is to be written of the job as it is now; serialised here, written by `Entry.write` in any thread."""
@@ -78,7 +104,7 @@ class Journal:
         bare = replace(job, rollouts={}, values={}, lost_values={}, store=None, groups=groups, **empty)
         state = {
             "job": bare,
-            "clients": clients,
+            "clients": [_without_store(client) for client in clients],
             "changes": {name: (c.whole, c.over, c.new) for name, c in changes.items()},
         }
         whole = all(change.whole for change in changes.values())
@@ -93,26 +119,34 @@ class Journal:
         return f"{self._job_id}/journal/{number:016d}.json"
 
 
+class Outdated(Exception):
+    """This entry was made before it was known that another one of ours has its number: make it anew."""
+
+
 class Entry:
     """One entry, on its way into the store."""
 
     def __init__(self, journal: Journal, number: int, state: bytes, whole: bool, marks: dict[str, Mark]):
         self._journal, self._state, self.job_id = journal, state, journal._job_id
         self.number, self.whole, self.marks = number, whole, marks
+        self.drops: list[str] = []  # names of payloads that it gives up
 
     def write(self) -> None:
         """Make it durable.
 
         Raises:
             Fenced: another broker has written this number: it keeps the job now.
-            StoreFull, StoreRefused, StoreUnreachable: it may be tried again.
+            Outdated. StoreFull, StoreRefused, StoreUnreachable: it may be tried again.
         """
         journal = self._journal
         store = journal._store
-        data = sealed({"state": self._state.decode(), "whole": self.whole})
+        body = {"state": self._state.decode(), "whole": self.whole, "number": self.number, "writer": journal._writer}
+        data = sealed(body)
         key = journal.key(self.number)
-        # where it is there already, we may have written it, and not have heard of it
         if not store.create(key, data) and bytes(memoryview(store.get(key))) != data:
+            if journal._is_writer(key):  # an earlier one of ours, of which we did not hear that it was written
+                journal._number, journal._marks = self.number, {}
+                raise Outdated(f"entry {self.number} was written before")
             raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
         keys = store.keys(f"{journal._job_id}/journal")
         if keys[-1] > key:  # those between are gone already: a broker went on long ago
@@ -120,3 +154,8 @@ class Entry:
         journal._written(self)
         if self.whole:
             store.delete([old for old in keys if old < key])
+
+
+def _without_store(client: Client) -> Client:
+    """Its URI may hold a password."""
+    return replace(client, stated={name: value for name, value in client.stated.items() if name != "store"})

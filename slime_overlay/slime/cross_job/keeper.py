@@ -11,9 +11,9 @@ from typing import Any
 import ray
 
 from .books import Books
-from .errors import CrossJobError, Fenced
+from .errors import CrossJobError, Fenced, StoreUnreachable
 from .ledger import Ledger
-from .records import TABLES
+from .records import TABLES, Job
 from .snapshot import restore, snapshot
 from .tables import Mark
 from .types import VAULT_NAME
@@ -102,31 +102,35 @@ class Keeper:
             record = self._ledger.jobs[job_id]
             if record.store is not None and not self.books.is_open(job_id):
                 await self.books.open(job_id, record.store)
-                record = self._ledger.jobs[job_id]
+                if self._ledger.jobs.get(job_id) is not record:
+                    raise StoreUnreachable(f"the journal of job {job_id} knew more than this broker: ask it again")
             before, job.kept = job.kept, job.asked
-            self._serial += 1
-            record.revision += 1
-            entry = self.books.entry(job_id)
-            chosen, waited_for = self._choose()
-            sent = {name: self._send(name, job_id) for name in chosen}
-            asked = {asyncio.create_task(self._ask(name, job_id, what), name=name) for name, what in sent.items()}
-            self._asked |= asked
-            for task in asked:
-                task.add_done_callback(self._asked.discard)
-            kept = False
-            while asked and not kept:
-                done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                kept = any(task.result() for task in done)
-            asked = {task for task in asked if task.get_name() in waited_for}
-            if asked:  # one copy is enough to answer, where the other takes long
-                _, asked = await asyncio.wait(asked, timeout=_SECOND_COPY_S)
-            for task in asked:
-                self._avoided[task.get_name()] = asyncio.get_running_loop().time() + _ANSWER_S
             try:
-                await self.books.write(entry)
-            except CrossJobError:
+                await self._keep(job_id, record)
+            except BaseException:
                 job.kept = before  # who comes next tries again
                 raise
+
+    async def _keep(self, job_id: str, record: Job) -> None:
+        self._serial += 1
+        record.revision += 1
+        entry = self.books.entry(job_id)
+        chosen, waited_for = self._choose()
+        sent = {name: self._send(name, job_id) for name in chosen}
+        asked = {asyncio.create_task(self._ask(name, job_id, what), name=name) for name, what in sent.items()}
+        self._asked |= asked
+        for task in asked:
+            task.add_done_callback(self._asked.discard)
+        kept = False
+        while asked and not kept:
+            done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            kept = any(task.result() for task in done)
+        asked = {task for task in asked if task.get_name() in waited_for}
+        if asked:  # one copy is enough to answer, where the other takes long
+            _, asked = await asyncio.wait(asked, timeout=_SECOND_COPY_S)
+        for task in asked:
+            self._avoided[task.get_name()] = asyncio.get_running_loop().time() + _ANSWER_S
+        await self.books.write(entry)
 
     def _choose(self) -> tuple[list[str], list[str]]:
         """(the vaults to ask, those that are waited for): those that answer, always the same as long as they do.

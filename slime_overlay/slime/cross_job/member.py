@@ -91,10 +91,7 @@ class Member:
         self.link.vault_on(self.info.node_id)  # it also keeps the broker's memory
         granted = self._attach(terms=dict(terms or {}), lasting=[*lasting], columns=[*columns])
         self._durably: Durably | None = None
-        if granted["store"] is not None:
-            behind = granted["store_mode"] == WRITE_BEHIND
-            self._durably = Durably(granted["store"], job_id, granted["compression"], behind)
-            self.link.store = (job_id, granted["store"])
+        self._use_store(granted)
         self.epoch: int = granted["epoch"]
         self.max_ahead: int = granted["max_ahead"]
         threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
@@ -241,6 +238,13 @@ class Member:
         finally:
             self.doing(f"nothing here since it waited for {what}")
 
+    def _use_store(self, granted: Mapping[str, Any] | None) -> None:
+        """The job's durable store, which the other side may name later."""
+        if granted and granted["store"] is not None and self._durably is None:
+            behind = granted["store_mode"] == WRITE_BEHIND
+            self._durably = Durably(granted["store"], self.job_id, granted["compression"], behind)
+            self.link.store = (self.job_id, granted["store"])
+
     def _durably_within(self, timeout_s: float | None) -> Durably | None:
         """How the job's payloads are stored; a store that is full or away is waited for as long as the caller does."""
         patience_s = self.settings.timeout_s if timeout_s is None else timeout_s
@@ -280,6 +284,8 @@ class Member:
                 self.check()
                 if not isinstance(recorded, str):
                     return recorded
+                if not repeatable:
+                    source = None  # the vault has it by now, and must not begin it again if it dies
                 if recorded:  # the durable store is full or away
                     self.doing(f"publishing {what}: {recorded}")
                 if not deadline and recorded:
@@ -330,7 +336,8 @@ class Member:
     def _beat(self) -> None:
         while not self._ended.wait(self.settings.heartbeat_s):
             try:
-                self.link.call("heartbeat", self.info.client_id, self._activity, timeout_s=self.settings.dead_after_s)
+                beat = ("heartbeat", self.info.client_id, self._activity)
+                self._use_store(self.link.call(*beat, timeout_s=self.settings.dead_after_s))
             except (Fenced, Forgotten, ClusterUnreachable) as error:
                 if not self._ended.is_set():
                     self._fault = error

@@ -102,12 +102,14 @@ class Roster:
         self._forget_old(job)
         return self._granted(client)
 
-    def heartbeat(self, client_id: str, activity: str) -> None:
-        """Record a sign of life. Raises Fenced when the client was replaced or counted as dead."""
+    def heartbeat(self, client_id: str, activity: str) -> dict[str, Any]:
+        """Record a sign of life; returns what `attach` did, which may have changed. Raises Fenced when the client was
+        replaced or counted as dead."""
         client = self._live(client_id)
         client.last_beat, client.last_beat_wall = self._clock(), self._wall()
         if activity != client.activity:
             client.activity, client.since = activity, client.last_beat
+        return self._granted(client)
 
     def end(self, client_id: str, state: str, reason: str = "") -> None:
         """A client ends as `finished`, `stopped`, `failed` or `dead`. Its leases are given back. Twice is once.
@@ -159,11 +161,11 @@ class Roster:
     def _job_for_attach(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)
         if job is None or job.complete:  # a complete job holds nothing; its name begins a new one
-            serial = 0
+            serial = revision = 0
             if job is not None:
                 self._free_all(job)  # but a writer that lives on may have put a value since
-                serial = job.serial
-            job = self.jobs[job_id] = Job(job_id, serial=serial, over=Ids.below(serial))
+                serial, revision = job.serial, job.revision
+            job = self.jobs[job_id] = Job(job_id, serial=serial, over=Ids.below(serial), revision=revision)
         return job
 
     def _gone(self, job: Job, rollout_id: int) -> None:

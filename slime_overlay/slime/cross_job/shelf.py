@@ -111,13 +111,13 @@ class Shelf(Sources):
         client.answered["put_value"] = (payload.token, value)
         return value
 
-    def stored(self, job_id: str, serial: int, name: str) -> bool:
-        """What was published with this serial lies in the durable store now, under this name. False: nobody needs it
-        any more."""
+    def stored(self, job_id: str, serial: int, token: str, name: str) -> bool:
+        """The payload `token`, published with this serial, lies in the durable store now, under this name. False:
+        nobody needs it any more."""
         job = self._known_job(job_id)
         for versions in job.rollouts.values():
             for at, located in enumerate(versions):
-                if located.serial == serial:
+                if (located.serial, located.payload.token) == (serial, token):
                     versions[at] = found = replace(located, payload=replace(located.payload, stored=name))
                     self._note_stored(job, found)
                     position = job.positions.get(found.rollout_id)
@@ -126,7 +126,7 @@ class Shelf(Sources):
                         job.sources[position] = found.payload
                     return True
         for key, value in job.values.items():
-            if value.serial == serial:
+            if (value.serial, value.payload.token) == (serial, token):
                 job.values[key] = kept = replace(value, payload=replace(value.payload, stored=name))
                 self._note_stored(job, kept)
                 return True

@@ -22,9 +22,19 @@ from typing import Any
 
 import ray
 
+from .archive import sealed
 from .batch import Batch
 from .deposits import Deposits, Durably
-from .errors import ActorLost, BadInput, CrossJobError, Fenced, PayloadLost, StoreFull, Unreachable
+from .errors import (
+    ActorLost,
+    BadInput,
+    CrossJobError,
+    Fenced,
+    PayloadLost,
+    StoreFull,
+    StoreUnreachable,
+    Unreachable,
+)
 from .records import TABLES
 from .snapshot import Snapshot, Tables
 from .tables import Change
@@ -198,6 +208,8 @@ class Vault:
         payload = self._payload(target, header, len(refs), apart is not None)
         durably = target.durably
         try:
+            if durably is not None:
+                sealed(_about(target, payload))  # what no store can hold is refused before it is published
             if durably is not None and not durably.behind:
                 name = await self._deposits.save(durably, token, refs, apart, _about(target, payload))
                 payload = replace(payload, stored=name)
@@ -223,7 +235,7 @@ class Vault:
         """Write-behind: what is recorded is stored, too."""
         try:
             name = await self._deposits.save(how, target.token, refs, apart, _about(target, recorded.payload))
-            await self._tell("stored", how.job_id, recorded.serial, name)
+            await self._tell("stored", how.job_id, recorded.serial, target.token, name)
             if target.token in self._records:
                 payload = replace(recorded.payload, stored=name)
                 self._records[target.token] = replace(recorded, payload=payload)
@@ -298,7 +310,11 @@ class Vault:
                     )
                 return await self._broker_handle.call.remote(operation, *args, **kwargs)
             except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
-                raise error.cause from None
+                away = isinstance(
+                    error.cause, StoreUnreachable
+                )  # its journal's store is: it knows, and cannot keep it
+                if not away or asyncio.get_running_loop().time() > deadline:
+                    raise error.cause from None
             except (ValueError, ray.exceptions.RayActorError) as error:
                 self._broker_handle = None
                 if asyncio.get_running_loop().time() > deadline:

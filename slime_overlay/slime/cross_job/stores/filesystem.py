@@ -124,13 +124,14 @@ class FileStore(Store):
             self._do(key, self._disk.remove, self._path(key))
 
     def keys(self, prefix: str) -> list[str]:
-        return sorted(key for key, path in self._files(prefix) if not path.name.startswith("."))
+        found = self._do(prefix, lambda: [*self._files(prefix)])
+        return sorted(key for key, path in found if not path.name.startswith("."))
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
     def check_room(self, nbytes: int) -> None:
-        disk = os.statvfs(self._root)
+        disk = self._do("the disk", os.statvfs, self._root)
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         if free < nbytes + min(_RESERVE_BYTES, total // 20):
             raise StoreFull(
@@ -138,14 +139,13 @@ class FileStore(Store):
             )
 
     def sweep(self, prefix: str, older_than_s: float = _FORGOTTEN_S) -> int:
-        old = [
-            path
-            for _, path in self._files(prefix)
-            if path.name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > older_than_s
-        ]
-        for path in old:
-            self._disk.remove(path)
-        return len(old)
+        removed = 0
+        for _, path in self._do(prefix, lambda: [*self._files(prefix)]):
+            with contextlib.suppress(FileNotFoundError):
+                if path.name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > older_than_s:
+                    self._do(path.name, self._disk.remove, path)
+                    removed += 1
+        return removed
 
     # ------------------------------------------------------------------ inside
 
@@ -153,7 +153,7 @@ class FileStore(Store):
         return self._root / check_key(key)
 
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
-        for folder, _, names in os.walk(self._path(prefix)):
+        for folder, _, names in os.walk(self._path(prefix), onerror=_unless_absent):
             for name in names:
                 path = Path(folder) / name
                 yield path.relative_to(self._root).as_posix(), path
@@ -188,3 +188,9 @@ class FileStore(Store):
             if error.errno in _REFUSED:
                 raise StoreRefused(f"{self.shown} does not let us write or read {what} ({error})") from None
             raise StoreUnreachable(f"{self.shown} fails at {what}: {error}") from None
+
+
+def _unless_absent(error: OSError) -> None:
+    """A folder that cannot be read must not look empty."""
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 import pyarrow as pa
 
 from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
-from .base import Data, Store, check_key, pieces
+from .base import Data, Store, check_key, pieces, without_password
 
 try:
     import redis
@@ -76,7 +76,7 @@ class RedisStore(Store):
     def __init__(self, uri: str, timeout_s: float = 60.0):
         super().__init__(uri)
         self._timeout_s = timeout_s
-        self._redis = _client(uri)
+        self._redis = _client(uri, timeout_s)
         self._ask("the server", "PING")
 
     def put(self, key: str, data: Data) -> None:
@@ -151,7 +151,7 @@ class RedisStore(Store):
         args = [key, upload, "1" if only_new else "0", inline, _EVENTS_KEPT]
         try:
             return bool(self._ask(key, "EVAL", _COMMIT, len(keys), *keys, *args))
-        except BaseException:
+        except (StoreFull, StoreRefused):  # else it may yet be carried out: what is not committed expires
             self._forget_upload(names)
             raise
 
@@ -164,7 +164,7 @@ class RedisStore(Store):
                     part = piece[at : at + _PIECE_BYTES]
                     names.append(_piece(upload, len(names)))
                     self._ask(key, "SET", names[-1], part, "EX", _UPLOAD_S)
-        except BaseException:
+        except (StoreFull, StoreRefused):
             self._forget_upload(names)
             raise
         return names
@@ -213,12 +213,13 @@ class RedisStore(Store):
             pause_s = min(2 * pause_s, 1.0)
 
 
-def _client(uri: str) -> Any:
+def _client(uri: str, timeout_s: float) -> Any:
     parts = urlsplit(uri)
     query = parse_qs(parts.query)
     cluster, sentinel = query.pop("cluster", ["false"])[0] == "true", query.pop("sentinel", [""])[0]
     plain = urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
-    options = {"socket_timeout": 30.0, "socket_connect_timeout": 5.0, "health_check_interval": 15}
+    options: dict[str, Any] = {"socket_connect_timeout": 5.0, "health_check_interval": 15}
+    options["socket_timeout"] = max(0.5, min(30.0, timeout_s / 2))
     try:
         if cluster:
             return redis.RedisCluster.from_url(plain, **options)
@@ -231,7 +232,7 @@ def _client(uri: str) -> Any:
             return watch.master_for(sentinel, db=db, ssl=parts.scheme == "rediss", **access, **options)
         return redis.Redis.from_url(plain, **options)
     except ValueError as error:
-        raise BadInput(f"{uri!r} is no URI of a Redis: {error}") from None
+        raise BadInput(f"{without_password(uri)!r} is no URI of a Redis: {error}") from None
     except exceptions.RedisError as error:
         raise StoreUnreachable(f"no Redis cluster answers: {error}") from None
 

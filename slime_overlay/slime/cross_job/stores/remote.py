@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
-from .base import Data, Store, check_key, pieces
+from .base import Data, Store, check_key, pieces, without_password
 
 T = TypeVar("T")
 
@@ -33,7 +33,8 @@ class RemoteStore(Store):
         try:
             return cls(uri, *fs.FileSystem.from_uri(uri))
         except (pa.ArrowException, ValueError, OSError) as error:
-            raise BadInput(f"pyarrow does not open {uri!r}: {error}") from None
+            said = str(error).replace(uri, without_password(uri))
+            raise BadInput(f"pyarrow does not open {without_password(uri)!r}: {said}") from None
 
     def put(self, key: str, data: Data) -> None:
         path = self._path(key)
