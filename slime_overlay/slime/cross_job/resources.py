@@ -113,13 +113,18 @@ def shortage(actor: Any = None) -> Shortage | None:
             ):
                 bundles = [bundle["unit_resources"] for bundle in group.bundles or []]
                 if group.creator_job_id == job and bundles:
-                    return _named(f"a placement group of {len(bundles)} bundles", bundles)
+                    found = _named(f"a placement group of {len(bundles)} bundles", bundles)
+                    if found is not None:
+                        return found
         filters: Any = [("job_id", "=", job), ("state", "=", "PENDING_CREATION")]
         for waiting in state.list_actors(address=address, filters=filters, detail=True, timeout=5):
-            if waiting.pid:  # it has its place, and is being made
+            needs = waiting.required_resources or {}
+            if waiting.pid or any("_group_" in name for name in needs):  # it has its place, and is being made
                 continue
             if actor is None or waiting.actor_id == _id_of(actor):
-                return _named(f"the actor {waiting.class_name}", [waiting.required_resources or {}])
+                found = _named(f"the actor {waiting.class_name}", [needs])
+                if found is not None:
+                    return found
     except Exception as error:  # whatever Ray makes of a head that is away for a moment: this must go on looking
         logger.info("Ray cannot tell what waits for a place: %s", error)
     return None
@@ -131,7 +136,8 @@ def _id_of(actor: Any) -> str:
     return found.group() if found else ""
 
 
-def _named(what: str, bundles: list[Needs]) -> Shortage:
+def _named(what: str, bundles: list[Needs]) -> Shortage | None:
+    """What is missing; None: all that it needs is free, so it is being started."""
     needs: dict[str, float] = {}
     for bundle in bundles:
         for name, amount in bundle.items():
@@ -144,14 +150,12 @@ def _named(what: str, bundles: list[Needs]) -> Shortage:
     hopeless = any(amount > total.get(name, 0) for name, amount in needs.items()) or not all(
         any(_fits(bundle, node) for node in nodes) for bundle in bundles
     )
+    if not hopeless and all(amount <= free.get(name, 0) for name, amount in needs.items()):
+        return None
     cure = (
         "add nodes that have it, or ask for less" if hopeless else "stop what holds them, add nodes, or ask for less"
     )
-    if not short:
-        cure = "it may be that its node is being prepared (runtime_env), or has too many processes"
-    return Shortage(
-        f"{what} waits to be started: it needs {', '.join(short) or 'a worker process'}; {cure}", hopeless, what
-    )
+    return Shortage(f"{what} waits to be started: it needs {', '.join(short)}; {cure}", hopeless, what)
 
 
 def _fits(bundle: Needs, node: Needs) -> bool:
