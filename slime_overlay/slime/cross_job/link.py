@@ -38,6 +38,10 @@ POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
 
 
+GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
+"""What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster."""
+
+
 class Deadline:
     """A point on the monotonic clock, `timeout_s` seconds from now."""
 
@@ -155,7 +159,7 @@ class Link:
         deadline = Deadline(_STORED_S if payload.stored and self.store else START_S)
         try:
             return get(self.vault(payload.vault).open.remote(payload.token + suffix), deadline, "the vault")
-        except ray.exceptions.RayActorError as error:
+        except GONE as error:
             self._vaults.pop(payload.vault.partition("/")[0], None)
             raise Unreachable(f"{payload.vault}, which holds the payload, does not answer: {error}") from None
 

@@ -34,7 +34,7 @@ from .errors import (
     Unreachable,
     WaitTimeout,
 )
-from .link import START_S, Deadline, Link, ensure_ray, get
+from .link import GONE, START_S, Deadline, Link, ensure_ray, get
 from .liveness import submission_id
 from .records import FAILED, FINISHED, SETTINGS, STOPPED, WRITE_BEHIND
 from .settings import Settings
@@ -269,7 +269,7 @@ class Member:
                 try:
                     ask = self.link.vault_on(node_id).hand_over.remote(target, source, slice_s)
                     recorded = get(ask, Deadline(slice_s + START_S), "the vault")
-                except ray.exceptions.RayActorError as error:
+                except GONE as error:
                     self.link.forget_vault(node_id)
                     dead = isinstance(error, ray.exceptions.ActorDiedError)
                     if not deadline or (dead and not repeatable):
