@@ -41,6 +41,14 @@ def columns_of(samples: int, seed: int) -> dict[str, list[Any]]:
     }
 
 
+def tensors_of(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The same as slime v0.3.1 holds it: a tensor a sample."""
+    return {
+        name: [torch.tensor(row, dtype=_TENSOR_TYPES[name]) for row in values] if name in _TENSOR_TYPES else values
+        for name, values in columns.items()
+    }
+
+
 def batch_of(nbytes: int) -> Batch:
     """A packed batch of about `nbytes` bytes, of 64 samples."""
     row = np.random.default_rng(0).integers(0, 1 << 30, nbytes // 64 // 4).astype(np.int32)
@@ -80,12 +88,7 @@ class Maker:
         if way == PACKED:
             return Batch.pack(self._columns)
         if way == TENSORS:
-            return {
-                name: [torch.tensor(row, dtype=_TENSOR_TYPES[name]) for row in values]
-                if name in _TENSOR_TYPES
-                else values
-                for name, values in self._columns.items()
-            }
+            return tensors_of(self._columns)
         if way == FLOOR:
             self._packed_bytes = self._packed_bytes or Batch.pack(self._columns).nbytes
             return {"bytes": np.ones(self._packed_bytes, np.uint8)}

@@ -5,6 +5,7 @@ through Redis. Ours: pack, write durably (synced, with checksums), read, verify,
 the page cache. Run by itself: `scripts/bench.sh --stores [--quick]`.
 """
 
+import contextlib
 import os
 import pickle
 import random
@@ -12,29 +13,20 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_actors import columns_of
-from bench_report import Target, figure, spread, summary, table
+from bench_actors import columns_of, tensors_of
+from bench_report import Target, spread, summary, table, targets_table
 
-from slime.cross_job.archive import Archive
+from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.stores import open_store
 
 _MB = 1_000_000
-_TYPES = {"tokens": torch.long, "loss_masks": torch.int, "rollout_log_probs": torch.float32}
-
-
-def tensors_of(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """As slime v0.3.1 holds them."""
-    return {
-        name: [torch.tensor(row, dtype=_TYPES[name]) for row in values] if name in _TYPES else values
-        for name, values in columns.items()
-    }
 
 
 def large(nbytes: int) -> dict[str, list[Any]]:
@@ -54,8 +46,8 @@ def measure(quick: bool, folder: Path) -> dict[str, Any]:
         gigabyte = large(1000 * _MB)
         cases.append(("1 GB, tensors", gigabyte, gigabyte, 3))
     found: dict[str, Any] = {}
-    with Servers() as servers:
-        for store, uri in (("filesystem", f"file://{folder}/store"), ("Redis", servers.uri)):
+    with own_redis() as redis_uri:
+        for store, uri in (("filesystem", f"file://{folder}/store"), ("Redis", redis_uri)):
             if uri is None:
                 continue
             for what, plain, columns, repeats in cases:
@@ -79,8 +71,9 @@ def ours(uri: str) -> Callable[[Any], tuple[float, float]]:
     archive = Archive(open_store(uri), "bench")
 
     def hand_over(columns: Any) -> tuple[float, float]:
+        name = new_name("t")
         start = time.perf_counter()
-        name = archive.save("t", [Batch.pack(columns)], {})
+        archive.save(name, [Batch.pack(columns)], {})
         written = time.perf_counter()
         (batch,) = archive.load(name)
         opened = {column: batch[column] for column in batch}
@@ -129,23 +122,20 @@ def plain_redis(uri: str) -> Callable[[Any], tuple[float, float]]:
     return hand_over
 
 
-class Servers:
-    """A redis-server of our own, where there is one; its persistence is off, as for the plain way."""
+@contextlib.contextmanager
+def own_redis() -> Iterator[str | None]:
+    """URI of a redis-server of our own, where there is one; its persistence is off, as for the plain way."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+    from redis_server import RedisServer, program
 
-    uri: str | None = None
-
-    def __enter__(self) -> "Servers":
-        sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-        from redis_server import RedisServer, program
-
-        if program():
-            self._server = RedisServer()
-            self.uri = self._server.uri
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.uri is not None:
-            self._server.stop()
+    if not program():
+        yield None
+        return
+    server = RedisServer()
+    try:
+        yield server.uri
+    finally:
+        server.stop()
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -172,5 +162,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="xjobbench", dir=os.environ.get("TMPDIR")) as made:
         result = measure("--quick" in sys.argv, Path(made))
     print(tables(result))
-    for target in targets(result):
-        print(f"{target.what:40} {figure(target.value)}x  {'reached' if target.reached else 'NOT reached'}")
+    print(targets_table(targets(result)))

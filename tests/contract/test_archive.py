@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from slime.cross_job.archive import Archive, checksum, opened, sealed
+from slime.cross_job.archive import Archive, checksum, is_older, new_name, opened, sealed
 from slime.cross_job.batch import Batch
 from slime.cross_job.errors import BadInput, NotStored, PayloadDamaged
 
@@ -20,6 +20,12 @@ def batches(count: int = 2) -> list[Batch]:
     return [Batch.pack({**COLUMNS, "part": [n, n]}) for n in range(count)]
 
 
+def saved(archive: Archive, token: str, parts: list[Batch] | None = None) -> str:
+    name = new_name(token)
+    archive.save(name, batches() if parts is None else parts, {"rollout_id": 3})
+    return name
+
+
 @pytest.fixture
 def archive(store) -> Archive:
     return Archive(store, "exp")
@@ -27,13 +33,16 @@ def archive(store) -> Archive:
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
 def test_what_is_saved_is_loaded_by_whoever_opens_the_store(place, store, compression):
-    name = Archive(store, "exp", compression).save("t0", batches(), {"rollout_id": 3, "meta": {"reward": 0.5}})
+    name = saved(Archive(store, "exp", compression), "t0")
     again = Archive(place.open(), "exp")
     assert [part.to_pydict() for part in again.load(name)] == [part.to_pydict() for part in batches()]
-    found = again.describe(name)
-    assert (found.about["rollout_id"], found.nbytes) == (3, sum(part.nbytes for part in batches()))
-    assert (found.stored_bytes == found.nbytes) == (compression == "none")
-    assert abs(found.written_at - time.time()) < 60
+    manifest = opened(store.get(manifest_key(name)))
+    assert manifest["about"] == {"rollout_id": 3}
+    assert abs(manifest["written_at"] - time.time()) < 60
+    assert [part["nbytes"] for part in manifest["parts"]] == [part.nbytes for part in batches()]
+    stored = [part["stored_bytes"] for part in manifest["parts"]]
+    assert stored == [store.get(key).size for key in store.keys("exp/payload") if not key.endswith(".json")]
+    assert (stored == [part.nbytes for part in batches()]) == (compression == "none")
     assert again.names() == [name]
     assert Archive(store, "other").names() == []
 
@@ -41,19 +50,24 @@ def test_what_is_saved_is_loaded_by_whoever_opens_the_store(place, store, compre
 def test_payloads_are_listed_in_the_order_in_which_they_were_written(archive):
     names = []
     for token in ("z", "a", "m"):
-        names.append(archive.save(token, batches(1), {}))
+        names.append(saved(archive, token, batches(1)))
         time.sleep(0.002)
     assert archive.names() == names
 
 
 def test_what_is_freed_is_gone_with_all_its_files(archive, store):
-    keep, free = archive.save("t0", batches(), {}), archive.save("t1", batches(), {})
+    keep, free = saved(archive, "t0"), saved(archive, "t1")
     archive.delete([free, "0000000000000-never"])
     assert archive.names() == [keep]
     assert len(store.keys("exp")) == 3
     with pytest.raises(NotStored):
         archive.load(free)
     assert archive.quarantined() == {}
+
+
+def test_a_payload_is_as_old_as_its_name_and_a_foreign_name_is_never_old():
+    assert is_older(new_name("t"), -1)
+    assert not any(is_older(name, than_s) for name, than_s in ((new_name("t"), 60), ("notes", -1), ("", -1)))
 
 
 def manifest_key(name: str) -> str:
@@ -151,7 +165,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_and_the_payload_goes_to_quarantine(place, store, archive, damage):
     harm, said = DAMAGES[damage]
-    good, bad = archive.save("t0", batches(), {}), archive.save("t1", batches(), {})
+    good, bad = saved(archive, "t0"), saved(archive, "t1")
     harm(store, bad)
     with pytest.raises(PayloadDamaged, match=said) as raised:
         archive.load(bad)
@@ -164,7 +178,7 @@ def test_damage_is_named_and_the_payload_goes_to_quarantine(place, store, archiv
 
 def test_compressed_parts_that_lie_about_their_size_are_damage(store):
     archive = Archive(store, "exp", "zstd")
-    name = archive.save("t0", batches(1), {})
+    name = saved(archive, "t0", batches(1))
     parts = opened(store.get(manifest_key(name)))["parts"]
     parts[0]["nbytes"] += 8
     store.put(manifest_key(name), rewritten(store, name, parts=parts))
@@ -174,22 +188,23 @@ def test_compressed_parts_that_lie_about_their_size_are_damage(store):
 
 def test_what_is_no_json_is_refused_before_anything_is_written(archive, store):
     with pytest.raises(BadInput, match="what JSON can hold"):
-        archive.save("t0", batches(), {"meta": {"x": object()}})
+        archive.save(new_name("t0"), batches(), {"meta": {"x": object()}})
     assert store.keys("exp") == []
 
 
 @pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
 def test_a_payload_whose_writer_dies_anywhere_is_whole_or_not_there(place, store):
     """And what the dead one left is found and removed; nothing else is."""
-    whole = Archive(store, "exp").save("good", batches(), {})
+    whole = saved(Archive(store, "exp"), "good")
     seen = set()
     for after in range(200):
         dying = Archive(place.open_crashing(after), "exp")
+        name = f"{after:013d}-t{after}"
         try:
-            name = dying.save(f"t{after}", batches(), {}, f"{after:013d}-t{after}")
+            dying.save(name, batches(), {})
             break
         except Crash:
-            name = f"{after:013d}-t{after}"
+            pass
         archive = Archive(place.open(), "exp")
         there = name in archive.names()
         seen.add(there)

@@ -22,7 +22,7 @@ def ledger() -> Ledger:
 def keep(journal: Journal, ledger: Ledger) -> None:
     job = ledger.jobs["exp"]
     job.revision += 1
-    journal.append(job, [*ledger.clients.values()]).write()
+    journal.entry(job, [*ledger.clients.values()]).write()
 
 
 def publish(ledger: Ledger, rollout_id: int) -> None:
@@ -106,17 +106,24 @@ def test_of_two_keepers_the_one_that_comes_late_is_fenced(place, store, ledger):
 
 
 @pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
-def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, store, ledger, monkeypatch):
+@pytest.mark.parametrize("entries", [0, 1, 2])
+def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, store, ledger, monkeypatch, entries):
+    """The number that it takes is free again."""
     monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 3)
     first = Journal(store, "exp")
-    keep(first, ledger)
+    for _ in range(entries):
+        keep(first, ledger)
     second = Journal(place.open(), "exp")
     second.load()
-    for rollout_id in range(10):
-        publish(ledger, rollout_id)
+    publish(ledger, 0)
+    for _ in range(12):
         keep(second, ledger)
-    with pytest.raises(Fenced, match="is kept by another broker now"):
-        keep(first, ledger)
+    assert store.keys("exp/journal")[0] > second.key(entries), "nothing was cleaned up: nothing is tested"
+    assert second.is_ours()
+    assert not first.is_ours()
+    for _ in range(2):
+        with pytest.raises(Fenced, match="is kept by another broker now"):
+            keep(first, ledger)
     assert figures(again(store)) == figures(ledger)
 
 

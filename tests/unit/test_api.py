@@ -16,8 +16,8 @@ import pytest
 import slime.cross_job
 from slime.cross_job import errors
 from slime.cross_job.errors import BadInput, CrossJobError, PeerFailed, WaitTimeout
-from slime.cross_job.records import DROP, REGENERATE, SETTINGS, WAIT, Job
-from slime.cross_job.settings import ON_STALE, Settings, add_arguments
+from slime.cross_job.records import DROP, REGENERATE, SETTINGS, WAIT, WRITE_BEHIND, WRITE_THROUGH, Job
+from slime.cross_job.settings import ON_STALE, STORE_MODES, Settings, add_arguments
 from slime.cross_job.types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
 
 FLAGS = frozenset(
@@ -297,6 +297,7 @@ def test_the_settings_of_a_job_are_those_that_the_ledger_takes():
     }
     assert all(getattr(Settings(), name) is None for name in SETTINGS)
     assert ON_STALE == (WAIT, DROP, REGENERATE)
+    assert STORE_MODES == (WRITE_THROUGH, WRITE_BEHIND)
 
 
 def test_a_verdict_is_never_none():

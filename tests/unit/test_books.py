@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slime.cross_job import books as books_module
-from slime.cross_job.archive import Archive
+from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
 from slime.cross_job.errors import Fenced, Refused, StoreUnreachable
@@ -35,7 +35,9 @@ def new(ray_stand_in, loop):
 
 
 def saved(uri: str, token: str) -> str:
-    return Archive(open_store(uri), "exp").save(token, [Batch.pack({"x": [1]})], {})
+    name = new_name(token)
+    Archive(open_store(uri), "exp").save(name, [Batch.pack({"x": [1]})], {})
+    return name
 
 
 async def begin(books: Books, ledger: Ledger, uri: str) -> None:
@@ -186,7 +188,9 @@ def test_what_cannot_be_freed_now_is_freed_later(new, run, uri):
     run(test())
 
 
-def test_a_store_that_is_away_for_long_is_said_and_what_follows_is_kept(new, run, uri, monkeypatch):
+@pytest.mark.parametrize("is_written", [False, True])
+def test_an_entry_that_fails_for_long_is_said_and_what_follows_is_kept(new, run, uri, monkeypatch, is_written):
+    """Also where it was written, and only the answer is lost: it fences nobody."""
     books, ledger = new("a")
     monkeypatch.setattr(books_module, "_AWAY_S", 0.0)
 
@@ -196,38 +200,13 @@ def test_a_store_that_is_away_for_long_is_said_and_what_follows_is_kept(new, run
         create = store.create
 
         def away(key: str, data: Any) -> bool:
+            if is_written:
+                create(key, data)
             raise StoreUnreachable("away")
 
         store.create = away
         ledger.demand("c", 7)
         with pytest.raises(StoreUnreachable, match="the broker cannot keep how job exp stands: away"):
-            await keep(books, ledger)
-        store.create = create
-        ledger.demand("c", 8)
-        await keep(books, ledger)
-        _, again = other = new("b")
-        await other[0].open("exp", uri)
-        assert again.jobs["exp"].demands == {7, 8}
-
-    run(test())
-
-
-def test_an_entry_that_was_written_though_nobody_heard_of_it_fences_nobody(new, run, uri, monkeypatch):
-    books, ledger = new("a")
-    monkeypatch.setattr(books_module, "_AWAY_S", 0.0)
-
-    async def test() -> None:
-        await begin(books, ledger, uri)
-        store: Any = open_store(uri)
-        create = store.create
-
-        def unheard(key: str, data: Any) -> bool:
-            create(key, data)
-            raise StoreUnreachable("the answer is lost")
-
-        store.create = unheard
-        ledger.demand("c", 7)
-        with pytest.raises(StoreUnreachable):
             await keep(books, ledger)
         store.create = create
         ledger.demand("c", 8)

@@ -2,7 +2,7 @@
 
     JOB/payload/NAME.0.arrow ...   the parts; with compression, the same bytes compressed by Arrow's codec
     JOB/payload/NAME.json          the manifest, written last: what has none was never published
-    JOB/quarantine/NAME.json       why a payload is not read any more; its files stay where they are
+    JOB/quarantine/NAME.json       why a payload is not read any more; its files stay, for whoever wants to know
 
 NAME begins with the time (ms), so that names in order are payloads in the order in which they were written. Every part
 and the manifest have a checksum (XXH3, 128 bits), which is verified whenever they are read; what does not match goes
@@ -14,7 +14,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -30,17 +29,6 @@ FORMAT = 1
 _SUFFIX = {"none": "arrow", "lz4": "arrow.lz4", "zstd": "arrow.zst"}
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A payload as its manifest describes it."""
-
-    name: str
-    written_at: float  # wall clock, s
-    nbytes: int  # of its parts, uncompressed
-    stored_bytes: int
-    about: dict[str, Any] = field(default_factory=dict)  # what its writer said of it
-
-
 class Archive:
     """The payloads of one job in a store."""
 
@@ -49,18 +37,15 @@ class Archive:
             raise BadInput(f"compression {compression!r} is none of {', '.join(COMPRESSIONS)}")
         self._store, self._job_id, self._compression = store, job_id, compression
 
-    def save(self, token: str, parts: Sequence[Batch], about: Mapping[str, Any], name: str = "") -> str:
-        """Keep the parts of a payload; returns its name. When this returns, it is durable.
+    def save(self, name: str, parts: Sequence[Batch], about: Mapping[str, Any]) -> None:
+        """Keep the parts of a payload under a `new_name`. When this returns, it is durable.
 
         Args:
             about: JSON-able facts, for whoever looks at the store.
-            name: under which it is kept, rather than the time and the token.
 
         Raises:
             StoreFull, StoreRefused, StoreUnreachable: nothing of it is seen.
         """
-        now = time.time()
-        name = name or f"{int(now * 1000):013d}-{token}"
         described, written = [], []
         self._store.check_room(sum(part.nbytes for part in parts))
         try:
@@ -75,7 +60,7 @@ class Archive:
             body = {
                 "job_id": self._job_id,
                 "name": name,
-                "written_at": now,
+                "written_at": time.time(),
                 "compression": self._compression,
                 "parts": described,
                 "about": dict(about),
@@ -84,7 +69,6 @@ class Archive:
         except Exception:
             self._forget(written)
             raise
-        return name
 
     def load(self, name: str) -> list[Batch]:
         """The parts of a payload, each verified.
@@ -111,17 +95,6 @@ class Archive:
             if key.endswith(".json")
         ]
 
-    def describe(self, name: str) -> Stored:
-        """What its manifest says. Raises PayloadDamaged, NotStored."""
-        body = self._read_manifest(name)
-        return Stored(
-            name,
-            body["written_at"],
-            sum(part["nbytes"] for part in body["parts"]),
-            sum(part["stored_bytes"] for part in body["parts"]),
-            body["about"],
-        )
-
     def delete(self, names: Sequence[str]) -> None:
         """Free payloads: the manifests first, so that none is there without its parts."""
         parts = [part for name in names for part in self._parts_of(name)]
@@ -132,9 +105,8 @@ class Archive:
         """Keys of parts without a manifest, which a writer that died left."""
         keys = self._store.keys(f"{self._job_id}/payload")
         whole = {key.removesuffix(".json") for key in keys if key.endswith(".json")}
-        oldest = f"{int((time.time() - older_than_s) * 1000):013d}"
         alone = [k for k in keys if not k.endswith(".json") and f"{k.rpartition('/')[0]}/{_stem(k)}" not in whole]
-        return [key for key in alone if key.rpartition("/")[2] < oldest]
+        return [key for key in alone if is_older(_stem(key), older_than_s)]
 
     def sweep(self, older_than_s: float) -> int:
         """Delete what writers that died left; how many keys and files that was."""
@@ -219,6 +191,17 @@ class Archive:
 
     def _part(self, name: str, number: int, compression: str) -> str:
         return f"{self._job_id}/payload/{name}.{number}.{_SUFFIX[compression]}"
+
+
+def new_name(token: str) -> str:
+    """Name for a payload that is written from now on."""
+    return f"{int(time.time() * 1000):013d}-{token}"
+
+
+def is_older(name: str, than_s: float) -> bool:
+    """Whether a payload of this name was begun that long ago, by this node's clock. A foreign name: no."""
+    begun_ms = name.partition("-")[0]
+    return begun_ms.isdecimal() and int(begun_ms) < (time.time() - than_s) * 1000
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:

@@ -8,11 +8,10 @@ go.
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from typing import Any
 
-from .archive import Archive, opened, sealed
+from .archive import Archive, is_older, opened, sealed
 from .errors import CrossJobError, Fenced, NotStored, PayloadDamaged, Refused, StoreFull, StoreUnreachable
 from .journal import Entry, Journal, Outdated
 from .ledger import Ledger
@@ -91,7 +90,7 @@ class Books:
         journal, job = self._journals.get(job_id), self._ledger.jobs[job_id]
         if journal is None:
             return None
-        entry = journal.append(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
+        entry = journal.entry(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
         entry.drops = self._given_up.pop(job_id, [])
         return entry
 
@@ -132,6 +131,11 @@ class Books:
             self._close(job_id)
             await asyncio.to_thread(lambda: store.delete(store.keys(job_id)))
 
+    @property
+    def may_free(self) -> bool:
+        """Whether there is anything for `free` to do."""
+        return any(self._drops.values())
+
     async def free(self) -> None:
         """Delete what the ledger has given up, and the journal knows of."""
         for job_id in [job_id for job_id, names in self._drops.items() if names and job_id in self._journals]:
@@ -160,10 +164,9 @@ class Books:
             if not await self._still_ours(job_id):
                 continue
             job, archive = self._ledger.jobs.get(job_id), self._archive(job_id)
-            oldest = f"{int((time.time() - _ORPHAN_S) * 1000):013d}"
-            names = [name for name in await asyncio.to_thread(archive.names) if name < oldest]
-            alive = _alive(job) if job is not None else set()
-            orphans = [name for name in names if name not in alive]
+            names = await asyncio.to_thread(archive.names)
+            needed = {*(_alive(job) if job is not None else ()), *await asyncio.to_thread(archive.quarantined)}
+            orphans = [name for name in names if name not in needed and is_older(name, _ORPHAN_S)]
             if orphans:
                 logger.info("job %s: %d stored payloads that nobody knows of are freed", job_id, len(orphans))
             await asyncio.to_thread(archive.delete, orphans)

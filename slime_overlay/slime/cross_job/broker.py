@@ -119,12 +119,10 @@ class Broker:
             await self._changed_by(operation, *args)
         return found
 
-    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str, kept: bool = False) -> bool:
+    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str) -> bool:
         """A consumer cannot read what it claimed. Returns whether it is lost: then its lease ended, and the rollout is
-        generated again; else the vault has it, or it is `kept` in a durable store, and it may try again."""
+        generated again; else the vault has it, and it may try again."""
         await self.hello()
-        if kept:
-            return False
         lost = False
         name = vault.partition("/")[0]
         try:
@@ -205,7 +203,8 @@ class Broker:
             self._drops[vault.partition("/")[0]].append(token)
         if self._drops:
             self._spawn(self._tell_vaults())
-        self._spawn(self._books.free())
+        if self._books.may_free:
+            self._spawn(self._books.free())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

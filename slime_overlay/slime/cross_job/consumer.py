@@ -195,9 +195,11 @@ class Consumer(Member):
                 return rollout
             except (Unreachable, WaitTimeout) as error:
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
-                kept = bool(payload.stored) and not isinstance(error, PayloadLost)
-                where = (located.rollout_id, payload.vault, payload.token, kept)
-                if self.link.ask("unreadable", Deadline(2 * START_S), self.info.client_id, *where):
+                may_be_stored = bool(payload.stored) and not isinstance(error, PayloadLost)
+                where = (located.rollout_id, payload.vault, payload.token)
+                if not may_be_stored and self.link.ask(
+                    "unreadable", Deadline(2 * START_S), self.info.client_id, *where
+                ):
                     asked["token"] = self._token(rollout_id)
                 elif not deadline:
                     self._keep_token(asked["token"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from .archive import Archive
+from .archive import Archive, new_name
 from .batch import Batch
 from .errors import BadInput, StoreFull, StoreUnreachable
 from .stores import open_store
@@ -56,13 +56,13 @@ class Deposits:
         parts = [_batch(await ref) for ref in refs]
         apart = None if source is None else _batch(await source)
 
-        name = f"{int(time.time() * 1000):013d}-{token}"  # the same in every try: nothing is left of those before
+        name = new_name(token)  # the same in every try: nothing is left of those before
 
         def write() -> str:
             archive = self._archive(how.uri, how.job_id, how.compression)
-            archive.save(token, parts, about, name)
+            archive.save(name, parts, about)
             if apart is not None:
-                archive.save(token, [apart], {}, source_name(name))
+                archive.save(source_name(name), [apart], {})
             return name
 
         deadline = time.monotonic() + (math.inf if how.behind else how.patience_s)

@@ -50,8 +50,7 @@ class Gateway:
         """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
         log_to_stderr()
         stated = terms(self._args, self._in_parts)
-        lasting = [name for name in OF_THE_DATA if name in stated]
-        self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=stated, lasting=lasting)
+        self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=stated, lasting=OF_THE_DATA)
         self._consumer.be_first()  # slime reaches for the engines before its weights
 
     # ------------------------------------------------------------------ as slime calls its rollout manager

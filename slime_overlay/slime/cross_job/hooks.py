@@ -32,7 +32,6 @@ def placement(args: Any) -> tuple[int, int]:
         from .train_side import TrainSide
 
         TrainSide.of(args)
-    if args.cross_job_role == "train":
         gpus = args.actor_num_nodes * args.actor_num_gpus_per_node
     elif args.debug_train_only or getattr(args, "rollout_external", False):
         gpus = 0

@@ -4,7 +4,8 @@
 
 An entry is durable before anybody is answered, so a cluster that is lost entirely forgets nothing that it said. Of two
 brokers that both think that they keep a job, one finds its next number taken: it is fenced, and knows it at once
-(compare-and-set, by `Store.create`). From time to time an entry holds the tables whole, and those before it go.
+(compare-and-set, by `Store.create`). From time to time an entry holds the tables whole, and those before it go, oldest
+first: a broker that slept meanwhile, and takes a number that is free again, knows it by the one before, which is gone.
 """
 
 import logging
@@ -68,8 +69,7 @@ class Journal:
         for name in TABLES:
             rows: dict[int, Any] = {}
             for changes in reversed(deltas):
-                whole, over, new = changes[name]
-                Change(whole, over, new).apply(rows)
+                Change(*changes[name]).apply(rows)
             setattr(job, name, Table(rows))
         self._marks = {}  # the next entry is whole, and ours
         return job, found["clients"]
@@ -82,10 +82,14 @@ class Journal:
 
     def is_ours(self) -> bool:
         """Whether nobody else has written since."""
-        keys = self._store.keys(f"{self._job_id}/journal")
-        if not keys or keys[-1] <= self.key(self._number):
-            return True
-        return self._is_writer(keys[-1])
+        following = self.key(self._number + 1)
+        return self._is_left(self._number) and (not self._store.exists(following) or self._is_writer(following))
+
+    def _is_left(self, number: int) -> bool:
+        """Whether nobody has gone on from this entry, and cleaned up behind himself; -1: from nothing."""
+        if number < 0:
+            return self._store.keys(f"{self._job_id}/journal") in ([], [self.key(0)])
+        return self._store.exists(self.key(number))
 
     def _is_writer(self, key: str) -> bool:
         try:
@@ -93,7 +97,7 @@ class Journal:
         except (PayloadDamaged, NotStored, KeyError, TypeError):
             return False
 
-    def append(self, job: Job, clients: list[Client]) -> "Entry":
+    def entry(self, job: Job, clients: list[Client]) -> "Entry":
         """What is to be written of the job as it is now; serialised here, written by `Entry.write` in any thread."""
         tables = {name: getattr(job, name) for name in TABLES}
         rows = sum(len(table) for table in tables.values())
@@ -143,17 +147,17 @@ class Entry:
         body = {"state": self._state.decode(), "whole": self.whole, "number": self.number, "writer": journal._writer}
         data = sealed(body)
         key = journal.key(self.number)
-        if not store.create(key, data) and bytes(memoryview(store.get(key))) != data:
+        is_new = store.create(key, data)
+        if not journal._is_left(self.number - 1):
+            raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
+        if not is_new and bytes(memoryview(store.get(key))) != data:
             if journal._is_writer(key):  # an earlier one of ours, of which we did not hear that it was written
                 journal._number, journal._marks = self.number, {}
                 raise Outdated(f"entry {self.number} was written before")
             raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
-        keys = store.keys(f"{journal._job_id}/journal")
-        if keys[-1] > key:  # those between are gone already: a broker went on long ago
-            raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
         journal._written(self)
         if self.whole:
-            store.delete([old for old in keys if old < key])
+            store.delete([old for old in store.keys(f"{journal._job_id}/journal") if old < key])
 
 
 def _without_store(client: Client) -> Client:

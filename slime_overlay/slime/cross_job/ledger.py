@@ -169,6 +169,8 @@ class Ledger(Engines):
             job.last_demanded = -1
         if source is not None and (job.frontier < 0 or job.gap):
             job.frontier, job.tells_source, job.gap = 0, True, False
+            for known in job.sources.values():
+                self._drop_source(job, known)
             job.positions.clear()
             job.sources.clear()
             job.sources[0] = Payload("", "", 0, source=source)

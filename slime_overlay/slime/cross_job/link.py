@@ -152,7 +152,7 @@ class Link:
             return get(vault.load.remote(uri, job_id, name), Deadline(_LOAD_S), "the vault")
         except NotStored as error:
             raise PayloadLost(f"{error}: it was freed") from None
-        except ray.exceptions.RayActorError as error:
+        except GONE as error:
             raise Unreachable(f"the vault of this node does not answer: {error}") from None
 
     def _open_in_vault(self, payload: Payload, suffix: str) -> list[Any]:

@@ -22,14 +22,12 @@ def over_reason(info: ClientInfo) -> str | None:
 
     Blocks for some tens of milliseconds; call it from a thread.
     """
-    # without an address the state API looks for a cluster on this machine, and gives up where there are two
-    address = ray.get_runtime_context().gcs_address
     reasons = []
     try:
         if info.node_id in {node["NodeID"] for node in ray.nodes() if not node["Alive"]}:
             reasons.append(f"its node {info.node_id[:8]} ({info.host}) died")
         if info.actor_id:
-            actor = state.get_actor(info.actor_id, address=address, timeout=5)
+            actor = state.get_actor(info.actor_id, address=ray.get_runtime_context().gcs_address, timeout=5)
             if actor is not None and actor.state == "DEAD":
                 reasons.append(f"its actor {info.actor_id} died")
         found = job_words(info.ray_job_id)
@@ -43,8 +41,7 @@ def over_reason(info: ClientInfo) -> str | None:
 def job_words(ray_job_id: str) -> tuple[str, str] | None:
     """(status, the same in words with the last lines of its log where it is over) of a Ray job; None: Ray does not
     know it. Blocks for some tens of milliseconds. Raises what the state API raises where it is not there."""
-    address = ray.get_runtime_context().gcs_address
-    for job in state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5):
+    for job in _jobs(ray_job_id):
         # of a driver that was not submitted, Ray says SUCCEEDED however it ended
         status = str(job.status.value)
         return status, f"{JOB_IS}{status}{_last_lines(job.message) if status in _OVER else ''}"
@@ -58,12 +55,16 @@ def is_over(words: str) -> bool:
 
 def submission_id(ray_job_id: str) -> str:
     """The name under which `ray job logs` knows this Ray job; empty where it was not submitted, or nobody can tell."""
-    address = ray.get_runtime_context().gcs_address
     try:
-        jobs: Any = state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5)
+        return next((job.submission_id for job in _jobs(ray_job_id) if job.submission_id), "")
     except (RayStateApiException, ConnectionError, OSError):
         return ""
-    return next((job.submission_id for job in jobs if job.submission_id), "")
+
+
+def _jobs(ray_job_id: str) -> Any:
+    # without an address the state API looks for a cluster on this machine, and gives up where there are two
+    address = ray.get_runtime_context().gcs_address
+    return state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5)
 
 
 def _last_lines(message: str | None) -> str:

@@ -37,8 +37,7 @@ def main(args: Any) -> None:
     _children_die_with_us()
     stopping.want()
     stated = terms(args, _in_parts())
-    lasting = [name for name in OF_THE_DATA if name in stated]
-    with Producer(args.job_id, settings=arguments.settings(args), terms=stated, lasting=lasting) as producer:
+    with Producer(args.job_id, settings=arguments.settings(args), terms=stated, lasting=OF_THE_DATA) as producer:
         producer.doing("starting slime's engines")
         resources = Watch(producer.settings, producer.doing, lambda error: _leave(producer, error))
         owner, facts = _start(args)  # the owner is kept: engines and router end with it

@@ -193,7 +193,7 @@ class Roster:
         left = sorted(r for r in job.rollouts if r not in job.done)
         if gone is None or gone.live or not left:
             return
-        if found := _differences({name: terms[name] for name in lasting}, gone.terms):
+        if found := _differences({name: terms[name] for name in lasting if name in terms}, gone.terms):
             raise Refused(
                 f"this job and the {who(gone)}, of which rollouts {left[0]} to {left[-1]} are left, disagree: "
                 f"{'; '.join(found)}. Give it the same, or begin anew under another --job-id"

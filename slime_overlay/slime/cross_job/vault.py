@@ -206,12 +206,12 @@ class Vault:
         if apart is not None:
             self._held[f"{token}.source"] = [apart]
         payload = self._payload(target, header, len(refs), apart is not None)
-        durably = target.durably
+        durably, about = target.durably, _about(target, payload)
         try:
             if durably is not None:
-                sealed(_about(target, payload))  # what no store can hold is refused before it is published
+                sealed(about)  # what no store can hold is refused before it is published
             if durably is not None and not durably.behind:
-                name = await self._deposits.save(durably, token, refs, apart, _about(target, payload))
+                name = await self._deposits.save(durably, token, refs, apart, about)
                 payload = replace(payload, stored=name)
             elif durably is not None and len(self._behind) >= _BEHIND:
                 await asyncio.wait(self._behind.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -223,22 +223,22 @@ class Vault:
         if recorded.payload.token == token and taken:
             self._records[token] = recorded
             if durably is not None and durably.behind:
-                self._behind[token] = asyncio.ensure_future(self._store(durably, target, recorded, refs, apart))
+                self._behind[token] = asyncio.ensure_future(self._store(durably, about, recorded, refs, apart))
                 self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
         else:  # the same content as the version that is there, or not taken
             await self.drop([token, f"{token}.source"])
         return recorded
 
     async def _store(
-        self, how: Durably, target: Target, recorded: Located | LocatedValue, refs: list[Any], apart: Any
+        self, how: Durably, about: dict[str, Any], recorded: Located | LocatedValue, refs: list[Any], apart: Any
     ) -> None:
         """Write-behind: what is recorded is stored, too."""
+        token = recorded.payload.token
         try:
-            name = await self._deposits.save(how, target.token, refs, apart, _about(target, recorded.payload))
-            await self._tell("stored", how.job_id, recorded.serial, target.token, name)
-            if target.token in self._records:
-                payload = replace(recorded.payload, stored=name)
-                self._records[target.token] = replace(recorded, payload=payload)
+            name = await self._deposits.save(how, token, refs, apart, about)
+            await self._tell("stored", how.job_id, recorded.serial, token, name)
+            if token in self._records:
+                self._records[token] = replace(recorded, payload=replace(recorded.payload, stored=name))
         except CrossJobError as error:
             logger.error("job %s: a payload is published, but not in the durable store: %s", how.job_id, error)
 
@@ -310,9 +310,8 @@ class Vault:
                     )
                 return await self._broker_handle.call.remote(operation, *args, **kwargs)
             except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
-                away = isinstance(
-                    error.cause, StoreUnreachable
-                )  # its journal's store is: it knows, and cannot keep it
+                # where its journal's store is away, it knows what it was told, and cannot keep it for now
+                away = isinstance(error.cause, StoreUnreachable)
                 if not away or asyncio.get_running_loop().time() > deadline:
                     raise error.cause from None
             except (ValueError, ray.exceptions.RayActorError) as error:

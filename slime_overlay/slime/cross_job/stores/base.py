@@ -9,6 +9,7 @@ A store knows nothing of jobs and rollouts. Absent is an error, never None. Meth
 thread. A value may be given in pieces, which are stored one behind the other.
 """
 
+import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,9 +18,11 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from ..errors import BadInput
+from ..errors import BadInput, CrossJobError, NotStored, StoreFull, StoreRefused, StoreUnreachable
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Data = Any | Sequence[Any]
 """A buffer (bytes, pa.Buffer ...) or a list of buffers."""
@@ -70,6 +73,17 @@ class Store(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; what was put stays."""
+
+
+def explained(store: Store, what: str, error: OSError) -> CrossJobError:
+    """An error of a filesystem, as ours."""
+    if isinstance(error, FileNotFoundError):
+        return NotStored(f"{store.shown} has no {what}")
+    if error.errno in _FULL:
+        return StoreFull(f"no room for {what} in {store.shown} ({error}): free some, or keep less")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return StoreRefused(f"{store.shown} does not let us write or read {what} ({error})")
+    return StoreUnreachable(f"{store.shown} fails at {what}: {error}")
 
 
 def pieces(data: Data) -> list[memoryview]:

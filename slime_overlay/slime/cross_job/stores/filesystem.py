@@ -8,7 +8,6 @@ A crash leaves at most temporary files (names that begin with a dot), which `swe
 """
 
 import contextlib
-import errno
 import os
 import time
 import uuid
@@ -19,16 +18,13 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
-from .base import Data, Store, check_key, pieces
+from ..errors import BadInput, StoreFull
+from .base import Data, Store, check_key, explained, pieces
 
 T = TypeVar("T")
 
 _TEMPORARY = ".part-"
 _RESERVE_BYTES = 64 << 20
-_FORGOTTEN_S = 3600.0  # after which a temporary file belongs to nobody
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Disk:
@@ -138,7 +134,7 @@ class FileStore(Store):
                 f"no room for {nbytes} bytes in {self.shown}: {free} of {total} are free; free some, or keep less"
             )
 
-    def sweep(self, prefix: str, older_than_s: float = _FORGOTTEN_S) -> int:
+    def sweep(self, prefix: str, older_than_s: float) -> int:
         removed = 0
         for _, path in self._do(prefix, lambda: [*self._files(prefix)]):
             with contextlib.suppress(FileNotFoundError):
@@ -180,14 +176,8 @@ class FileStore(Store):
     def _do(self, what: str, act: Callable[..., T], *args: Any) -> T:
         try:
             return act(*args)
-        except FileNotFoundError:
-            raise NotStored(f"{self.shown} has no {what}") from None
         except OSError as error:
-            if error.errno in _FULL:
-                raise StoreFull(f"no room for {what} in {self.shown} ({error}): free some, or keep less") from None
-            if error.errno in _REFUSED:
-                raise StoreRefused(f"{self.shown} does not let us write or read {what} ({error})") from None
-            raise StoreUnreachable(f"{self.shown} fails at {what}: {error}") from None
+            raise explained(self, what, error) from None
 
 
 def _unless_absent(error: OSError) -> None:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
-from .base import Data, Store, check_key, pieces, without_password
+from ..errors import BadInput
+from .base import Data, Store, check_key, explained, pieces, without_password
 
 T = TypeVar("T")
 
@@ -93,11 +93,5 @@ class RemoteStore(Store):
     def _do(self, what: str, act: Callable[..., T], *args: Any) -> T:
         try:
             return act(*args)
-        except FileNotFoundError:
-            raise NotStored(f"{self.shown} has no {what}") from None
-        except PermissionError as error:
-            raise StoreRefused(f"{self.shown} does not let us write or read {what} ({error})") from None
         except OSError as error:
-            if "No space left" in str(error):
-                raise StoreFull(f"no room for {what} in {self.shown} ({error}): free some, or keep less") from None
-            raise StoreUnreachable(f"{self.shown} fails at {what}: {error}") from None
+            raise explained(self, what, error) from None
