@@ -13,7 +13,13 @@ SETTINGS: dict[str, tuple[type, str]] = {
         int,
         "rollouts generated beyond the last one demanded, 0: train.py's order, 1: train_async.py's (default: 0)",
     ),
-    "retain": (int, "how many acked rollouts are kept, for a restart from an older checkpoint (default: 0)"),
+    "retain": (
+        int,
+        "how many acked rollouts are kept, for a restart from an older checkpoint (default: 0; any number where one "
+        "of the next two is given)",
+    ),
+    "retain_s": (float, "seconds for which acked rollouts are kept (default: no bound)"),
+    "retain_bytes": (int, "bytes of acked rollouts that are kept (default: no bound)"),
     "max_bytes": (
         int,
         "bytes of rollouts that are kept; at this bound the rollout job waits for acks (default: no bound)",

@@ -12,7 +12,14 @@ from slime_jobs import ROUTER_019
 
 FLAGS = {
     *("enable_cross_job_communication", "job_id", "cross_job_role", "cross_job_namespace", "cross_job_max_ahead"),
-    *("cross_job_retain", "cross_job_heartbeat_s", "cross_job_dead_after_s", "cross_job_peer_grace_s"),
+    *(
+        "cross_job_retain",
+        "cross_job_retain_s",
+        "cross_job_retain_bytes",
+        "cross_job_heartbeat_s",
+        "cross_job_dead_after_s",
+        "cross_job_peer_grace_s",
+    ),
     *("cross_job_timeout_s", "cross_job_resources_s", "cross_job_max_bytes", "cross_job_max_staleness"),
     *("cross_job_on_stale", "cross_job_store", "cross_job_store_mode", "cross_job_compression"),
 }

@@ -29,7 +29,9 @@ PERHAPS_FEW = st.none() | FEW
 SETTINGS_OF_A_JOB = st.fixed_dictionaries(
     {
         "max_ahead": FEW,
-        "retain": FEW,
+        "retain": PERHAPS_FEW,
+        "retain_s": st.none() | st.none() | st.sampled_from([0.0, 3.0, 15.0]),
+        "retain_bytes": st.none() | st.none() | st.integers(1, 6),
         "max_bytes": st.none() | st.none() | st.integers(1, 8),
         "max_staleness": st.sampled_from([None, 0, 1]),
         "on_stale": st.sampled_from(["drop", "regenerate", "wait"]),
@@ -53,6 +55,7 @@ class Clients(RuleBasedStateMachine):
         self.newest: tuple[str, int, int, Payload] | None = None  # producer, id, version of what was published last
         self.lost: set[str] = set()  # tokens
         self.told: Counter[str] = Counter()  # tokens, by take_drops
+        self.shed: set[str] = set()  # tokens that were told, and can be had from the durable store all the same
 
     # ------------------------------------------------------------------ members
 
@@ -132,7 +135,7 @@ class Clients(RuleBasedStateMachine):
         self.people[name] = person
         person.epoch = granted["epoch"]
         assert {key: granted[key] for key in SETTINGS} == life.settings
-        life.settle()
+        life.settle(self.now)
 
     @rule(who=INDEX, state=st.sampled_from(["finished", "finished", "stopped", "failed", "dead"]))
     def end(self, who: int, state: str) -> None:
@@ -165,7 +168,7 @@ class Clients(RuleBasedStateMachine):
         life.ended.append(person)
         for place in [place for place, (owner, _) in life.leases.items() if owner == person.name]:
             life.give_back(place)
-        life.settle()
+        life.settle(self.now)
         if life.over():
             self.end_of_life()
             life.complete = True
@@ -186,6 +189,11 @@ class Clients(RuleBasedStateMachine):
             assert [client.info.client_id for client in self.ledger.tick()] == [person.name for person in late]
             for person in late:
                 self.leave(person, "dead")
+            if self.life is not None:
+                before = [*self.life.settled]
+                self.life.settle(self.now)
+                expired = self.life.settled != before
+                assert self.ledger.expire() == ([JOB] if expired else [])
 
     @precondition(lambda self: any(person.state != "live" for person in self.people.values()))
     @rule(who=INDEX)
@@ -271,7 +279,8 @@ class Clients(RuleBasedStateMachine):
         self.serial += 1
         vault = self.incarnation_of(VAULTS[self.serial % 2])
         nbytes = 1 + self.serial % 3
-        return Payload(f"t{self.serial}", vault, nbytes, weight_version=weight_version, source=self.serial)
+        facts = {"weight_version": weight_version, "source": self.serial}
+        return Payload(f"t{self.serial}", vault, nbytes, stored=f"n{self.serial}" * (self.serial % 3 == 0), **facts)
 
     def compare(self, do: Callable[[], Any], error: Error) -> Any:
         """Do it, and see that it ends as the model says."""

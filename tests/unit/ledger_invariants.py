@@ -23,7 +23,9 @@ class Invariants(Clients):
         values = [self.ledger.get_value(JOB, key) for key in KEYS]
         readable += [value.payload.token for value in values if value is not None]
         assert sorted(readable) == sorted((self.life or Life()).tokens())
-        assert sorted([*readable, *self.told.elements(), *self.lost]) == sorted(self.payloads)
+        self.shed |= {*(self.life or Life()).shed_tokens}
+        twice = [token for token in self.shed if token in readable or token in self.lost]
+        assert sorted([*readable, *self.told.elements(), *self.lost]) == sorted([*self.payloads, *twice])
 
     def leases_belong_to_the_living_and_to_one_of_a_group(self) -> None:
         groups = self.ledger.jobs[JOB].groups.values() if JOB in self.ledger.jobs else ()
@@ -55,8 +57,12 @@ class Invariants(Clients):
         life, outstanding = self.life, {*self.life.published} - self.life.freed
         assert {r: {v.version: v.payload for v in versions} for r, versions in job.rollouts.items()} == life.readable
         assert [*job.done] == life.settled
-        assert len(job.done) <= job.retain
-        assert not life.settled or not life.too_many_bytes()
+        assert len(job.done) <= (
+            job.retain if job.retain is not None else 0 if job.retain_s is None is job.retain_bytes else 99
+        )
+        assert not life.too_many_bytes() or all(
+            p.stored for r in life.settled for p in life.readable.get(r, {}).values()
+        )
         assert job.complete or job.demands == life.wanted
         assert set(job.positions) <= outstanding
         assert len(job.sources) <= len(job.positions) + 1

@@ -7,7 +7,7 @@ A question returns (error that is to be raised, answer); what happened is told a
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slime.cross_job.errors import (
@@ -25,7 +25,10 @@ from slime.cross_job.errors import (
 from slime.cross_job.types import Payload
 
 Error = type[Exception] | None
-SETTINGS = {"max_ahead": 0, "retain": 0, "max_bytes": None, "max_staleness": None, "on_stale": "wait"}
+SETTINGS = {
+    **{"max_ahead": 0, "retain": None, "retain_s": None, "retain_bytes": None},
+    **{"max_bytes": None, "max_staleness": None, "on_stale": "wait"},
+}
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Life:
     acked: set[tuple[str, int]] = field(default_factory=set)  # (group, id)
     starts: dict[str, int] = field(default_factory=dict)  # group -> where it resumed last
     settled: list[int] = field(default_factory=list)  # readable, acked by every open group; by when
+    settled_at: dict[int, float] = field(default_factory=dict)
+    shed_tokens: list[str] = field(default_factory=list)  # freed in the object store, there to be had all the same
     turns: dict[int, int] = field(default_factory=dict)  # id -> it was generated as the n-th
     ends: list[list[Payload]] = field(default_factory=list)  # n -> what tells where the source of prompts stood then
     values: dict[str, tuple[int, Payload, Someone]] = field(default_factory=dict)
@@ -123,7 +128,17 @@ class Life:
         return self.readable[rollout_id][max(self.readable[rollout_id])]
 
     def held_bytes(self, rollouts: Any) -> int:
-        return sum(payload.nbytes for r in rollouts for payload in self.readable[r].values())
+        """In the object store: what is settled, and stored durably, is not."""
+        return sum(payload.nbytes for r in rollouts for payload in self.readable[r].values() if payload.vault)
+
+    def beyond_retention(self, now: float) -> bool:
+        """The oldest that is settled is one too many, too old, or among too many bytes."""
+        most, seconds, nbytes = (self.settings[name] for name in ("retain", "retain_s", "retain_bytes"))
+        if most is None:
+            most = 0 if seconds is None and nbytes is None else 1_000_000
+        kept = sum(payload.nbytes for r in self.settled for payload in self.readable.get(r, {}).values())
+        too_old = seconds is not None and bool(self.settled) and now - self.settled_at[self.settled[0]] > seconds
+        return len(self.settled) > most or too_old or (nbytes is not None and kept > nbytes)
 
     def unsettled(self) -> list[int]:
         return [r for r in self.readable if r not in self.settled]
@@ -308,7 +323,7 @@ class Life:
             else:
                 self.readable[rollout_id] = kept
 
-    def resume(self, person: Someone, rollout_id: int) -> dict[str, list[int]]:
+    def resume(self, person: Someone, rollout_id: int, now: float) -> dict[str, list[int]]:
         """The group of this consumer goes on from there; other members have left."""
         group = person.group
         again = sorted(r for g, r in self.acked if g == group and r >= rollout_id and r not in self.freed)
@@ -328,10 +343,10 @@ class Life:
         if self.driving() == [group]:
             self.demanded.clear()
             self.wanted.clear()
-        self.settle()
+        self.settle(now)
         return {"again": again, "acked": covered}
 
-    def settle(self) -> None:
+    def settle(self, now: float) -> None:
         """Free the oldest of those that every open group has acked, beyond what is retained or there is room for.
 
         Of what is acked at once the lowest id is the oldest.
@@ -343,9 +358,32 @@ class Life:
         fresh = sorted(r for r in {*self.readable, *self.lost} if r not in self.settled and self.is_settled(r))
         self.lost -= {*fresh}
         self.wanted -= {*fresh}
-        self.settled += fresh
-        while self.settled and (len(self.settled) > self.settings["retain"] or self.too_many_bytes()):
-            oldest = self.settled[0]
+        for rollout_id in self.settled:
+            self.shed(rollout_id)
+        for rollout_id in fresh:  # one after the other: what comes later may push out what came before
+            self.settled.append(rollout_id)
+            self.settled_at[rollout_id] = now
+            self.shed(rollout_id)
+            self.free_what_is_too_much(now)
+        self.free_what_is_too_much(now)
+
+    def shed(self, rollout_id: int) -> None:
+        """What lies in the durable store, too, leaves the object store."""
+        versions = self.readable.get(rollout_id, {})
+        for version, payload in versions.items():
+            if payload.stored and payload.vault:
+                versions[version] = replace(payload, vault="")
+                self.shed_tokens.append(payload.token)
+
+    def free_what_is_too_much(self, now: float) -> None:
+        while self.settled:
+            in_memory = [r for r in self.settled if not all(p.stored for p in self.readable.get(r, {}).values())]
+            if self.beyond_retention(now):
+                oldest = self.settled[0]
+            elif self.too_many_bytes() and in_memory:
+                oldest = in_memory[0]
+            else:
+                return
             self.readable.pop(oldest, None)
             self.gone(oldest)
 

@@ -26,6 +26,8 @@ FLAGS = frozenset(
         "--cross-job-namespace",
         "--cross-job-max-ahead",
         "--cross-job-retain",
+        "--cross-job-retain-s",
+        "--cross-job-retain-bytes",
         "--cross-job-max-bytes",
         "--cross-job-max-staleness",
         "--cross-job-on-stale",
@@ -41,7 +43,9 @@ FLAGS = frozenset(
 )
 OF_THE_JOB = {
     "max_ahead": "0",
-    "retain": "0",
+    "retain": "0; any number where one of the next two is given",
+    "retain_s": "no bound",
+    "retain_bytes": "no bound",
     "max_bytes": "no bound",
     "max_staleness": "any number",
     "on_stale": "wait",
@@ -162,6 +166,8 @@ def test_every_flag_arrives():
         "namespace": "mine",
         "max_ahead": 0,  # not the same as none given
         "retain": 3,
+        "retain_s": 60.0,
+        "retain_bytes": 1 << 20,
         "max_bytes": 1 << 40,
         "max_staleness": 2,
         "on_stale": "drop",
@@ -200,6 +206,8 @@ def test_the_help_says_the_defaults():
         ("namespace", 3),
         ("max_ahead", -1),
         ("retain", -1),
+        ("retain_s", -0.5),
+        ("retain_bytes", 0),
         ("max_bytes", 0),
         ("max_staleness", -1),
         ("on_stale", "never"),
@@ -226,7 +234,15 @@ def test_refused_settings_name_their_flag(name, value):
 @pytest.mark.parametrize(
     "given",
     [
-        *({"max_ahead": 0}, {"retain": 0}, {"max_bytes": 1}, {"max_staleness": 0}, {"timeout_s": 0}),
+        *(
+            {"max_ahead": 0},
+            {"retain": 0},
+            {"retain_s": 0},
+            {"retain_bytes": 1},
+            {"max_bytes": 1},
+            {"max_staleness": 0},
+            {"timeout_s": 0},
+        ),
         *({"max_staleness": 0, "on_stale": how} for how in ("wait", "drop", "regenerate")),
         {"heartbeat_s": 0.05, "dead_after_s": 0.2},
     ],
@@ -287,7 +303,9 @@ def test_the_settings_of_a_job_are_those_that_the_ledger_takes():
     fresh = Job("exp")
     assert {name: getattr(fresh, name) for name in SETTINGS} == {
         "max_ahead": 0,
-        "retain": 0,
+        "retain": None,
+        "retain_s": None,
+        "retain_bytes": None,
         "max_bytes": None,
         "max_staleness": None,
         "on_stale": "wait",

@@ -10,7 +10,7 @@ from slime.cross_job import books as books_module
 from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
-from slime.cross_job.errors import Fenced, Refused, StoreUnreachable
+from slime.cross_job.errors import Forgotten, KeptElsewhere, Refused, StoreUnreachable
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.stores import open_store
 from slime.cross_job.types import Payload
@@ -65,7 +65,7 @@ def test_while_its_keeper_lives_nobody_else_keeps_a_journal(new, run, uri, loop)
                 await first.beat()
 
         beating = loop.create_task(beat())
-        with pytest.raises(Refused, match="by the broker of another cluster or namespace, which is alive"):
+        with pytest.raises(KeptElsewhere, match="by the broker of another cluster or namespace, which is alive"):
             await second.open("exp", uri)
         beating.cancel()
 
@@ -88,11 +88,11 @@ def test_who_comes_after_a_keeper_that_is_silent_goes_on_and_the_old_one_lets_go
         assert again.claim("c2").rollout_id == 0, "the lease of a lost consumer has ended"
         await keep(second, again)
         ledger.demand("c", 5)
-        with pytest.raises(Fenced, match="job exp is kept by another broker now"):
+        with pytest.raises(KeptElsewhere, match="job exp is kept by another broker now"):
             await keep(first, ledger)
         assert "exp" not in ledger.jobs
         assert not first.is_open("exp")
-        with pytest.raises(Fenced):
+        with pytest.raises(Forgotten):
             ledger.heartbeat("c", "I did not notice")
         await keep(second, again)
 

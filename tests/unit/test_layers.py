@@ -15,11 +15,11 @@ PACKAGE = OVERLAY / "slime" / "cross_job"
 ORDER = (
     *("errors", "types", "settings", "stopping"),
     *("batch", "stores"),
-    *("gate", "tables", "records", "verdicts", "status"),  # the state: no Ray
+    *("gate", "tables", "records", "retention", "verdicts", "status"),  # the state: no Ray
     *("roster", "sources", "shelf", "pacing", "engines", "ledger", "snapshot"),
-    *("records_json", "archive", "journal", "communicators"),  # what durable stores hold
+    *("records_json", "archive", "journal", "mail", "communicators"),  # what durable stores hold
     "books",
-    *("liveness", "deposits", "vault", "keeper", "broker"),  # the actors
+    *("liveness", "deposits", "vault", "keeper", "follower", "clusters", "broker"),  # the actors
     "link",
     *("weights", "member", "resources"),  # what both sides have in common
     *("producer", "consumer"),

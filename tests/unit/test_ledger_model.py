@@ -102,13 +102,23 @@ class LedgerAgainstModel(Invariants):
         recorded, located = self.ledger.publish(producer.name, rollout_id, payload)
         assert (recorded, located.version, located.payload.token) == (True, version, payload.token)
         if version in self.versions(rollout_id):
+            self.payloads[payload.token] = payload
+            if self.versions(rollout_id)[version].vault:
+                self.versions(rollout_id)[version] = payload
+                self.records[payload.token] = located
+                life.ends[life.turns[rollout_id]].append(payload)
+            else:  # this vault is told that nobody needs its copy
+                self.told[payload.token] -= 1
             return
-        self.told[payload.token] -= payload.token not in self.lost  # the vault has it again: it is to be had, or freed
+        token = payload.token
+        self.told[token] -= token not in self.lost or token in self.shed  # the vault has it again: to be had, or freed
+        self.shed.discard(token)
+        life.shed_tokens = [other for other in life.shed_tokens if other != token]
         self.lost.discard(payload.token)
         self.payloads[payload.token], self.records[payload.token] = payload, located
         if version and (rollout_id in life.lost or rollout_id in life.readable):
             life.shelve(rollout_id, version, payload)
-            life.settle()
+            life.settle(self.now)
 
     @rule(rollout_id=ROLLOUT_IDS, weight_version=PERHAPS_FEW)
     def publish_what_may_be_equal(self, rollout_id: int, weight_version: int | None) -> None:
@@ -143,7 +153,7 @@ class LedgerAgainstModel(Invariants):
         assert located.version == life.record(rollout_id, payload), "a number never means two contents"
         self.newest = (producer.name, rollout_id, located.version, payload)
         self.records[payload.token] = located
-        life.settle()
+        life.settle(self.now)
 
     @rule(who=INDEX, start=PERHAPS_FEW, until=st.none() | st.integers(1, 7), grace_s=GRACE)
     def next_demand(self, who: int, start: int | None, until: int | None, grace_s: float) -> None:
@@ -245,7 +255,7 @@ class LedgerAgainstModel(Invariants):
             del life.leases[person.group, rollout_id]
             life.acked.add((person.group, rollout_id))
             life.counts["acked"] += 1
-            life.settle()
+            life.settle(self.now)
 
     def release_as(self, person: Someone, rollout_id: int) -> None:
         life = self.the_life()
@@ -269,7 +279,7 @@ class LedgerAgainstModel(Invariants):
             for other in life.live(person.group):
                 if other is not person:
                     self.leave(other, "dead")
-            assert found == life.resume(person, rollout_id)
+            assert found == life.resume(person, rollout_id, self.now)
 
     @rule(who=INDEX, rollout_id=ROLLOUT_IDS)
     def unreadable(self, who: int, rollout_id: int) -> None:
@@ -330,7 +340,7 @@ class LedgerAgainstModel(Invariants):
     def a_vault_dies(self, which: str, restarts: bool) -> None:
         self.incarnations[which] += 1
         told = self.ledger.vault_lost(which, str(self.incarnations[which]) if restarts else "")
-        gone = self.lose(lambda payload: payload.vault.startswith(which))
+        gone = self.lose(lambda payload: payload.vault.startswith(which) and not payload.stored)
         assert {job: len(what) for job, what in told.items()} == ({JOB: len(gone)} if gone else {})
         assert self.ledger.vault_lost(which, str(self.incarnations[which])) == {}, "the new one holds what it holds"
 
@@ -374,6 +384,8 @@ class LedgerAgainstModel(Invariants):
         life = self.life or Life()
         to_be_freed = [token for token in self.records if token not in life.tokens()][-8:]
         told = [*life.tokens(), *(token for number, token in enumerate(to_be_freed) if number in not_yet_freed)]
+        shed = [p.token for versions in life.readable.values() for p in versions.values() if not p.vault]
+        told = [token for token in told if token not in shed]
         held = [record for token, record in self.records.items() if token in told and record.payload.vault in living]
         self.ledger = Ledger(lambda: self.now, wall=lambda: self.now)
         before = {*life.readable}
@@ -384,7 +396,7 @@ class LedgerAgainstModel(Invariants):
             if record.payload.token in to_be_freed:
                 self.told[record.payload.token] -= 1  # and will be told again
         if dies_too:
-            self.lose(lambda payload: payload.vault.startswith(dies_too))
+            self.lose(lambda payload: payload.vault.startswith(dies_too) and not payload.stored)
         assert missing == ({JOB: sorted(before - {*life.readable})} if before - {*life.readable} else {})
         for person in self.people.values():
             person.last_beat = person.ended_at = self.now

@@ -1,8 +1,9 @@
 """The broker's part in durable stores: the journal of each job that has one, who keeps it, and what may be freed.
 
 A journal has one keeper, the broker of some cluster, which gives a sign of life in the store. A broker that finds the
-journal of a job that it does not know goes on from there, once the keeper of before is silent; its clients are over,
-as their cluster is. Who keeps a journal wrongly finds its next entry written by another (journal.py), and lets the job
+journal of a job that it does not know goes on from there, once the keeper of before is silent: clients of that one's
+cluster are over, those of others have what is left of their leases to be heard again. While the keeper lives, it is
+asked (clusters.py). Who keeps a journal wrongly finds its next entry written by another (journal.py), and lets the job
 go.
 """
 
@@ -12,13 +13,24 @@ from collections import defaultdict
 from typing import Any
 
 from .archive import Archive, is_older, opened, sealed
-from .errors import CrossJobError, Fenced, NotStored, PayloadDamaged, Refused, StoreFull, StoreUnreachable
+from .errors import (
+    CrossJobError,
+    Fenced,
+    KeptElsewhere,
+    NotStored,
+    PayloadDamaged,
+    Refused,
+    StoreFull,
+    StoreUnreachable,
+)
 from .journal import Entry, Journal, Outdated
 from .ledger import Ledger
+from .mail import Mail
 from .records import DEAD, Client, Job
 from .snapshot import take_job
 from .stores import Store, open_store
-from .types import source_name
+from .types import ClientInfo, source_name
+from .verdicts import who
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +49,13 @@ class Books:
 
     Args:
         me: names this broker, the same after it was restarted.
+        cluster: that of this broker, see ClientInfo.
     """
 
-    def __init__(self, ledger: Ledger, me: str):
-        self._ledger, self._me = ledger, me
+    def __init__(self, ledger: Ledger, me: str, cluster: str = ""):
+        self._ledger, self.me, self.cluster = ledger, me, cluster
+        self.nodes: set[str] = set()  # of this cluster, also those that are gone
+        self.let_go: dict[str, tuple[str, list[ClientInfo]]] = {}  # jobs that others keep now -> URI, clients here
         self._stores: dict[str, Store] = {}
         self._journals: dict[str, Journal] = {}
         self._uris: dict[str, str] = {}  # by job id
@@ -52,11 +67,33 @@ class Books:
     def is_open(self, job_id: str) -> bool:
         return job_id in self._journals
 
-    async def open(self, job_id: str, uri: str) -> None:
+    @property
+    def kept(self) -> list[str]:
+        """Jobs whose journal this broker keeps."""
+        return [*self._journals]
+
+    async def store(self, uri: str) -> Store:
+        """The store of this URI. Raises StoreUnreachable, StoreRefused, BadInput."""
+        if uri not in self._stores:
+            self._stores[uri] = await asyncio.to_thread(open_store, uri, _OPEN_S)
+        return self._stores[uri]
+
+    def mail(self, job_id: str) -> Mail:
+        """What brokers of other clusters ask of this job."""
+        return Mail(self._stores[self._uris[job_id]], job_id)
+
+    def look_every_s(self, job_id: str) -> float:
+        """How often the store of this job bears being asked for mail."""
+        return self._stores[self._uris[job_id]].look_every_s
+
+    async def open(self, job_id: str, uri: str, silent_s: float | None = None) -> None:
         """Keep the journal of this job, in this store; go on with what it says, where the ledger knows less.
 
+        Args:
+            silent_s: for so long its keeper has given no sign of life, as its followers saw; None: find it out.
+
         Raises:
-            Refused: the job has another store, or a broker of another cluster keeps it.
+            KeptElsewhere: the broker of another cluster keeps it. Refused: the job has another store.
             StoreUnreachable, StoreRefused.
         """
         async with self._locks[job_id]:
@@ -67,10 +104,12 @@ class Books:
                         "--cross-job-store, or another --job-id"
                     )
                 return
-            if uri not in self._stores:
-                self._stores[uri] = await asyncio.to_thread(open_store, uri, _OPEN_S)
-            store, journal = self._stores[uri], Journal(self._stores[uri], job_id)
-            await self._wait_for_silence(store, job_id)
+            store = await self.store(uri)
+            journal = Journal(store, job_id)
+            followed = silent_s is not None
+            keeper = await asyncio.to_thread(keeper_of, store, job_id)
+            if silent_s is None:
+                silent_s = await self._wait_for_silence(store, job_id, uri, keeper)
             found = await asyncio.to_thread(journal.load)
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
@@ -79,8 +118,12 @@ class Books:
                     "that are here, and give all of them the same --cross-job-store, or choose another --job-id"
                 )
             if found is not None and (known is None or known.complete or known.revision < found[0].revision):
-                self._go_on(*found, uri)
+                if followed:
+                    self._check_takeover(*found)
+                lost = "" if followed or keeper is None else str(keeper.get("cluster", ""))
+                self._go_on(*found, uri, silent_s, lost=None if followed else lost)
             self._uris[job_id], self._journals[job_id] = uri, journal
+            self.let_go.pop(job_id, None)
             await self._beat(job_id)
 
     def entry(self, job_id: str) -> Entry | None:
@@ -98,7 +141,8 @@ class Books:
         """Make an entry durable.
 
         Raises:
-            Fenced: another broker keeps the job; here it is let go. StoreUnreachable: for now it cannot be written.
+            KeptElsewhere: another broker keeps the job; here it is let go.
+            StoreUnreachable: for now it cannot be written.
         """
         if entry is None:
             return
@@ -116,8 +160,7 @@ class Books:
                 continue
             except Fenced as error:
                 logger.critical("%s", error)
-                self._let_go(entry.job_id, str(error))
-                raise
+                raise self._let_go(entry.job_id, str(error)) from None
             except (StoreFull, StoreUnreachable) as error:
                 if asyncio.get_running_loop().time() > deadline:
                     self._given_up[entry.job_id] += entry.drops
@@ -171,18 +214,42 @@ class Books:
                 logger.info("job %s: %d stored payloads that nobody knows of are freed", job_id, len(orphans))
             await asyncio.to_thread(archive.delete, orphans)
             freed += len(orphans) + await asyncio.to_thread(archive.sweep, _LEFTOVER_S)
+            await asyncio.to_thread(self.mail(job_id).sweep, _ORPHAN_S)
         return freed
+
+    async def hand_on(self, job_id: str) -> None:
+        """Let the job go, so that the next broker that asks for it keeps it, at once. What is known of it must have
+        been written."""
+        store = self._stores[self._uris[job_id]]
+        self._let_go(job_id, "it was handed on")
+        await asyncio.to_thread(store.delete, [f"{job_id}/{_KEEPER}"])
+
+    def is_ours(self, info: ClientInfo) -> bool:
+        """Whether this client is on the cluster of this broker."""
+        return (bool(self.cluster) and info.cluster == self.cluster) or info.node_id in self.nodes
 
     # ------------------------------------------------------------------ inside
 
-    def _go_on(self, job: Job, clients: list[Client], uri: str) -> None:
-        """The journal knows more than the ledger: the job is what it says."""
+    def _check_takeover(self, job: Job, clients: list[Client]) -> None:
+        staying = [c for c in clients if c.live and c.info.one_cluster and not self.is_ours(c.info)]
+        if staying:
+            raise Refused(
+                f"the keeper of job {job.job_id} is silent, and the {who(staying[0])} needs one on its own cluster: "
+                "start its jobs again there, or on another cluster"
+            )
+
+    def _go_on(self, job: Job, clients: list[Client], uri: str, silent_s: float, lost: str | None) -> None:
+        """The journal knows more than the ledger: the job is what it says. `lost` names the cluster that is over."""
         job.store = uri
         here = {c.info.client_id for c in self._ledger.clients.values() if c.live and c.info.job_id == job.job_id}
         missing = take_job(self._ledger, job, clients)
         for client in clients:
-            if client.live and client.info.client_id not in here:
+            if not client.live or client.info.client_id in here or self.is_ours(client.info):
+                continue
+            if lost is not None and client.info.cluster in ("", lost):
                 self._ledger.end(client.info.client_id, DEAD, "its cluster was lost")
+            else:
+                client.last_beat -= silent_s
         logger.warning(
             "job %s goes on as its journal says: revision %d, %d rollouts are there, lost are %s",
             *(job.job_id, job.revision, len(job.rollouts), missing or "none"),
@@ -198,11 +265,16 @@ class Books:
             self._let_go(job_id, "another broker keeps its job now")
         return False
 
-    def _let_go(self, job_id: str, why: str) -> None:
+    def _let_go(self, job_id: str, why: str) -> KeptElsewhere:
+        """Forget the job, but for who works on it here: that is to be told to whoever keeps it now."""
+        uri = self._uris[job_id]
+        clients = [c for c in self._ledger.clients.values() if c.info.job_id == job_id]
+        self.let_go[job_id] = (uri, [c.info for c in clients if c.live and self.is_ours(c.info)])
         self._close(job_id)
-        for client in [c for c in self._ledger.clients.values() if c.info.job_id == job_id]:
-            self._ledger.end(client.info.client_id, DEAD, why)
+        for client in clients:
+            del self._ledger.clients[client.info.client_id]
         self._ledger.jobs.pop(job_id, None)
+        return KeptElsewhere(why, job_id, uri)
 
     def _close(self, job_id: str) -> None:
         for held in (self._journals, self._uris, self._drops, self._given_up):
@@ -213,25 +285,30 @@ class Books:
 
     async def _beat(self, job_id: str) -> None:
         self._beats += 1
-        body = sealed({"broker": self._me, "beat": self._beats})
+        body = sealed({"broker": self.me, "cluster": self.cluster, "beat": self._beats})
         await asyncio.to_thread(self._stores[self._uris[job_id]].put, f"{job_id}/{_KEEPER}", body)
 
-    async def _wait_for_silence(self, store: Store, job_id: str) -> None:
-        """Return once the keeper of before is over. Its clock does not matter, only that nothing changes."""
-        first = await asyncio.to_thread(_keeper, store, job_id)
-        if first is None or first["broker"] == self._me:
-            return
+    async def _wait_for_silence(self, store: Store, job_id: str, uri: str, first: dict[str, Any] | None) -> float:
+        """Return once the keeper of before, whose last sign of life was `first`, is over; for how long it has been
+        silent. Its clock does not matter, only that nothing changes. Raises KeptElsewhere."""
+        if first is None or first["broker"] == self.me:
+            return 0.0
         deadline = asyncio.get_running_loop().time() + SILENT_S
         while asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.5)
-            if await asyncio.to_thread(_keeper, store, job_id) != first:
-                raise Refused(
+            if (now := await asyncio.to_thread(keeper_of, store, job_id)) != first:
+                if now is None:  # it has handed the job on
+                    return 0.0
+                raise KeptElsewhere(
                     f"job {job_id} is kept in {store.shown} by the broker of another cluster or namespace, which is "
-                    "alive: stop its jobs there, or choose another --job-id"
+                    "alive",
+                    job_id,
+                    uri,
                 )
+        return SILENT_S
 
 
-def _keeper(store: Store, job_id: str) -> dict[str, Any] | None:
+def keeper_of(store: Store, job_id: str) -> dict[str, Any] | None:
     """The last sign of life of who keeps a journal."""
     try:
         return dict(opened(store.get(f"{job_id}/{_KEEPER}")))

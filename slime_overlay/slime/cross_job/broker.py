@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from .books import BEAT_S, COLLECT_S, Books
+from .clusters import Clusters
 from .errors import CrossJobError, JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
@@ -29,6 +30,8 @@ _WATCH_EVERY_S = 0.5
 _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
 _VAULTS_EVERY_S = 5.0
 _JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone has ended
+
+_HEAD = "node:__internal_head__"  # a resource of the head's node
 
 _READS = frozenset(
     [
@@ -47,15 +50,15 @@ _OF_A_JOB = frozenset(["forget", "control", "close_group", "stored"])
 """Operations that name a job, not a client."""
 
 
-class Broker:
+class Broker(Clusters):
     """See the module. Every method is a coroutine on one event loop, so that the ledger needs no lock."""
 
     def __init__(self, namespace: str, protocol: int = PROTOCOL):
-        actor_id = ray.get_runtime_context().get_actor_id()
+        super().__init__()
         self._namespace = namespace
         self._protocol = protocol
         self._ledger = Ledger()
-        self._books = Books(self._ledger, f"{namespace}/{actor_id or id(self)}")
+        self._books = Books(self._ledger, "")
         self._keeper = Keeper(namespace, self._ledger, self._books)
         self._changed = asyncio.Event()
         self._drops: dict[str, list[str]] = defaultdict(list)
@@ -73,6 +76,50 @@ class Broker:
     async def attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
         await self.hello()
+        info = self._stamped(info)
+        return await self._wherever(info.job_id, lambda: self._attach(info, settings), "attach", (info, settings), {})
+
+    async def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Carry out a ledger operation by name."""
+        await self.hello()
+        self._operation(operation)
+        of = str(args[0]) if args else ""
+        found = await self._wherever(
+            of, lambda: self._call(operation, *args, **kwargs), "call", (operation, *args), kwargs
+        )
+        return found if of or operation not in ("status", "catalog") else await self._of_all(operation, found)
+
+    async def wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Like `call`, asked again at every change until it finds something; None after `wait_s` seconds."""
+        await self.hello()
+        self._operation(operation)
+        return await self._wherever(
+            str(args[0]),
+            lambda: self._wait(wait_s, operation, *args, **kwargs),
+            "wait",
+            (operation, *args),
+            kwargs,
+            wait_s,
+        )
+
+    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str) -> bool:
+        """A consumer cannot read what it claimed. Returns whether it is lost: then its lease ended, and the rollout is
+        generated again; else the vault has it, and it may try again."""
+        await self.hello()
+        asked = (client_id, rollout_id, vault, token)
+        return await self._wherever(client_id, lambda: self._unreadable(*asked), "unreadable", asked, {})
+
+    async def vault_here(self, name: str, incarnation: str) -> None:
+        """A vault was started or restarted: what an earlier incarnation held is lost."""
+        await self.hello()
+        await self._vault_is(name, incarnation)
+        await self._keeper.vault_here(name)
+        for job_id in [*self._ledger.jobs]:
+            await self._keep(job_id)
+
+    # ------------------------------------------------------------------ of the jobs that are kept here
+
+    async def _attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         await self._keeper.know(f"{VAULT_NAME}_{info.node_id}")  # which may not have introduced itself yet
         if settings.get("store") is not None:
             await self._books.open(info.job_id, settings["store"])
@@ -88,9 +135,7 @@ class Broker:
         await self._changed_in(info.job_id)
         return granted
 
-    async def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Carry out a ledger operation by name."""
-        await self.hello()
+    async def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask = self._operation(operation)
         try:
             result = ask(*args, **kwargs)
@@ -104,9 +149,7 @@ class Broker:
             await self._changed_by(operation, *args)
         return await self._with_its_job(result) if operation == "peer_verdict" else result
 
-    async def wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Like `call`, asked again at every change until it finds something; None after `wait_s` seconds."""
-        await self.hello()
+    async def _wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask, loop = self._operation(operation), asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while (found := ask(*args, **kwargs)) is None:
@@ -119,10 +162,7 @@ class Broker:
             await self._changed_by(operation, *args)
         return found
 
-    async def unreadable(self, client_id: str, rollout_id: int, vault: str, token: str) -> bool:
-        """A consumer cannot read what it claimed. Returns whether it is lost: then its lease ended, and the rollout is
-        generated again; else the vault has it, and it may try again."""
-        await self.hello()
+    async def _unreadable(self, client_id: str, rollout_id: int, vault: str, token: str) -> bool:
         lost = False
         name = vault.partition("/")[0]
         try:
@@ -142,20 +182,13 @@ class Broker:
             job_id = self._ledger.clients[client_id].info.job_id
             if what := self._ledger.payload_lost(job_id, token):
                 logger.error("job %s: %s is lost, with its vault %s", job_id, what, vault)
-            await self.call("unreadable", client_id, rollout_id)
+            await self._call("unreadable", client_id, rollout_id)
         return lost
-
-    async def vault_here(self, name: str, incarnation: str) -> None:
-        """A vault was started or restarted: what an earlier incarnation held is lost."""
-        await self.hello()
-        await self._vault_is(name, incarnation)
-        await self._keeper.vault_here(name)
-        for job_id in [*self._ledger.jobs]:
-            await self._keep(job_id)
 
     # ------------------------------------------------------------------ inside
 
     async def _begin(self) -> None:
+        await self._know_the_cluster()
         while True:
             try:
                 missing = await self._keeper.restore()
@@ -165,9 +198,32 @@ class Broker:
                 await asyncio.sleep(1)
         for job_id, rollouts in missing.items():
             logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
-        for watch in (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect):
+        watches = (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect)
+        for watch in (*watches, self._watch_followers, self._serve):
             self._spawn(self._forever(watch))
         self._wake()
+
+    async def _know_the_cluster(self) -> None:
+        """Its name is the id of its head's node, which outlives this process."""
+        nodes = await asyncio.to_thread(ray.nodes)
+        heads = [node["NodeID"] for node in nodes if _HEAD in node.get("Resources", {})]
+        self._books.cluster = heads[0] if heads else ray.get_runtime_context().get_node_id()
+        self._books.me = f"{self._namespace}/{self._books.cluster}"
+        self._books.nodes = {node["NodeID"] for node in nodes}
+
+    async def _of_all(self, operation: str, found: Any) -> Any:
+        """Figures, or the catalogue, of every job, also those that are kept elsewhere."""
+        for follower in [*self._followers.values()]:
+            try:
+                more = await follower.ask("call", (operation, follower.job_id), {})
+            except CrossJobError as error:  # its keeper is silent: the others are of interest all the same
+                logger.warning("job %s is left out: %s", follower.job_id, error)
+                continue
+            found = {**found, **more} if isinstance(found, dict) else [*found, *more]
+        return found
+
+    async def _over_reason(self, info: ClientInfo) -> str | None:
+        return await asyncio.to_thread(over_reason, info) if self._books.is_ours(info) else None
 
     def _operation(self, name: str) -> Callable[..., Any]:
         if name not in _READS and name not in _WRITES:
@@ -228,7 +284,7 @@ class Broker:
         return any([await self._is_over(client) for client in clients if client is not None])
 
     async def _is_over(self, client: Client) -> bool:
-        reason = await asyncio.to_thread(over_reason, client.info)
+        reason = await self._over_reason(client.info)
         if reason is not None and client.live:
             self._ledger.end(client.info.client_id, DEAD, reason)
             logger.warning("job %s: %s is dead: %s", client.info.job_id, client.info.role, reason)
@@ -238,6 +294,8 @@ class Broker:
 
     async def _add_its_job(self, client: Client) -> None:
         """Ray knows that a process is gone some seconds before it knows how its job ended: say that, too."""
+        if not self._books.is_ours(client.info):
+            return
         reason, words = client.reason, ""
         for _ in range(_JOB_ENDS_S):
             words = await _job_of(client.info.ray_job_id)
@@ -252,10 +310,11 @@ class Broker:
             client.reason = f"{reason.partition(JOB_IS)[0]}{words}"
         await self._keep(client.info.job_id)
 
-    @staticmethod
-    async def _with_its_job(verdict: dict[str, Any]) -> dict[str, Any]:
+    async def _with_its_job(self, verdict: dict[str, Any]) -> dict[str, Any]:
         """A verdict on a client that is not through, with what Ray says of its job."""
         if verdict["kind"] not in ("alive", "slow", "dead") or JOB_IS in verdict["message"]:
+            return verdict
+        if verdict["cluster"] != self._books.cluster:
             return verdict
         words = await _job_of(verdict["ray_job_id"])
         return {**verdict, "message": f"{verdict['message']}; {words}"} if words else verdict
@@ -266,14 +325,16 @@ class Broker:
         for client in gone:
             self._spawn(self._add_its_job(client))
         gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
-        for job_id in {client.info.job_id for client in gone}:
+        expired = self._ledger.expire()
+        for job_id in {*expired, *(client.info.job_id for client in gone)}:
             await self._keep(job_id)
-        if gone or self._drops:
+        if gone or expired or self._drops:
             self._wake()
 
     async def _watch_vaults(self) -> None:
         await asyncio.sleep(_VAULTS_EVERY_S)
         nodes = await alive_nodes()
+        self._books.nodes |= nodes
         await asyncio.gather(*(self._look_at_vault(name, nodes) for name in self._ledger.vaults()))
 
     async def _watch_stores(self) -> None:

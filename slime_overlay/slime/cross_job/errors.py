@@ -6,6 +6,7 @@
     ├── Refused                   3  the broker says no: the message names who holds the place
     │   ├── JobIdTaken               a live job has this place under the job id already
     │   ├── Fenced                   this incarnation was replaced; a newer one took its place
+    │   │   └── KeptElsewhere        between brokers: that of another cluster keeps the job, ask there
     │   ├── ProtocolMismatch         the broker was made by another protocol version
     │   ├── StoreRefused             the durable store does not let us in, or write
     │   └── NotOwner                 the lease is not (or no longer) this consumer's
@@ -68,6 +69,15 @@ class JobIdTaken(Refused):
 
 class Fenced(Refused):
     """A newer incarnation took this one's place; this one must stop."""
+
+
+class KeptElsewhere(Fenced):
+    """The broker of another cluster keeps the job `job_id`: it is to be asked, in the store `uri`. Brokers tell each
+    other; a client does not see it."""
+
+    def __init__(self, message: str, job_id: str = "", uri: str = ""):
+        super().__init__(message, job_id, uri)
+        self.job_id, self.uri = job_id, uri
 
 
 class ProtocolMismatch(Refused):

@@ -50,7 +50,9 @@ class Gateway:
         """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
         log_to_stderr()
         stated = terms(self._args, self._in_parts)
-        self._consumer = Consumer(self._args.job_id, settings=self._settings, terms=stated, lasting=OF_THE_DATA)
+        self._consumer = Consumer(
+            self._args.job_id, settings=self._settings, terms=stated, lasting=OF_THE_DATA, one_cluster=True
+        )
         self._consumer.be_first()  # slime reaches for the engines before its weights
 
     # ------------------------------------------------------------------ as slime calls its rollout manager

@@ -18,6 +18,7 @@ from .errors import (
     BrokerLost,
     ClusterUnreachable,
     CrossJobError,
+    Forgotten,
     NotStored,
     PayloadLost,
     ProtocolMismatch,
@@ -25,7 +26,7 @@ from .errors import (
     Unreachable,
     WaitTimeout,
 )
-from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, Payload, source_name
+from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, ClientInfo, Payload, source_name
 from .vault import Vault
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Link:
         ensure_ray()
         self.namespace = namespace
         self.store: tuple[str, str] | None = None  # (job id, URI) of the durable store, for a client whose job has one
+        self.client: ClientInfo | None = None  # who asks
         self._vaults: dict[str, Any] = {}
         self._broker: Any = None
         self._find_broker()
@@ -140,6 +142,8 @@ class Link:
             Unreachable: the vault does not answer, or the durable store does not.
         """
         try:
+            if not payload.vault and not suffix:
+                raise PayloadLost(f"payload {payload.token} lies in the job's durable store alone")
             return self._open_in_vault(payload, suffix)
         except (Unreachable, WaitTimeout) as error:
             if not payload.stored or self.store is None:
@@ -209,7 +213,7 @@ class Link:
 
     def ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
         """Call the broker actor, again while it restarts, within the deadline. Raises BrokerLost, WaitTimeout."""
-        pause_s, store_trouble = 0.1, None
+        pause_s, store_trouble, introduced = 0.1, None, False
         while True:
             if not ray.is_initialized():  # or the call below would start a new cluster of its own
                 raise ClusterUnreachable("this process has left its Ray cluster (ray.shutdown): nothing can be asked")
@@ -220,6 +224,12 @@ class Link:
                     raise BrokerLost(f"the broker does not answer for {deadline.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
                     self._broker = self._broker_handle()
+            except Forgotten:  # by a broker that only followed another, or whose vaults are gone, too
+                if self.client is None or self.store is None or introduced or method == "follow":
+                    raise
+                introduced = True
+                self.ask("follow", deadline, self.client, self.store[1])
+                continue
             except StoreUnreachable as error:  # the broker cannot keep what it is told, for now
                 store_trouble = error
                 if not deadline:

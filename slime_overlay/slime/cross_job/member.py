@@ -59,6 +59,7 @@ class Member:
             refused, or this one is.
         lasting: names of those terms that must hold for what is published and not acked, too: of the data.
         columns: of every batch: those that a producer will publish, or those that a consumer needs.
+        one_cluster: it exchanges handles of actors with its peer (`announce`): both must be on one Ray cluster.
 
     Raises:
         BadInput, ClusterUnreachable, BrokerLost, ProtocolMismatch, Refused (and its JobIdTaken).
@@ -75,6 +76,7 @@ class Member:
         terms: Mapping[str, Any] | None = None,
         lasting: Sequence[str] = (),
         columns: Sequence[str] = (),
+        one_cluster: bool = False,
         **overrides: Any,
     ):
         if settings is not None and overrides:
@@ -84,7 +86,7 @@ class Member:
         ensure_ray()
         stopping.install()
         self.link = Link(self.settings.namespace)
-        self.info = self._introduce(group)
+        self.info = self._introduce(group, one_cluster)
         self._activity = "attached"
         self._fault: CrossJobError | None = None
         self._ended = threading.Event()
@@ -243,7 +245,7 @@ class Member:
         if granted and granted["store"] is not None and self._durably is None:
             behind = granted["store_mode"] == WRITE_BEHIND
             self._durably = Durably(granted["store"], self.job_id, granted["compression"], behind)
-            self.link.store = (self.job_id, granted["store"])
+            self.link.store, self.link.client = (self.job_id, granted["store"]), self.info
 
     def _durably_within(self, timeout_s: float | None) -> Durably | None:
         """How the job's payloads are stored; a store that is full or away is waited for as long as the caller does."""
@@ -318,7 +320,7 @@ class Member:
                     raise
                 time.sleep(0.5)
 
-    def _introduce(self, group: str) -> ClientInfo:
+    def _introduce(self, group: str, one_cluster: bool) -> ClientInfo:
         context = ray.get_runtime_context()
         return ClientInfo(
             client_id=uuid.uuid4().hex,
@@ -331,6 +333,7 @@ class Member:
             node_id=context.get_node_id(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            one_cluster=one_cluster,
         )
 
     def _beat(self) -> None:

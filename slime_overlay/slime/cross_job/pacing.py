@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import BadInput, EndOfStream, Refused, RolloutNotFound
 from .records import DRAINING, DROP, FINISHED, PAUSED, RUNNING, WAIT, Group, Job
+from .retention import in_memory
 from .shelf import Shelf
 from .types import check_rollout_id
 from .verdicts import who
@@ -179,7 +180,7 @@ class Pacing(Shelf):
         unacked = [r for r in job.rollouts if r not in job.done] if job.max_bytes is not None else []
         if not unacked:
             return False
-        could_go = sum(v.payload.nbytes for r in job.done for v in job.rollouts.get(r, []))
+        could_go = sum(in_memory(v.payload) for r in job.done for v in job.rollouts.get(r, []))
         return self._over_bytes(job, job.rollouts[max(unacked)][-1].payload.nbytes - could_go)
 
     def _too_early(self, job: Job, rollout_id: int) -> bool:

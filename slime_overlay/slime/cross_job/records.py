@@ -85,7 +85,9 @@ class Job:
     job_id: str
     # settings, as some client stated them
     max_ahead: int = 0
-    retain: int = 0
+    retain: int | None = None  # acked rollouts that are kept, see retention.py
+    retain_s: float | None = None
+    retain_bytes: int | None = None
     max_bytes: int | None = None
     max_staleness: int | None = None
     on_stale: str = WAIT
@@ -111,9 +113,9 @@ class Job:
     early: int = -1  # the last that had to wait for newer weights
     lost: set[int] = field(default_factory=set)  # went with their vault
     again: dict[int, int] = field(default_factory=dict)  # published more than once, not freed: id -> its last version
-    held_bytes: int = 0  # payloads of `rollouts`
-    # ordered set: acked by every open group, retained (some lost since); oldest first
-    done: Table[None] = field(default_factory=Table)
+    held_bytes: int = 0  # payloads of `rollouts` in the object store
+    # acked by every open group, retained (some lost since), oldest first -> since when (wall clock)
+    done: Table[float] = field(default_factory=Table)
     # where the producer's source of prompts stands: the n-th generation began where the one before it ended
     positions: Table[int] = field(default_factory=Table)  # rollout id -> n; forgotten when it is freed
     sources: Table[Payload] = field(default_factory=Table)  # n -> the payload that tells where it ended
@@ -154,7 +156,7 @@ TABLES = ("done", "positions", "sources", "records")
 """Fields of Job that grow with what is retained; vaults are told only what changes in them."""
 
 SETTINGS = (
-    *("max_ahead", "retain", "max_bytes", "max_staleness", "on_stale"),
+    *("max_ahead", "retain", "retain_s", "retain_bytes", "max_bytes", "max_staleness", "on_stale"),
     *("store", "store_mode", "compression"),
 )
 """Fields of Job that clients state when they attach, and on which those that live must agree."""

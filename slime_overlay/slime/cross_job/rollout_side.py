@@ -37,7 +37,9 @@ def main(args: Any) -> None:
     _children_die_with_us()
     stopping.want()
     stated = terms(args, _in_parts())
-    with Producer(args.job_id, settings=arguments.settings(args), terms=stated, lasting=OF_THE_DATA) as producer:
+    with Producer(
+        args.job_id, settings=arguments.settings(args), terms=stated, lasting=OF_THE_DATA, one_cluster=True
+    ) as producer:
         producer.doing("starting slime's engines")
         resources = Watch(producer.settings, producer.doing, lambda error: _leave(producer, error))
         owner, facts = _start(args)  # the owner is kept: engines and router end with it

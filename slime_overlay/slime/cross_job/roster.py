@@ -242,7 +242,8 @@ class Roster:
 
     def _may_replace(self, old: Client, new: ClientInfo) -> None:
         """Raises JobIdTaken unless both belong to the same Ray job."""
-        if new.ray_job_id and old.info.ray_job_id == new.ray_job_id:
+        same_cluster = old.info.cluster == new.cluster  # each counts its Ray jobs from 1
+        if new.ray_job_id and old.info.ray_job_id == new.ray_job_id and same_cluster:
             return
         silent_s = self._clock() - old.last_beat
         raise JobIdTaken(

@@ -15,7 +15,7 @@ COMPRESSIONS = ("none", "lz4", "zstd")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client behaves. The first eight belong to the job: all statements of them must agree (None: as the other
+    """How a client behaves. The first ten belong to the job: all statements of them must agree (None: as the other
     side says, or the default). The rest is the client's own.
 
     Raises:
@@ -25,6 +25,8 @@ class Settings:
     # rollouts generated beyond the last one demanded; 0: slime's train.py, 1: train_async.py
     max_ahead: int | None = None
     retain: int | None = None  # acked rollouts that are kept before their payload is freed
+    retain_s: float | None = None  # seconds after which what is acked is freed
+    retain_bytes: int | None = None  # bytes of acked rollouts that are kept
     max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
     max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
     on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate
@@ -44,6 +46,8 @@ class Settings:
         for name, least in (
             ("max_ahead", 0),
             ("retain", 0),
+            ("retain_s", 0),
+            ("retain_bytes", 1),
             ("max_bytes", 1),
             ("max_staleness", 0),
             ("peer_grace_s", 0),

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from .errors import Refused, RolloutNotFound
 from .records import Client, Job
+from .retention import in_memory, too_much
 from .sources import Sources
-from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id
+from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id, source_name
 from .verdicts import who
 
 
@@ -37,10 +38,11 @@ class Shelf(Sources):
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         versions = job.rollouts.get(rollout_id, [])
         token, answer = client.answered.get("publish", ("", None))
-        for located in versions:
-            if located.payload.token == payload.token and located.payload.vault == payload.vault:
+        for at, located in enumerate(versions):
+            if located.payload.token == payload.token:  # a retry, because the answer was lost
+                versions[at] = located = self._lies_at(job, located, payload)
                 return True, located
-        if token == payload.token:  # a retry, because the answer was lost: its vault or the broker died
+        if token == payload.token:  # so is this: its vault died, or it was acked
             if answer.version and (rollout_id in job.lost or rollout_id in job.rollouts):
                 answer = replace(answer, payload=payload, serial=job.serial)
                 job.serial += 1
@@ -124,6 +126,8 @@ class Shelf(Sources):
                     source = job.sources.get(-1 if position is None else position)
                     if position is not None and source is not None and source.token == found.payload.token:
                         job.sources[position] = found.payload
+                    if found.rollout_id in job.done:
+                        self._shed(job, found.rollout_id)
                     return True
         for key, value in job.values.items():
             if (value.serial, value.payload.token) == (serial, token):
@@ -182,7 +186,7 @@ class Shelf(Sources):
         jobs = self.jobs.values()
         held = [v.payload for job in jobs for versions in job.rollouts.values() for v in versions]
         held += [value.payload for job in jobs for value in job.values.values()]
-        return {payload.vault.partition("/")[0] for payload in held}
+        return {payload.vault.partition("/")[0] for payload in held if payload.vault}
 
     def forget(self, job_id: str) -> None:
         """Free everything a job holds and forget it. Raises Refused while a client of it is alive."""
@@ -192,6 +196,11 @@ class Shelf(Sources):
         self._free_all(job)
         del self.jobs[job_id]
         self.clients = {k: c for k, c in self.clients.items() if c.info.job_id != job_id}
+
+    def expire(self) -> list[str]:
+        """Free what has been acked for longer than it is retained; ids of the jobs concerned. To be called now and
+        then."""
+        return [job.job_id for job in self.jobs.values() if job.retain_s is not None and self._make_room(job)]
 
     # ------------------------------------------------------------------ after a restart, see snapshot.py
 
@@ -213,13 +222,15 @@ class Shelf(Sources):
             if not known:
                 self._take_position(job, record.rollout_id, record.payload)
             elif record.rollout_id in job.positions:
-                self._note_source(job, job.positions[record.rollout_id], record.payload)
+                position = job.positions[record.rollout_id]
+                if position not in job.sources or job.sources[position].token != record.payload.token:
+                    self._note_source(job, position, record.payload)
             self._cover(job, record.rollout_id)
         job.serial = max(job.serial, record.serial + 1)
 
     def reconcile(self, job: Job) -> list[int]:
         """After the last `put_back`: what no vault holds any more is lost; returned are the ids."""
-        job.held_bytes = sum(v.payload.nbytes for versions in job.rollouts.values() for v in versions)
+        job.held_bytes = sum(in_memory(v.payload) for versions in job.rollouts.values() for v in versions)
         gone = [rollout_id for rollout_id in job.readable if rollout_id not in job.rollouts]
         for rollout_id in gone:
             self._missing(job, rollout_id)
@@ -265,18 +276,41 @@ class Shelf(Sources):
                     heapq.heappush(group.ready, rollout_id)
         job.rollouts.setdefault(rollout_id, []).append(located)
         self._note_stored(job, located)
-        job.held_bytes += located.payload.nbytes
+        job.held_bytes += in_memory(located.payload)
         job.ever.add(rollout_id)
         job.readable.add(rollout_id)
         if located.version > 1:
             job.again[rollout_id] = max(located.version, job.again.get(rollout_id, 0))
         job.demands.discard(rollout_id)
         job.lost.discard(rollout_id)
+        if rollout_id in job.done:
+            self._shed(job, rollout_id)
+
+    def _lies_at(self, job: Job, located: Located, payload: Payload) -> Located:
+        """The same version is handed over again, by the vault of `payload`: where it lies from now on."""
+        old = located.payload
+        if old.vault == payload.vault:
+            return located
+        shed = not old.vault  # acked since, and kept in the durable store alone
+        over = payload if shed else old
+        if shed or not _is_of(payload.vault, old.vault.partition("/")[0]):  # else that vault was restarted
+            self._drops += [(over.vault, over.token), (over.vault, f"{over.token}.source")][: 1 + over.source_apart]
+        if over.stored and old.stored != payload.stored:
+            names = [over.stored, source_name(over.stored)][: 1 + over.source_apart]
+            self._store_drops += [(job.job_id, name) for name in names]
+        if shed:
+            return located
+        position = job.positions.get(located.rollout_id, -1)
+        if position in job.sources and job.sources[position].token == old.token:
+            job.sources[position] = payload
+        located = replace(located, payload=payload)
+        self._note_stored(job, located)
+        return located
 
     def _unshelve(self, job: Job, rollout_id: int) -> None:
         """Nobody can have it any more."""
         for located in job.rollouts.pop(rollout_id, []):
-            job.held_bytes -= located.payload.nbytes
+            job.held_bytes -= in_memory(located.payload)
             self._drop(job, located)
         job.readable.discard(rollout_id)
 
@@ -289,7 +323,7 @@ class Shelf(Sources):
             return f"{gone.key} version {gone.version}"
         rollout_id = gone.rollout_id
         job.rollouts[rollout_id].remove(gone)
-        job.held_bytes -= gone.payload.nbytes
+        job.held_bytes -= in_memory(gone.payload)
         if not job.rollouts[rollout_id]:
             del job.rollouts[rollout_id]
             self._missing(job, rollout_id)
@@ -323,7 +357,9 @@ class Shelf(Sources):
         if rollout_id in job.lost or rollout_id in job.rollouts:
             job.lost.discard(rollout_id)
             job.demands.discard(rollout_id)
-            job.done.setdefault(rollout_id)
+            if rollout_id not in job.done:
+                job.done[rollout_id] = self._wall()
+            self._shed(job, rollout_id)
             self._make_room(job)
 
     def _cover(self, job: Job, rollout_id: int) -> None:
@@ -335,12 +371,31 @@ class Shelf(Sources):
         if covering:
             self._settle(job, rollout_id)
 
-    def _make_room(self, job: Job) -> None:
-        """Retention holds as far as its number and the bound on bytes allow."""
-        while job.done and (len(job.done) > job.retain or self._over_bytes(job)):
-            oldest = next(iter(job.done))
+    def _shed(self, job: Job, rollout_id: int) -> None:
+        """Everybody has had it, and it lies in the durable store: the object store need not hold it."""
+        for at, located in enumerate(versions := job.rollouts.get(rollout_id, [])):
+            payload = located.payload
+            if payload.stored and payload.vault:
+                job.held_bytes -= payload.nbytes
+                self._drops.append((payload.vault, payload.token))
+                versions[at] = kept = replace(located, payload=replace(payload, vault=""))
+                self._note_stored(job, kept)
+
+    def _make_room(self, job: Job) -> bool:
+        """Retention holds as far as its bounds, and that on the object store, allow. Whether anything was freed."""
+        before = len(job.done)
+        while (oldest := self._oldest_too_much(job)) is not None:
             del job.done[oldest]
             self._free(job, oldest)
+        return len(job.done) < before
+
+    def _oldest_too_much(self, job: Job) -> int | None:
+        if too_much(job, self._wall()):
+            return next(iter(job.done))
+        if not self._over_bytes(job):
+            return None
+        in_the_way = (r for r in job.done if not all(v.payload.stored for v in job.rollouts.get(r, [])))
+        return next(in_the_way, None)
 
     @staticmethod
     def _over_bytes(job: Job, more: int = 0) -> bool:

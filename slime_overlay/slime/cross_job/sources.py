@@ -49,7 +49,7 @@ class Sources(Roster):
     def take_drops(self) -> list[tuple[str, str]]:
         """(vault, token) of payloads that nobody can ask for any more; each is told once."""
         drops, self._drops = self._drops, []
-        return drops
+        return [(vault, token) for vault, token in drops if vault]  # what no vault holds needs no telling
 
     def take_store_drops(self) -> list[tuple[str, str]]:
         """(job id, name) of what may be freed in durable stores; each is told once."""

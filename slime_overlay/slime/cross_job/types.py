@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import BadInput
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
 
 DEFAULT_NAMESPACE = "slime_shared"
@@ -125,6 +125,8 @@ class ClientInfo:
     node_id: str = ""
     host: str = ""
     pid: int = 0
+    cluster: str = ""  # its broker says which Ray cluster that is
+    one_cluster: bool = False  # it exchanges handles of actors with its peer: both must be on one cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class Payload:
     """Where a published payload lies: `token` names it inside `vault`; `parts` objects of `nbytes` bytes in all.
 
     `vault` is the vault's actor name, and after a slash its incarnation: what was restarted holds nothing of before.
+    Empty: it lies in the durable store only.
     """
 
     token: str

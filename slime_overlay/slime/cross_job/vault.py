@@ -30,6 +30,8 @@ from .errors import (
     BadInput,
     CrossJobError,
     Fenced,
+    Forgotten,
+    NotStored,
     PayloadLost,
     StoreFull,
     StoreUnreachable,
@@ -43,6 +45,7 @@ from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload
 logger = logging.getLogger(__name__)
 
 _BROKER_S = 120.0
+_HEARD_S = 5.0
 _REMEMBERED_CALLS = 256
 _BEHIND = 8  # payloads that may be published and not yet stored durably (write-behind); then it waits for one
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
@@ -220,12 +223,12 @@ class Vault:
             await self.drop([token, f"{token}.source"])
             raise
         taken = not isinstance(recorded, Located) or recorded.version > 0
-        if recorded.payload.token == token and taken:
+        if recorded.payload.token == token and taken and recorded.payload.vault:
             self._records[token] = recorded
             if durably is not None and durably.behind:
                 self._behind[token] = asyncio.ensure_future(self._store(durably, about, recorded, refs, apart))
                 self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
-        else:  # the same content as the version that is there, or not taken
+        else:  # the same content as the version that is there, or not taken, or it lies in the store alone
             await self.drop([token, f"{token}.source"])
         return recorded
 
@@ -283,21 +286,29 @@ class Vault:
             return await self._tell("put_value", target.client_id, target.key, payload, target.version)
         call = ("publish", target.client_id, target.rollout_id, payload)
         recorded, located = await self._tell(*call, compare=payload.num_samples >= 0)
-        if not recorded and not await self._equal(located.payload, refs):
+        if not recorded and not await self._equal(located.payload, refs, target.durably):
             recorded, located = await self._tell(*call, compare=False)
         return located
 
-    async def _equal(self, old: Payload, refs: list[Any]) -> bool:
+    async def _equal(self, old: Payload, refs: list[Any], durably: Durably | None) -> bool:
         """Whether the bytes of an earlier version equal these; only asked where all else is the same."""
         try:
-            name = old.vault.partition("/")[0]
-            vault = self if name == self._name else None
-            handle: Any = None if vault else await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-            old_refs = await (vault.open(old.token) if vault else handle.open.remote(old.token))
+            old_refs = await self._refs_of(old, durably)
             pairs = [(await old_ref, await ref) for old_ref, ref in zip(old_refs, refs, strict=True)]
             return await asyncio.to_thread(lambda: all(_same_bytes(*pair) for pair in pairs))
-        except (PayloadLost, ValueError, ray.exceptions.RayError):
+        except (PayloadLost, StoreUnreachable, NotStored, ValueError, ray.exceptions.RayError):
             return False
+
+    async def _refs_of(self, old: Payload, durably: Durably | None) -> list[Any]:
+        """Where it lies now: in a vault, or in the durable store alone."""
+        if not old.vault and durably is not None:
+            return await self._deposits.load(durably.uri, durably.job_id, old.stored)
+        name = old.vault.partition("/")[0]
+        if name == self._name:
+            return await self.open(old.token)
+        handle: Any = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+        refs: list[Any] = await handle.open.remote(old.token)
+        return refs
 
     async def _tell(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Call the broker until it answers: every call carries its token, so that asking twice does no harm."""
@@ -310,9 +321,10 @@ class Vault:
                     )
                 return await self._broker_handle.call.remote(operation, *args, **kwargs)
             except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
-                # where its journal's store is away, it knows what it was told, and cannot keep it for now
-                away = isinstance(error.cause, StoreUnreachable)
-                if not away or asyncio.get_running_loop().time() > deadline:
+                # where its journal's store is away, it knows what it was told, and cannot keep it for now; one that
+                # follows another, and was restarted, hears of its clients with their next sign of life
+                patience_s = {StoreUnreachable: _BROKER_S, Forgotten: _HEARD_S}.get(type(error.cause), 0.0)
+                if asyncio.get_running_loop().time() >= deadline - _BROKER_S + patience_s:
                     raise error.cause from None
             except (ValueError, ray.exceptions.RayActorError) as error:
                 self._broker_handle = None

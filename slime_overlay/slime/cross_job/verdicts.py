@@ -45,6 +45,7 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
         "activity": client.activity,
         "ray_job_id": client.info.ray_job_id,
         "submission_id": client.info.submission_id,
+        "cluster": client.info.cluster,
         "reason": client.reason,
         "state": client.state,
     }

@@ -31,6 +31,11 @@ Data = Any | Sequence[Any]
 class Store(ABC):
     """See the module. `uri` is how it was named, `shown` the same without passwords."""
 
+    compare_and_set = True
+    """Whether `create` holds against writers on other machines."""
+    look_every_s = 0.03
+    """How often it bears being asked what is new."""
+
     def __init__(self, uri: str):
         self.uri = uri
         self.shown = without_password(uri)

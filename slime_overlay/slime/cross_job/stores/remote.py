@@ -24,6 +24,9 @@ _TEMPORARY = ".part-"
 class RemoteStore(Store):
     """See the module."""
 
+    compare_and_set = False
+    look_every_s = 1.0
+
     def __init__(self, uri: str, filesystem: fs.FileSystem, root: str):
         super().__init__(uri)
         self._fs, self._root = filesystem, root.rstrip("/")

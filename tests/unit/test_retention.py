@@ -1,0 +1,98 @@
+"""How long what every group has acked can still be had, and where it lies meanwhile."""
+
+from slime.cross_job.ledger import Ledger
+
+from .ledger_hands import attach, figures, publish, train
+
+
+def ids(ledger: Ledger) -> list[int]:
+    return [located.rollout_id for located in ledger.catalog()]
+
+
+def test_what_is_acked_is_retained_for_a_time(ledger, clock):
+    attach(ledger, "p", retain_s=10.0)
+    attach(ledger, "c")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+        train(ledger, rollout_id)
+        clock.now += 4
+    assert ledger.expire() == ["exp"]
+    assert ids(ledger) == [1, 2]
+    assert ledger.expire() == []
+    clock.now += 20
+    publish(ledger, 3)
+    assert ids(ledger) == [3], "what is not acked stays, however old"
+    clock.now += 1000
+    assert ledger.expire() == []
+    assert ids(ledger) == [3]
+
+
+def test_what_is_acked_is_retained_up_to_so_many_bytes(ledger):
+    attach(ledger, "p", retain_bytes=25)
+    attach(ledger, "c")
+    for rollout_id in range(4):
+        publish(ledger, rollout_id)
+    train(ledger, 0, 1, 2)
+    assert ids(ledger) == [1, 2, 3]
+    train(ledger, 3)
+    assert ids(ledger) == [2, 3]
+
+
+def test_every_bound_on_retention_counts(ledger, clock):
+    attach(ledger, "p", retain=2, retain_s=10.0, retain_bytes=1000)
+    attach(ledger, "c")
+    for rollout_id in range(4):
+        publish(ledger, rollout_id)
+    train(ledger, 0, 1, 2)
+    assert ids(ledger) == [1, 2, 3]
+    clock.now += 11
+    assert ledger.expire() == ["exp"]
+    assert ids(ledger) == [3]
+
+
+def test_what_everybody_has_had_and_the_store_holds_leaves_the_object_store(ledger):
+    attach(ledger, "p", retain=5, max_bytes=15, store="memory://x")
+    attach(ledger, "c")
+    publish(ledger, 0, stored="n0")
+    assert figures(ledger, "held_bytes") == [10]
+    train(ledger, 0)
+    assert ledger.take_drops() == [("v1/a", "t0")]
+    assert figures(ledger, "held_bytes", "retained") == [0, 1]
+    assert ledger.get("exp", 0).payload.vault == ""
+    publish(ledger, 1, stored="n1")
+    assert ledger.held_back(ledger.jobs["exp"]) is not None, "what is not acked fills it"
+    train(ledger, 1)
+    assert ledger.held_back(ledger.jobs["exp"]) is None
+    assert ids(ledger) == [0, 1], "the bound on the object store frees nothing that lies elsewhere"
+    assert ledger.vault_lost("v1") == {}
+    attach(ledger, "c2", ray_job="other")
+    ledger.end("c", "dead", "")
+    assert ledger.resume("c2", 0)["again"] == [0, 1]
+    assert ledger.claim("c2", 0).payload.stored == "n0"
+
+
+def test_a_retry_after_it_left_the_object_store_makes_no_second_version(ledger):
+    attach(ledger, "p", retain=5, store="memory://x")
+    attach(ledger, "c")
+    publish(ledger, 0, stored="n0")
+    train(ledger, 0)
+    ledger.take_drops()
+    located = publish(ledger, 0, stored="n0-again", vault="v1/b")
+    assert (located.version, located.payload.vault, located.payload.stored) == (1, "", "n0")
+    assert len(ledger.versions("exp", 0)) == 1
+    assert ledger.take_drops() == [("v1/b", "t0")]
+    assert ledger.take_store_drops() == [("exp", "n0-again")]
+
+
+def test_a_retry_by_a_vault_that_was_restarted_makes_no_second_version(ledger):
+    """What is stored does not go with its vault, so the version is there still."""
+    attach(ledger, "p", store="memory://x")
+    attach(ledger, "c")
+    publish(ledger, 0, stored="n0", source={"n": 1}, source_apart=True)
+    assert ledger.vault_lost("v1", "b") == {}
+    located = publish(ledger, 0, stored="n0-again", vault="v1/b", source={"n": 1}, source_apart=True)
+    assert (located.version, located.payload.vault, located.payload.stored) == (1, "v1/b", "n0-again")
+    assert len(ledger.versions("exp", 0)) == 1
+    assert ledger.take_drops() == [], "the new one holds it under the same token"
+    assert ledger.take_store_drops() == [("exp", "n0"), ("exp", "n0-source")]
+    assert ledger.source_before("p", 1)[1].stored == "n0-again"
