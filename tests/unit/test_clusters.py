@@ -332,3 +332,46 @@ def test_a_job_that_is_followed_for_nobody_is_forgotten(two, run, uri):
         assert not there.broker._books.is_open("exp"), "nobody here needs it"
 
     run(test())
+
+
+def test_a_broker_that_was_restarted_while_another_took_its_place_follows(two, vault, run, uri):
+    """What its vaults remember of the job is older than what the other has written since."""
+    here, there = two
+
+    async def test() -> None:
+        await here.attach("producer", "p", uri, dead_after_s=600.0)
+        await there.attach("consumer", "c", uri, dead_after_s=600.0)
+        await here.broker.vault_here(vault._name, vault._incarnation)
+        here.sleep()
+        while not there.broker._books.is_open("exp"):
+            await asyncio.sleep(1)
+        await there.broker.call("demand", "c", 3)
+        again = Cluster("a")
+        again.broker._books.me, again.broker._books.cluster = "a", "a"
+        again.broker._know_the_cluster = lambda: asyncio.sleep(0)
+        again.broker._keeper._namespace = "ns"  # where that vault is
+        await again.broker.hello()
+        assert await again.broker.wait(60, "next_demand", "p") == 3
+        assert "exp" not in again.broker._ledger.jobs
+        await asyncio.sleep(1)
+        assert "exp" not in vault._snapshots, "it is not what holds any more"
+
+    run(test())
+
+
+def test_an_operator_may_start_anew_on_the_cluster_of_a_follower(two, run, uri):
+    """The keeper's cluster is lost, with slime's jobs on it; those of a follower do not wait for its leases."""
+    here, there = two
+
+    async def test() -> None:
+        await here.attach("producer", "p", uri, one_cluster=True, dead_after_s=600.0)
+        await there.attach("consumer", "archive", uri, group="archive", dead_after_s=600.0)
+        here.sleep()
+        await asyncio.sleep(20)
+        assert not there.broker._books.is_open("exp")
+        await there.attach("producer", "p2", uri, one_cluster=True)
+        assert there.broker._books.is_open("exp")
+        assert there.broker._ledger.clients["p"].reason == "its cluster was lost"
+        await there.broker.call("heartbeat", "archive", "waiting")
+
+    run(test())

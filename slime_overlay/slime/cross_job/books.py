@@ -86,11 +86,12 @@ class Books:
         """How often the store of this job bears being asked for mail."""
         return self._stores[self._uris[job_id]].look_every_s
 
-    async def open(self, job_id: str, uri: str, silent_s: float | None = None) -> None:
+    async def open(self, job_id: str, uri: str, silent_s: float | None = None, started_anew: bool = False) -> None:
         """Keep the journal of this job, in this store; go on with what it says, where the ledger knows less.
 
         Args:
             silent_s: for so long its keeper has given no sign of life, as its followers saw; None: find it out.
+            started_anew: by its operator, here: who was on the cluster of a keeper that is silent is over.
 
         Raises:
             KeptElsewhere: the broker of another cluster keeps it. Refused: the job has another store.
@@ -106,17 +107,22 @@ class Books:
                 return
             store = await self.store(uri)
             journal = Journal(store, job_id)
-            followed = silent_s is not None
+            followed = silent_s is not None and not started_anew
             keeper = await asyncio.to_thread(keeper_of, store, job_id)
             if silent_s is None:
-                silent_s = await self._wait_for_silence(store, job_id, uri, keeper)
+                try:
+                    silent_s = await self._wait_for_silence(store, job_id, uri, keeper)
+                except KeptElsewhere as error:
+                    mine = self._ledger.jobs.get(job_id)
+                    if mine is not None and not mine.complete and mine.store != uri:
+                        raise self._began_without(store, job_id) from None
+                    if mine is not None:  # what vaults remember of it is older
+                        self._let_go(job_id, uri, str(error))
+                    raise
             found = await asyncio.to_thread(journal.load)
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
-                raise Refused(
-                    f"job {job_id} has begun here without {store.shown}, which holds one of that name: stop the jobs "
-                    "that are here, and give all of them the same --cross-job-store, or choose another --job-id"
-                )
+                raise self._began_without(store, job_id)
             if found is not None and (known is None or known.complete or known.revision < found[0].revision):
                 if followed:
                     self._check_takeover(*found)
@@ -160,7 +166,7 @@ class Books:
                 continue
             except Fenced as error:
                 logger.critical("%s", error)
-                raise self._let_go(entry.job_id, str(error)) from None
+                raise self._let_go(entry.job_id, self._uris[entry.job_id], str(error)) from None
             except (StoreFull, StoreUnreachable) as error:
                 if asyncio.get_running_loop().time() > deadline:
                     self._given_up[entry.job_id] += entry.drops
@@ -193,12 +199,7 @@ class Books:
 
     async def beat(self) -> None:
         """Give a sign of life in every store; to be called every BEAT_S seconds."""
-        for job_id in [*self._journals]:
-            try:
-                if await self._still_ours(job_id):
-                    await self._beat(job_id)
-            except CrossJobError as error:
-                logger.warning("job %s: no sign of life in its durable store: %s", job_id, error)
+        await asyncio.gather(*map(self._beat_if_ours, [*self._journals]))  # a store that is away holds up no other
 
     async def collect(self) -> int:
         """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was."""
@@ -221,7 +222,7 @@ class Books:
         """Let the job go, so that the next broker that asks for it keeps it, at once. What is known of it must have
         been written."""
         store = self._stores[self._uris[job_id]]
-        self._let_go(job_id, "it was handed on")
+        self._let_go(job_id, self._uris[job_id], "it was handed on")
         await asyncio.to_thread(store.delete, [f"{job_id}/{_KEEPER}"])
 
     def is_ours(self, info: ClientInfo) -> bool:
@@ -262,12 +263,18 @@ class Books:
             return True
         if journal is not None:
             logger.critical("job %s is kept by another broker now", job_id)
-            self._let_go(job_id, "another broker keeps its job now")
+            self._let_go(job_id, self._uris[job_id], "another broker keeps its job now")
         return False
 
-    def _let_go(self, job_id: str, why: str) -> KeptElsewhere:
+    @staticmethod
+    def _began_without(store: Store, job_id: str) -> Refused:
+        return Refused(
+            f"job {job_id} has begun here without {store.shown}, which holds one of that name: stop the jobs that are "
+            "here, and give all of them the same --cross-job-store, or choose another --job-id"
+        )
+
+    def _let_go(self, job_id: str, uri: str, why: str) -> KeptElsewhere:
         """Forget the job, but for who works on it here: that is to be told to whoever keeps it now."""
-        uri = self._uris[job_id]
         clients = [c for c in self._ledger.clients.values() if c.info.job_id == job_id]
         self.let_go[job_id] = (uri, [c.info for c in clients if c.live and self.is_ours(c.info)])
         self._close(job_id)
@@ -282,6 +289,13 @@ class Books:
 
     def _archive(self, job_id: str) -> Archive:
         return Archive(self._stores[self._uris[job_id]], job_id)
+
+    async def _beat_if_ours(self, job_id: str) -> None:
+        try:
+            if await self._still_ours(job_id):
+                await self._beat(job_id)
+        except CrossJobError as error:
+            logger.warning("job %s: no sign of life in its durable store: %s", job_id, error)
 
     async def _beat(self, job_id: str) -> None:
         self._beats += 1

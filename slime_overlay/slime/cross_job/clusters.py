@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .books import BEAT_S, Books, keeper_of
+from .books import BEAT_S, SILENT_S, Books, keeper_of
 from .errors import CrossJobError, KeptElsewhere, Refused, StoreUnreachable
 from .follower import Follower
 from .keeper import Keeper
@@ -120,8 +120,8 @@ class Clusters(ABC):
     def _stamped(self, info: ClientInfo) -> ClientInfo:
         return replace(info, cluster=self._books.cluster)
 
-    async def _follow(self, job_id: str, uri: str) -> None:
-        """Another broker keeps this job; unless it is this one by now."""
+    async def _follow(self, job_id: str, uri: str, clients: Sequence[ClientInfo] = ()) -> None:
+        """Another broker keeps this job, on which these clients work here; unless it is this one by now."""
         if self._books.is_open(job_id):
             return
         store = await self._books.store(uri)
@@ -131,23 +131,28 @@ class Clusters(ABC):
                 "job %s is kept by the broker of another cluster, which is asked in %s", job_id, store.shown
             )
         follower, now = self._followers[job_id], asyncio.get_running_loop().time()
-        for info in self._books.let_go.pop(job_id, ("", []))[1]:
+        for info in clients:
             follower.clients[info.client_id], follower.heard[info.client_id] = info, now
 
     async def _follow_what_was_let_go(self) -> None:
-        for job_id, (uri, clients) in [*self._books.let_go.items()]:
+        while self._books.let_go:
+            job_id, (uri, clients) = self._books.let_go.popitem()
             if clients:
-                await self._follow(job_id, uri)
-            self._books.let_go.pop(job_id, None)
+                await self._follow(job_id, uri, clients)
+            self._spawn(self._keeper.let_go(job_id))
 
     async def _take_on(self, follower: Follower) -> None:
         """Keep a job that another broker keeps, for clients that need it here. Raises Refused: it is needed there."""
+        silent_s = asyncio.get_running_loop().time() - follower.beat_at
+        if silent_s > SILENT_S:
+            await self._kept_here(follower, silent_s, started_anew=True)
+            return
         await follower.ask("hand_on", (follower.job_id,), {})
         await self._kept_here(follower, 0.0)
 
-    async def _kept_here(self, follower: Follower, silent_s: float) -> None:
+    async def _kept_here(self, follower: Follower, silent_s: float, started_anew: bool = False) -> None:
         """Keep what was followed."""
-        await self._books.open(follower.job_id, follower.uri, silent_s)
+        await self._books.open(follower.job_id, follower.uri, silent_s, started_anew)
         await self._keeper.keep(follower.job_id)  # of two that try one learns here that it came too late
         self._followers.pop(follower.job_id, None)
         follower.end(KeptElsewhere(f"job {follower.job_id} is kept here now", follower.job_id, follower.uri))
@@ -164,22 +169,27 @@ class Clusters(ABC):
         if not follower.clients and now - max(follower.used_at, follower.beat_at) > _IDLE_S:
             self._followers.pop(follower.job_id, None)
             return
-        for client_id, info in [*follower.clients.items()]:
-            if now - follower.heard[client_id] > _ASK_RAY_AFTER_S and (reason := await self._over_reason(info)):
-                logger.warning("job %s: %s is dead: %s", follower.job_id, info.role, reason)
-                await follower.ask("call", ("end", client_id, DEAD, reason), {})
         beat = await asyncio.to_thread(keeper_of, follower.store, follower.job_id)
         if beat != follower.beat:
             follower.beat, follower.beat_at = beat, now
-        elif now - follower.beat_at > TAKE_OVER_S and follower.clients and follower.store.compare_and_set:
+        elif (
+            now - max(follower.beat_at, follower.tried_at) > TAKE_OVER_S
+            and follower.clients
+            and follower.store.compare_and_set
+        ):
             logger.critical(
                 "job %s: its keeper is silent for %.0f s: it is kept here now", follower.job_id, TAKE_OVER_S
             )
-            follower.beat_at = now  # not at every beat, where that does not succeed
+            follower.tried_at = now  # not at every beat, where that does not succeed
             try:
                 await self._kept_here(follower, TAKE_OVER_S)
             except Refused as error:
                 logger.error("%s", error)
+            return
+        for client_id, info in [*follower.clients.items()]:
+            if now - follower.heard[client_id] > _ASK_RAY_AFTER_S and (reason := await self._over_reason(info)):
+                logger.warning("job %s: %s is dead: %s", follower.job_id, info.role, reason)
+                await follower.ask("call", ("end", client_id, DEAD, reason), {})
 
     # ------------------------------------------------------------------ inside: of those that are kept here
 
@@ -191,7 +201,13 @@ class Clusters(ABC):
         await asyncio.sleep(max(every_s, _SELDOM_S) if quiet else every_s)
         for job_id in self._books.kept:
             mail = self._books.mail(job_id)
-            for name in await asyncio.to_thread(mail.questions):
+            try:
+                names = await asyncio.to_thread(mail.questions)
+            except CrossJobError as error:
+                logger.info("job %s: cannot look for questions: %s", job_id, error)
+                await asyncio.sleep(_SELDOM_S)
+                continue
+            for name in names:
                 self._asked_at = loop.time()
                 if name not in self._answering:
                     self._answering.add(name)

@@ -37,6 +37,7 @@ class Follower:
         self.heard: dict[str, float] = {}  # by client id: when it last asked anything (loop's clock)
         self.beat: Any = None  # the keeper's last sign of life
         self.beat_at = self.used_at = asyncio.get_running_loop().time()  # when that was first seen; the last question
+        self.tried_at = 0.0  # to keep the job in the place of a keeper that is silent
         self._mail = Mail(store, job_id)
         self._me = uuid.uuid4().hex
         self._pending: dict[str, asyncio.Future[None]] = {}

@@ -187,8 +187,12 @@ class Keeper:
 
     async def forget(self, job_id: str) -> None:
         """The job is forgotten; so is its snapshot."""
-        self._jobs.pop(job_id, None)
         await self.books.forget(job_id)
+        await self.let_go(job_id)
+
+    async def let_go(self, job_id: str) -> None:
+        """Another broker keeps the job: what vaults have of it lies in its store, too."""
+        self._jobs.pop(job_id, None)
         asked = [vault.forget.remote(job_id) for vault in self._vaults.values()]
         await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
 
