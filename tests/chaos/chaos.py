@@ -34,7 +34,9 @@ from supervisor import JOB_ID, SETTINGS, Supervisor  # noqa: E402
 
 from redis_server import RedisServer  # noqa: E402
 
-RECOVER_S = 90.0  # after which a run that makes no step hangs
+RECOVER_S = 90.0  # after which a run that makes no step hangs,
+_STARTS = 8  # or after as many times what its jobs took to their first step, where the machine is slow
+_FIRST_S = 300.0
 _out = sys.stdout
 _DOUBLE = 0.15  # how often a second fault comes before the first is recovered from
 
@@ -61,12 +63,13 @@ class Chaos:
         self._run, self._random = run, random.Random(seed)
         self._chosen, self._queue = chosen, list[str]()
         self._began = time.monotonic()
+        self.patience_s = _FIRST_S
         self.records: list[Record] = []
         self.refused: collections.Counter[str] = collections.Counter()
 
     def go_on_for(self, seconds: float, most: int) -> None:
         """From the first training step on. Raises Hang, or AssertionError where a fault did not take effect."""
-        self._recovered(time.monotonic())
+        self.patience_s = max(RECOVER_S, _STARTS * self._recovered(time.monotonic()))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and len(self.records) < most:
             taken = [found for found in [self._inject()] if found]
@@ -99,8 +102,8 @@ class Chaos:
         def ended() -> float | None:
             return min((s["ended"] for s in lines(path) if s["began"] > since), default=None)
 
-        if not wait_until(lambda: ended() is not None, RECOVER_S, 0.1):
-            raise Hang(f"no training step within {RECOVER_S:.0f} s")
+        if not wait_until(lambda: ended() is not None, self.patience_s, 0.1):
+            raise Hang(f"no training step within {self.patience_s:.0f} s")
         return (ended() or since) - since
 
 
@@ -155,7 +158,7 @@ def inject(args: argparse.Namespace, cluster: Cluster, folder: Path, pythonpath:
         archiver.start()
         supervisor.start()
         chaos.go_on_for(60 * args.minutes, args.most)
-        failures += finish(run, archiver)
+        failures += finish(run, archiver, chaos.patience_s)
     except Exception as error:
         if not isinstance(error, (Hang, AssertionError)):
             say(traceback.format_exc())
@@ -192,13 +195,13 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def finish(run: Run, archiver: Archiver) -> list[str]:
+def finish(run: Run, archiver: Archiver, patience_s: float) -> list[str]:
     """Let both jobs, and the archive, come to their end; returns what went wrong."""
     run.supervisor.finishing.set()
     (run.folder / "finish").touch()
-    if not wait_until(run.supervisor.through, RECOVER_S, 0.2):
+    if not wait_until(run.supervisor.through, patience_s, 0.2):
         return ["the jobs did not come to their end"]
-    if not archiver.through.wait(RECOVER_S) or archiver.error is not None:
+    if not archiver.through.wait(patience_s) or archiver.error is not None:
         return [f"the other consumer group did not come to its end: {archiver.error!r}"]
     status = run.supervisor.status()
     (run.folder / "status.jsonl").write_text(json.dumps(status) + "\n")
@@ -257,6 +260,7 @@ def summary(
         "archived": found.archived,
         "not_carried_out": dict(chaos.refused),
         "jobs_started": len(supervisor.jobs),
+        "patience_s": round(chaos.patience_s, 1),
         "recovery_s": {name: _quantiles(values) for name, values in sorted(by_name.items())},
         "records": [asdict(record) for record in chaos.records],
     }
