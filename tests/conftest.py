@@ -38,12 +38,24 @@ def _servers() -> Iterator[Callable[..., RedisServer]]:
         server.stop()
 
 
+_deselected: list[pytest.Item] = []
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _deselected.extend(items)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """End with a table of what was not run."""
     skipped = terminalreporter.stats.get("skipped", [])
     terminalreporter.section("not run")
-    if not skipped:
+    if not skipped and not _deselected:
         terminalreporter.write_line("everything that was selected was run")
+    left_out = [item.nodeid for item in _deselected if item.get_closest_marker("again")]
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} tests that show at another pin what is shown at one (again):")
+    for nodeid in left_out:
+        terminalreporter.write_line(f"    {nodeid}")
     for report in skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         terminalreporter.write_line(f"{report.nodeid:80} {reason}")

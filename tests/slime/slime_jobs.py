@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import single_job
 from ray.job_submission import JobSubmissionClient
 from ray_jobs import SubmittedJob, wait_for
@@ -15,6 +16,11 @@ ROLLOUTS = 5
 FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
 """What is equal in equal trainings; `tokens` hashes every rank's samples, `checksum` the weights after the step."""
 CROSS_JOB = ("--enable-cross-job-communication", "--job-id")
+
+
+def at_pins(*first: str, again: tuple[str, ...] = ()) -> Any:
+    """Run a test at these pins, and at those of `again` too, which .ci/run leaves out."""
+    return pytest.mark.parametrize("pin", [*first, *(pytest.param(pin, marks=pytest.mark.again) for pin in again)])
 
 
 @dataclass

@@ -5,12 +5,12 @@ import time
 
 import pytest
 from ray_jobs import wait_for
-from slime_jobs import end_well
+from slime_jobs import at_pins, end_well
 
 from slime.cross_job.errors import NoResources, Refused
 
 
-@pytest.mark.parametrize("pin", ["079dbcf", "v0.1.0"])
+@at_pins("079dbcf", again=("v0.1.0",))
 def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
     run = new_run(pin, "gpus", env={"SLIME_CPU_REAL_MODULES": "slime.backends.sglang_utils.sglang_engine"})
     job = run.start_script("engine_gpus.py")

@@ -5,9 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-import pytest
 import single_job
-from slime_jobs import Run
+from slime_jobs import Run, at_pins
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROLLOUTS = 18
@@ -21,7 +20,7 @@ def launch(run: Run, role: str) -> subprocess.Popen[str]:
         return subprocess.Popen([*command, "--", *run.arguments()], stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
+@at_pins("v0.3.1", again=("079dbcf",))
 def test_the_split_pair_learns_on_real_parts(pin, new_run):
     run = new_run(pin, "real", engine="sglang", probe=True, options={"num_rollout": ROLLOUTS})
     jobs = {role: launch(run, role) for role in ("rollout", "train")}

@@ -1,6 +1,6 @@
 """slime's own train.py and train_async.py give the same training in one job and in two: same data, same losses."""
 
-from slime_jobs import FIGURES, ROLLOUTS, end_as_upstream, end_well, weights_that_generated
+from slime_jobs import FIGURES, ROLLOUTS, at_pins, end_as_upstream, end_well, weights_that_generated
 
 
 def test_two_jobs_train_as_one(pin, new_run, single):
@@ -18,6 +18,7 @@ def test_two_jobs_train_as_one(pin, new_run, single):
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
 
 
+@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
 def test_one_ahead_is_train_async(pin, new_run, single):
     """With --cross-job-max-ahead 1 slime's synchronous train.py trains as its train_async.py does in one job."""
     expected = single(pin, "train_async.py")
@@ -30,6 +31,7 @@ def test_one_ahead_is_train_async(pin, new_run, single):
     assert weights_that_generated(train) == {step: max(0, step - 1) for step in range(ROLLOUTS)}
 
 
+@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
 def test_train_async_in_two_jobs(pin, new_run, single):
     """slime's own train_async.py as the train job."""
     run = new_run(pin, "async")

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from ray_jobs import SubmittedJob, wait_for
-from slime_jobs import FIGURES, ROLLOUTS, Run, end_well, weights_that_generated
+from slime_jobs import FIGURES, ROLLOUTS, Run, at_pins, end_well, weights_that_generated
 
 KILLED_AT = 3  # while this rollout is being generated
-
-both_eras = pytest.mark.parametrize("pin", ["079dbcf", "v0.3.1"])
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def kill_there(hold: Path, job: SubmittedJob, *jobs: SubmittedJob) -> None:
     hold.unlink()
 
 
-@both_eras
+@at_pins("v0.3.1", again=("079dbcf",))
 def test_a_rollout_job_that_was_killed(pin, run, single):
     """The trainer waits, gives its weights to the new engines, and gets the rollout that was lost in the making."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -52,7 +50,7 @@ def test_a_rollout_job_that_was_killed(pin, run, single):
     assert published == [r >= KILLED_AT for r in range(ROLLOUTS)], "what had been published was generated again"
 
 
-@both_eras
+@at_pins("079dbcf", again=("v0.3.1",))
 def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
     """It goes on from its checkpoint with the rollouts behind it, the same bytes, none of them generated again."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -109,7 +107,7 @@ def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp
     assert run.steps(*FIGURES) == single(pin)
 
 
-@both_eras
+@at_pins("v0.3.1", again=("079dbcf",))
 def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     """SIGTERM: the rollout that is being generated is finished, what was trained is saved; both end well."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -184,7 +182,7 @@ def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, sing
     assert "freed the lock on the engines" in second.logs, "the lock was not held: the fault did not happen"
 
 
-@both_eras
+@at_pins("v0.3.1", again=("079dbcf",))
 def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_path):
     """What was published for two data-parallel ranks is trained on by one, the same samples."""
     hold = stop_at(run, "rollout", KILLED_AT)
