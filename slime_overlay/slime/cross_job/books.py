@@ -15,6 +15,7 @@ from .archive import Archive, is_older, opened, sealed
 from .errors import CrossJobError, Fenced, NotStored, PayloadDamaged, Refused, StoreFull, StoreUnreachable
 from .journal import Entry, Journal, Outdated
 from .ledger import Ledger
+from .recording import is_recording
 from .records import DEAD, Client, Job
 from .snapshot import take_job
 from .stores import Store, open_store
@@ -56,7 +57,7 @@ class Books:
         """Keep the journal of this job, in this store; go on with what it says, where the ledger knows less.
 
         Raises:
-            Refused: the job has another store, or a broker of another cluster keeps it.
+            Refused: the job has another store, a recording has its name, or a broker of another cluster keeps it.
             StoreUnreachable, StoreRefused.
         """
         async with self._locks[job_id]:
@@ -70,6 +71,11 @@ class Books:
             if uri not in self._stores:
                 self._stores[uri] = await asyncio.to_thread(open_store, uri, _OPEN_S)
             store, journal = self._stores[uri], Journal(self._stores[uri], job_id)
+            if await asyncio.to_thread(is_recording, store, job_id):
+                raise Refused(
+                    f"{store.shown} has a recording of this name, {job_id}, which a job would free: choose another "
+                    "--job-id or --cross-job-store"
+                )
             await self._wait_for_silence(store, job_id)
             found = await asyncio.to_thread(journal.load)
             known = self._ledger.jobs.get(job_id)
