@@ -21,7 +21,7 @@ from typing import Any
 
 from slime.cross_job import debug_files
 from slime.cross_job.arguments import PEER_GRACE_S
-from slime.cross_job.errors import BadInput
+from slime.cross_job.errors import BadInput, PayloadDamaged
 from slime.cross_job.jobs import run
 from slime.cross_job.recording import IMPORTED, Header, Recording, ids_text, is_recording, parse_ids, recordings
 from slime.cross_job.settings import COMPRESSIONS, Settings, add_arguments
@@ -109,15 +109,22 @@ def _serve(options: argparse.Namespace) -> None:
 def _list(options: argparse.Namespace) -> None:
     store = open_store(options.store)
     if options.recording is None:
-        found = [_summary(Recording(store, name)) for name in recordings(store)]
+        found, damaged = [], {}
+        for name in recordings(store):
+            try:
+                found.append(_summary(Recording(store, name)))
+            except PayloadDamaged as error:
+                damaged[name] = str(error)
         if options.json:
-            print(json.dumps(found))
+            print(json.dumps([*found, *({"recording": name, "unreadable": why} for name, why in damaged.items())]))
             return
         for one in found:
             state = one["ended"] or "open: its recorder is there still, or ended before the job"
             origin = f"{one['how']} from {one['job_id']}"
             print(f"{one['recording']}: {one['shown']}, {origin}, {one['nbytes']} bytes; {state}")
-        if not found:
+        for name, why in damaged.items():
+            print(f"{name}: {why}")
+        if not found and not damaged:
             print(f"no recordings in {store.shown}")
         return
     recording = Recording(store, options.recording)

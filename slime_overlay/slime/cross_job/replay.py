@@ -150,25 +150,25 @@ def serve(job_id: str, recording: Recording, settings: Settings, terms: Mapping[
     ids = recording.ids
     if not len(ids):
         raise RolloutNotFound(f"recording {recording.name!r} has no rollouts to serve")
-    # a train job of slime loads its weights into engines, and needs them after the last rollout, too
+    # a train job of slime loads weights into engines after its last rollout, too; other streams end with the recording
     of_slime = PIN in recording.terms or NUM_ROLLOUT in terms
+    until = terms.get(NUM_ROLLOUT) if of_slime else ids.last() + 1
     lasting = [name for name in OF_THE_DATA if name in terms]
     with Producer(job_id, settings=settings, terms=dict(terms), lasting=lasting) as producer:
         engines: Any = ray.remote(NoEngines)
         stand_in = engines.options(num_cpus=0).remote()
         producer.announce({"manager": stand_in, "engines": [], "lock": stand_in})
         logger.info("job %s: serving %s of recording %s", job_id, ids_text(ids), recording.name)
-        wanted = _demands(producer, terms.get(NUM_ROLLOUT), of_slime)
-        return _answer(producer, recording, wanted)
+        served = _answer(producer, recording, _demands(producer, until, of_slime))
+        producer.finish(f"recording {recording.name!r} ends with rollout {ids.last()}")
+        return served
 
 
 def _answer(producer: Producer, recording: Recording, wanted: Callable[[], int | None]) -> int:
     served = 0
     while (rollout_id := wanted()) is not None:
         if rollout_id > recording.ids.last():
-            why = f"recording {recording.name!r} ends with rollout {recording.ids.last()}"
-            logger.warning("job %s: rollout %d is wanted, and %s", producer.job_id, rollout_id, why)
-            producer.finish(why)
+            logger.warning("job %s: rollout %d is wanted, and is not recorded", producer.job_id, rollout_id)
             return served
         entry = recording.find(rollout_id)
         parts = recording.load(entry)
