@@ -23,9 +23,10 @@ from slime.cross_job import debug_files
 from slime.cross_job.arguments import PEER_GRACE_S
 from slime.cross_job.errors import BadInput, PayloadDamaged
 from slime.cross_job.jobs import run
-from slime.cross_job.recording import IMPORTED, Header, Recording, ids_text, is_recording, parse_ids, recordings
+from slime.cross_job.recording import IMPORTED, Header, Recording, ids_text, is_recording, recordings
 from slime.cross_job.settings import COMPRESSIONS, Settings, add_arguments
 from slime.cross_job.stores import open_store
+from slime.cross_job.types import Ids, check_job_id
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +70,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ranks", type=int, default=1, help="data-parallel ranks to split for (any will do; default: 1)")
     one.add_argument("files", metavar="DIR/{rollout_id}.pt", help="the path template that was given to slime")
     return made
+
+
+def parse_ids(text: str) -> Ids:
+    """The rollouts of "0-4,7"."""
+    found = Ids()
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise argparse.ArgumentTypeError(f"{text!r} names no rollouts: write ids and ranges, as 0-4,7")
+        for rollout_id in range(int(first), int(last or first) + 1):
+            found.add(rollout_id)
+    return found
 
 
 def main(words: list[str]) -> None:
@@ -214,7 +227,6 @@ def _slime_arguments(words: list[str]) -> Any:
 def _connected(options: argparse.Namespace) -> Settings:
     """The settings of a client, after this process has joined the cluster."""
     from slime.cross_job.link import ensure_ray
-    from slime.cross_job.types import check_job_id
 
     check_job_id(options.job_id)
     if options.cross_job_peer_grace_s is None:

@@ -17,7 +17,7 @@ ORDER = (
     *("batch", "stores"),
     *("gate", "tables", "records", "verdicts", "status"),  # the state: no Ray
     *("roster", "sources", "shelf", "pacing", "engines", "ledger", "snapshot"),
-    *("records_json", "archive", "recording", "journal", "communicators"),  # what durable stores hold
+    *("records_json", "archive", "journal", "recording", "communicators"),  # what durable stores hold
     "debug_files",  # of slime
     "books",
     *("liveness", "deposits", "vault", "keeper", "broker"),  # the actors

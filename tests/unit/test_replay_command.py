@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cross_job_replay import main
+from cross_job_replay import main, parse_ids
 from slime.cross_job.conversion import MISSING
 from slime.cross_job.errors import BadInput, RolloutNotFound
 from slime.cross_job.handshake import PIN
-from slime.cross_job.recording import RECORDED, Header, Recording, parse_ids
+from slime.cross_job.recording import RECORDED, Header, Recording
 from slime.cross_job.stores import open_store
 
 from .test_conversion import split, whole
@@ -107,10 +107,11 @@ def test_what_cannot_be_done_is_said(words, kind, said, uri, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-1", "1,,2"])
-def test_ids_are_written_plainly(text):
+def test_ids_are_written_plainly(text, uri, tmp_path, capsys):
     assert [*parse_ids("0-2, 7")] == [0, 1, 2, 7]
-    with pytest.raises(BadInput, match="names no rollouts"):
-        parse_ids(text)
+    with pytest.raises(SystemExit):
+        main(["export", "--store", uri, "--recording", "kept", f"--rollouts={text}", str(tmp_path / "new")])
+    assert f"{text!r} names no rollouts: write ids and ranges, as 0-4,7" in capsys.readouterr().err
 
 
 def test_a_recording_is_served_under_the_terms_of_its_run():

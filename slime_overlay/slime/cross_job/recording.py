@@ -12,6 +12,7 @@ consumer would have got.
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,12 @@ from typing import Any
 
 from .archive import Archive, new_name, opened, sealed
 from .batch import Batch
-from .errors import BadInput, NotStored, PayloadDamaged, RolloutNotFound
+from .errors import BadInput, NotStored, PayloadDamaged, RolloutNotFound, StoreRefused
+from .journal import Journal
 from .stores import Store
 from .types import Ids, check_job_id
+
+logger = logging.getLogger(__name__)
 
 _HEADERS = "_recordings"  # no job id begins so
 
@@ -70,6 +74,7 @@ class Recording:
         self.header = _header(store, name)
         self.damaged: dict[str, str] = {}  # names of payloads whose manifests cannot be read -> why
         self._versions: dict[int, list[Recorded]] = {}
+        self._told: dict[str, Any] | None = None  # by the producer of a job whose own folder this is
         self.refresh()
         if self.header is None and not self._versions and not self.damaged:
             there = ", ".join(recordings(store)) or "none"
@@ -103,7 +108,9 @@ class Recording:
     @property
     def terms(self) -> dict[str, Any]:
         """What the run took for granted; {} where nobody said."""
-        return {} if self.header is None else self.header.terms
+        if self.header is None and self._told is None:
+            self._told = _terms_in_journal(self._store, self.name)
+        return self.header.terms if self.header is not None else dict(self._told or {})
 
     def refresh(self) -> None:
         """Look at what is there now."""
@@ -191,7 +198,7 @@ class Recording:
         return True
 
     def end(self, why: str) -> None:
-        """Nothing more will come, and why."""
+        """Nothing more will come, and why; empty: more may come."""
         self._say(ended=why)
 
     def set_terms(self, terms: Mapping[str, Any]) -> None:
@@ -229,18 +236,6 @@ def ids_text(ids: Iterable[int]) -> str:
     return f"rollout {words}" if alone else f"rollouts {words}"
 
 
-def parse_ids(text: str) -> Ids:
-    """The ids of "0-4,7". Raises BadInput."""
-    found = Ids()
-    for piece in text.split(","):
-        first, dash, last = piece.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise BadInput(f"{text!r} names no rollouts: write ids and ranges, as 0-4,7")
-        for rollout_id in range(int(first), int(last or first) + 1):
-            found.add(rollout_id)
-    return found
-
-
 def _entry(name: str, about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], number: int) -> Recorded:
     return Recorded(
         name=name,
@@ -276,6 +271,16 @@ def _header(store: Store, name: str) -> Header | None:
         raise PayloadDamaged(
             f"the header of recording {name!r} in {store.shown} says something else than this version knows"
         ) from None
+
+
+def _terms_in_journal(store: Store, job_id: str) -> dict[str, Any]:
+    """What the producer of a job took for granted that keeps its payloads itself."""
+    try:
+        found = Journal(store, job_id).load()
+    except StoreRefused as error:
+        logger.warning("the terms of job %s are not known: %s", job_id, error)
+        return {}
+    return {} if found is None or found[0].producer is None else found[0].producer.terms
 
 
 def _as_json(value: Any, what: str) -> Any:

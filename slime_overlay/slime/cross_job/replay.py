@@ -37,21 +37,20 @@ def record(job_id: str, store: Store, name: str, settings: Settings, compression
         BadInput: see Recording.make and keep. StoreFull, StoreRefused, StoreUnreachable.
         Refused: the job runs on other terms than those of what is recorded.
     """
+    recording = Recording.make(store, name, Header(job_id, RECORDED), compression)  # before a group waits for it
+    if recording.rollouts():
+        logger.info("recording %s: has %s already", name, ids_text(recording.ids))
+        recording.end("")
     with Consumer(job_id, f"recording:{name}", settings=settings) as consumer:
-        recorder = _Recorder(consumer, store, name, compression)
-        recorder.run()
-        return recorder.recording
+        _Recorder(consumer, recording).run()
+    return recording
 
 
 class _Recorder:
     """Writes what a consumer gets."""
 
-    def __init__(self, consumer: Consumer, store: Store, name: str, compression: str):
-        self._consumer = consumer
-        header = Header(consumer.job_id, RECORDED)
-        self.recording = Recording.make(store, name, header, compression)
-        if self.recording.rollouts():
-            logger.info("recording %s: has %s already", name, ids_text(self.recording.ids))
+    def __init__(self, consumer: Consumer, recording: Recording):
+        self._consumer, self.recording = consumer, recording
 
     def run(self) -> None:
         waited_s = 0.0
