@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray_jobs import wait_for
 from slime_jobs import FIGURES, Run, end_well
 
 from cross_job_replay import main
@@ -27,6 +28,7 @@ def recorded(cluster, checkout: Callable[..., Path], tmp_path_factory: pytest.Te
     run = Run(cluster.api, PIN, checkout(PIN), tmp_path_factory.mktemp("replay") / "recorded")
     run.options["num_rollout"] = ROLLOUTS
     recorder = run.replay_job("record", "--job-id", run.name, *where(run))
+    wait_for(lambda: "keeping what job" in recorder.logs, 60, lambda: recorder.logs)  # or rollouts are freed before
     rollout = run.rollout_job("--save-debug-rollout-data", str(run.root / SAVED))
     end_well(recorder, rollout, run.train_job())
     assert len(run.steps("checksum")) == ROLLOUTS

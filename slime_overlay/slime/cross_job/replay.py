@@ -42,6 +42,7 @@ def record(job_id: str, store: Store, name: str, settings: Settings, compression
         logger.info("recording %s: has %s already", name, ids_text(recording.ids))
         recording.end("")
     with Consumer(job_id, f"recording:{name}", settings=settings) as consumer:
+        logger.info("recording %s: keeping what job %s publishes", name, job_id)
         _Recorder(consumer, recording).run()
     return recording
 
