@@ -1,7 +1,6 @@
 """A run of slime is recorded, and trained on again: without a rollout job, and from slime's own debug files.
 
-At one pin, the newest: what differs between pins (which engines the train job asks for, what it is told of layouts) is
-tested with rollout jobs.
+Training at the newest pin only; conversions, which depend on the pin most, at each.
 """
 
 import os
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conversions import CASES
 from ray_jobs import wait_for
 from slime_jobs import FIGURES, Run, end_well
 
@@ -76,3 +76,18 @@ def test_slimes_debug_files_become_the_same_recording(recorded: Run):
         assert [part.ipc for part in ours.load(mine)] == [part.ipc for part in theirs.load(published)]
         assert mine.meta == published.meta
     assert ours.terms == theirs.terms
+
+
+def test_samples_of_training_data_are_the_same_training_data_to_slime(pin, new_run: Callable[..., Run]):
+    """Every combination of normalised rewards, log-probs and metadata, through slime's own code twice."""
+    run = new_run(pin, "conversions")
+    job = run.start_script("conversions.py", *run.arguments())
+    end_well(job)
+    said = job.all_said(len(CASES))
+    assert [tuple(line["case"]) for line in said] == CASES
+    assert [line["case"] for line in said if not line["same"]] == []
+    assert {line["samples"] for line in said} == {64}
+    columns = {name for line in said for name in line["columns"]}
+    assert {"tokens", "rewards", "loss_masks", "round_number"} <= columns
+    assert ("rollout_log_probs" in columns) == (pin != "079dbcf")
+    assert ("rollout_ids" in columns) == (pin == "v0.3.1")
