@@ -56,6 +56,17 @@ def test_a_recorded_run_trains_again_to_the_last_bit(recorded: Run, new_run: Cal
     assert single.steps(*FIGURES) == recorded.steps(*FIGURES)
 
 
+def test_where_the_recording_ends_so_does_the_training(recorded: Run, new_run: Callable[..., Run]):
+    """A train job that wants more than there is: it ends well, and says why."""
+    longer = new_run(PIN, "longer", options={"num_rollout": ROLLOUTS + 1})
+    more = ("--num-rollout", str(ROLLOUTS + 1))
+    server = longer.replay_job("serve", "--job-id", longer.name, *where(recorded), *more)
+    train = longer.train_job("--debug-train-only")
+    end_well(server, train)
+    assert longer.steps(*FIGURES) == recorded.steps(*FIGURES)
+    assert f"recording 'kept' ends with rollout {ROLLOUTS - 1}" in train.logs
+
+
 def test_slimes_debug_files_become_the_same_recording(recorded: Run):
     """The files that slime wrote, through slime's own code: the bytes that it published."""
     words = ("import", *where(recorded)[:-1], "imported", "--ranks", str(RANKS), str(recorded.root / SAVED))
