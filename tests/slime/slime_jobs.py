@@ -90,6 +90,10 @@ class Run:
         """The train half: slime's own train.py or train_async.py."""
         return self.start(script, *CROSS_JOB, self.name, "--cross-job-role", "train", *extra, **options)
 
+    def replay_job(self, *words: str) -> SubmittedJob:
+        """cross_job_replay.py of the patched slime."""
+        return self._submit([sys.executable, "-u", str(self.slime / "cross_job_replay.py"), *words])
+
     def steps(self, *what: str) -> list[tuple[Any, ...]]:
         """One tuple of the named figures for each optimizer step that was logged, in order."""
         return [tuple(line[name] for name in what) for line in single_job.read_log(self.folders.log, "train")]

@@ -12,6 +12,7 @@ from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
 from slime.cross_job.errors import Forgotten, KeptElsewhere, Refused, StoreUnreachable
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.recording import RECORDED, Header, Recording
 from slime.cross_job.stores import open_store
 from slime.cross_job.types import Payload
 
@@ -68,6 +69,17 @@ def test_while_its_keeper_lives_nobody_else_keeps_a_journal(new, run, uri, loop)
         with pytest.raises(KeptElsewhere, match="by the broker of another cluster or namespace, which is alive"):
             await second.open("exp", uri)
         beating.cancel()
+
+    run(test())
+
+
+def test_a_job_with_the_name_of_a_recording_is_refused_because_it_would_free_it(new, run, uri):
+    books, _ = new("a")
+    Recording.make(open_store(uri), "exp", Header("other", RECORDED)).keep(0, [Batch.pack({"x": [1]})])
+
+    async def test() -> None:
+        with pytest.raises(Refused, match="has a recording of this name, exp, which a job would free"):
+            await books.open("exp", uri)
 
     run(test())
 

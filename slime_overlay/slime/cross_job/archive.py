@@ -87,6 +87,14 @@ class Archive:
             self._quarantine(name, str(error))
             raise PayloadDamaged(f"payload {name} of job {self._job_id} in {self._store.shown}: {error}") from None
 
+    def manifest(self, name: str) -> dict[str, Any]:
+        """What a payload is, without reading it: {"about", "parts", "written_at", ...} as it was saved.
+
+        Raises:
+            PayloadDamaged: its manifest is not what was written. NotStored. StoreUnreachable.
+        """
+        return self._read_manifest(name)
+
     def names(self) -> list[str]:
         """Every payload that is whole, oldest first."""
         return [

@@ -26,6 +26,7 @@ from .errors import (
 from .journal import Entry, Journal, Outdated
 from .ledger import Ledger
 from .mail import Mail
+from .recording import is_recording
 from .records import DEAD, Client, Job
 from .snapshot import take_job
 from .stores import Store, open_store
@@ -94,7 +95,8 @@ class Books:
             started_anew: by its operator, here: who was on the cluster of a keeper that is silent is over.
 
         Raises:
-            KeptElsewhere: the broker of another cluster keeps it. Refused: the job has another store.
+            KeptElsewhere: the broker of another cluster keeps it.
+            Refused: the job has another store, or a recording has its name.
             StoreUnreachable, StoreRefused.
         """
         async with self._locks[job_id]:
@@ -106,19 +108,16 @@ class Books:
                     )
                 return
             store = await self.store(uri)
+            if await asyncio.to_thread(is_recording, store, job_id):
+                raise Refused(
+                    f"{store.shown} has a recording of this name, {job_id}, which a job would free: choose another "
+                    "--job-id or --cross-job-store"
+                )
             journal = Journal(store, job_id)
             followed = silent_s is not None and not started_anew
             keeper = await asyncio.to_thread(keeper_of, store, job_id)
             if silent_s is None:
-                try:
-                    silent_s = await self._wait_for_silence(store, job_id, uri, keeper)
-                except KeptElsewhere as error:
-                    mine = self._ledger.jobs.get(job_id)
-                    if mine is not None and not mine.complete and mine.store != uri:
-                        raise self._began_without(store, job_id) from None
-                    if mine is not None:  # what vaults remember of it is older
-                        self._let_go(job_id, uri, str(error))
-                    raise
+                silent_s = await self._when_free(store, job_id, uri, keeper)
             found = await asyncio.to_thread(journal.load)
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
@@ -301,6 +300,18 @@ class Books:
         self._beats += 1
         body = sealed({"broker": self.me, "cluster": self.cluster, "beat": self._beats})
         await asyncio.to_thread(self._stores[self._uris[job_id]].put, f"{job_id}/{_KEEPER}", body)
+
+    async def _when_free(self, store: Store, job_id: str, uri: str, keeper: dict[str, Any] | None) -> float:
+        """Like _wait_for_silence; what is known here of a job that is kept elsewhere is let go."""
+        try:
+            return await self._wait_for_silence(store, job_id, uri, keeper)
+        except KeptElsewhere as error:
+            mine = self._ledger.jobs.get(job_id)
+            if mine is not None and not mine.complete and mine.store != uri:
+                raise self._began_without(store, job_id) from None
+            if mine is not None:  # what vaults remember of it is older
+                self._let_go(job_id, uri, str(error))
+            raise
 
     async def _wait_for_silence(self, store: Store, job_id: str, uri: str, first: dict[str, Any] | None) -> float:
         """Return once the keeper of before, whose last sign of life was `first`, is over; for how long it has been

@@ -64,17 +64,11 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     In a rollout job the vault has called `generate`, and owns what is returned here: a header and the packed parts. A
     job without a role publishes from this process and gets boxes that read from the published rollout.
     """
-    from .parts import split
+    from .conversion import published
     from .producer import returned
-    from .train_data import pack
 
     args = manager.args
-    dicts, how = split(manager, data)
-    parts = [pack(part) for part in dicts]
-    rewards = data.get("raw_reward", data.get("rewards"))
-    meta = {"samples": len(data["tokens"]), **({"split": how} if how else {})}
-    if rewards and all(isinstance(reward, (int, float)) for reward in rewards):
-        meta["reward"] = sum(rewards) / len(rewards)
+    parts, meta = published(manager, data)
     if args.cross_job_role == "rollout":
         return returned(*parts, meta=meta, source=data_source.state(manager))
     if args.cross_job_role is not None:

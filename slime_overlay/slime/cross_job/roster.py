@@ -275,7 +275,8 @@ class Roster:
         if producer is None or producer.live:
             return
         if producer.state == FINISHED:
-            raise EndOfStream(f"the {who(producer)} finished: job {job.job_id} has nothing more to claim")
+            why = f" ({producer.reason})" if producer.reason else ""
+            raise EndOfStream(f"the {who(producer)} finished{why}: job {job.job_id} has nothing more to claim")
         self._raise_peer(producer, grace_s)
 
     def _raise_peer(self, peer: Client, grace_s: float) -> None:

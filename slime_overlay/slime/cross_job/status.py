@@ -72,6 +72,7 @@ def _client(client: Client | None, now: float) -> dict[str, Any] | None:
     return {
         "state": client.state,
         "reason": client.reason,
+        "terms": client.terms,
         "activity": client.activity,
         "epoch": client.epoch,
         "silent_s": round(now - client.last_beat, 3),
