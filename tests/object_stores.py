@@ -118,6 +118,7 @@ def _gcs(store: ObjectStore) -> Any:
     logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
     held = Storage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, held)
+
     class Troubled(RequestHandler):  # type: ignore[misc]
         def parse_request(self) -> bool:
             if not super().parse_request():

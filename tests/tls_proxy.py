@@ -1,5 +1,6 @@
 """TLS in front of a server that speaks none, on loopback, with a certificate authority of the test's own."""
 
+import contextlib
 import datetime
 import ipaddress
 import socket
@@ -101,13 +102,9 @@ class TlsProxy:
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
     """Until one of them is closed; then both are."""
-    try:
+    with contextlib.suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
-    except OSError:
-        pass
     for one in (source, target):
-        try:
+        with contextlib.suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass

@@ -169,7 +169,7 @@ def test_a_server_whose_certificate_nobody_vouches_for_is_refused_at_once(own_re
     foreign = Authority(tmp_path, "another").ca
     for options in (f"?ssl_ca_certs={foreign}{more}", f"?{more[1:]}"):
         began = time.monotonic()
-        with pytest.raises(StoreRefused, match="do not trust each other: .*check the certificates"):
+        with pytest.raises(StoreRefused, match=r"do not trust each other: .*check the certificates"):
             open_store(uri + options, timeout_s=30)
         assert time.monotonic() - began < 5
 

@@ -33,7 +33,7 @@ _JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone 
 _READS = frozenset(
     [
         *("heartbeat", "facts", "first", "loaded", "unloaded", "source_before"),
-        *("get", "catalog", "versions", "get_value", "peer_verdict", "status"),
+        *("get", "catalog", "listed", "versions", "get_value", "peer_verdict", "status"),
     ]
 )
 """Operations after which there is nothing new to be kept."""

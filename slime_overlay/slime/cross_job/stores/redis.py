@@ -81,7 +81,7 @@ _UNTRUSTED = "{} and we do not trust each other: {}; check the certificates, and
 class RedisStore(Store):
     """See the module. `redis://[USER:PASSWORD@]HOST:PORT/DB`, `rediss://` with TLS, `unix:///socket?db=0`; and behind
     a question mark `cluster=true`, or `sentinel=SERVICE` (then HOST:PORT is a sentinel's, and with `rediss://` it is
-    spoken to with TLS like the servers), and what the package redis knows: `ssl_ca_certs=FILE` (default: the system's),
+    spoken to with TLS like the servers), and what the package redis knows: `ssl_ca_certs=FILE` (else the system's),
     `ssl_certfile=FILE&ssl_keyfile=FILE`, `ssl_check_hostname=false`, `ssl_cert_reqs=none` ...
     """
 
@@ -234,7 +234,9 @@ def _client(uri: str, timeout_s: float) -> Any:
     for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         for file in query.get(option, []):  # else it would be a server that is away
             if not Path(file).is_file():
-                raise BadInput(f"{option}={file} of {without_password(uri)!r} is no file here: it must be on every node")
+                raise BadInput(
+                    f"{option}={file} of {without_password(uri)!r} is no file here: it must be on every node"
+                )
     cluster, sentinel = query.pop("cluster", ["false"])[0] == "true", query.pop("sentinel", [""])[0]
     plain = f"{uri.partition('?')[0]}?{urlencode(query, doseq=True)}"
     options: dict[str, Any] = {"socket_connect_timeout": 5.0, "health_check_interval": 15}
