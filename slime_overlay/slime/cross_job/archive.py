@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _FEW = 8  # manifests, which are read sooner than all names are listed
+_PAGE = 64  # keys that are deleted at once
+_LEFT_S = 0.1  # at most, to others, after each page
 _SUFFIX = {"none": "arrow", "lz4": "arrow.lz4", "zstd": "arrow.zst"}
 
 
@@ -98,13 +100,18 @@ class Archive:
 
     def delete(self, names: Sequence[str]) -> None:
         """Free payloads: the manifests first, so that none is there without its parts. Which parts there are say the
-        manifests of few, and one listing of many: to read thousands, one after the other, takes minutes."""
+        manifests of few, and one listing of many: to read thousands, one after the other, takes minutes. Many go page
+        by page, and half of the time is left to those who write."""
         if len(names) > _FEW:
             parts = self._listed_parts({*names})
         else:
             parts = [part for name in names for part in self._parts_of(name)]
-        self._store.delete([self._manifest(name) for name in names])
-        self._store.delete(parts)
+        for keys in ([self._manifest(name) for name in names], parts):
+            for at in range(0, len(keys), _PAGE):
+                began = time.monotonic()
+                self._store.delete(keys[at : at + _PAGE])
+                if len(keys) > _PAGE:
+                    time.sleep(min(time.monotonic() - began, _LEFT_S))
 
     def leftovers(self, older_than_s: float) -> list[str]:
         """Keys of parts without a manifest, which a writer that died left."""
