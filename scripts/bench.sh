@@ -3,10 +3,10 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 case ${1:-} in
---stores | --clusters)
-    script=$ROOT/scripts/bench_${1#--}.py
+--stores | --lifecycle | --clusters)
+    part=${1#--}
     shift
-    PYTHONPATH=$ROOT/slime_overlay exec python "$script" "$@"
+    PYTHONPATH=$ROOT/slime_overlay exec python "$ROOT/scripts/bench_$part.py" "$@"
     ;;
 esac
 exec python "$ROOT/scripts/bench.py" "$@"

@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
+import object_stores
+from object_stores import ObjectStore
 from redis_server import RedisServer
 from slime.cross_job.stores import Store, open_store
 from slime.cross_job.stores import redis as redis_module
 from slime.cross_job.stores.filesystem import Disk, FileStore
 from slime.cross_job.stores.remote import RemoteStore
+from tls_proxy import Authority, TlsProxy
 
-KINDS = ("memory", "file", "remote", "redis")
+KINDS = ("memory", "file", "remote", "s3", "gcs", "redis", "rediss")
+OBJECT_STORES = ("s3", "gcs")
 
 
 class Crash(BaseException):
@@ -89,6 +93,37 @@ def redis_server(new_redis: Callable[..., RedisServer]) -> RedisServer:
     return new_redis(durable=True)
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def tls_redis(redis_server: RedisServer, authority: Authority) -> Iterator[str]:
+    """URI of the same server, behind TLS."""
+    proxy = TlsProxy(redis_server.port, authority)
+    yield f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={authority.ca}"
+    proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[ObjectStore]:
+    yield from _running("s3")
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[ObjectStore]:
+    yield from _running("gcs")
+
+
+def _running(kind: str) -> Iterator[ObjectStore]:
+    if reason := object_stores.missing(kind):
+        pytest.skip(reason)
+    server = ObjectStore(kind)
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a value of some kilobytes lies in several."""
@@ -106,6 +141,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         server = request.getfixturevalue("redis_server")
         open_store(server.uri)._redis.flushall()  # type: ignore[attr-defined]
         return Place("redis", server.uri, server)
+    if request.param == "rediss":
+        uri = request.getfixturevalue("tls_redis")
+        open_store(uri)._redis.flushall()  # type: ignore[attr-defined]
+        return Place("rediss", uri, request.getfixturevalue("redis_server"))
+    if request.param in OBJECT_STORES:
+        running = request.getfixturevalue(request.param)
+        return Place(request.param, running.uri(uuid.uuid4().hex))
     if request.param == "memory":
         return Place("memory", f"memory://{uuid.uuid4().hex}")
     return Place(request.param, f"file://{tmp_path}/store")

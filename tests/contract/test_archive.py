@@ -65,6 +65,37 @@ def test_what_is_freed_is_gone_with_all_its_files(archive, store):
     assert archive.quarantined() == {}
 
 
+def test_many_are_freed_by_one_listing(archive, store, monkeypatch):
+    """With parts whose manifests are damaged, and none of what is kept."""
+    parts = batches(1)
+    names = [saved(archive, f"t{number}", parts) for number in range(20)]
+    keep, damaged, free = names[0], names[1], names[1:]
+    store.put(manifest_key(damaged), b"no manifest")
+    read, listed = [], []
+    keys = store.keys
+    monkeypatch.setattr(store, "get", read.append)
+    monkeypatch.setattr(store, "keys", lambda prefix: listed.append(prefix) or keys(prefix))
+    archive.delete([*free, "0000000000000-never"])
+    assert (read, listed) == ([], ["exp/payload"])
+    assert keys("exp") == [f"exp/payload/{keep}.0.arrow", manifest_key(keep)]
+
+
+def test_what_is_in_quarantine_is_not_swept(archive, store):
+    """Its files stay for whoever wants to know; its manifest may be what is damaged."""
+    whole, bad, worse = (saved(archive, token) for token in ("t0", "t1", "t2"))
+    store.put(part_key(bad), b"")
+    store.put(manifest_key(worse), b"no manifest")
+    for name in (bad, worse):
+        with pytest.raises(PayloadDamaged):
+            archive.load(name)
+    store.put(f"exp/payload/{new_name('left')}.0.arrow", b"v")
+    before = [key for key in store.keys("exp") if "left" not in key]
+    assert archive.sweep(older_than_s=-60) == 1, "what has no manifest is swept: else nothing is tested"
+    assert store.keys("exp") == before
+    assert {*archive.quarantined()} == {bad, worse}
+    assert whole in archive.names()
+
+
 def test_a_payload_is_as_old_as_its_name_and_a_foreign_name_is_never_old():
     assert is_older(new_name("t"), -1)
     assert not any(is_older(name, than_s) for name, than_s in ((new_name("t"), 60), ("notes", -1), ("", -1)))

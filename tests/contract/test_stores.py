@@ -21,7 +21,7 @@ from slime.cross_job.stores import open_store
 from slime.cross_job.stores.base import without_password
 from slime.cross_job.stores.filesystem import FileStore
 
-from .conftest import Crash, CrashingDisk, value
+from .conftest import OBJECT_STORES, Crash, CrashingDisk, value
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
 SIZES = (0, 1, 499, 500, 501, 1000, 1001, 5000, 100_000)
@@ -76,10 +76,12 @@ def test_keys_are_listed_below_their_prefix_in_order(store):
     assert store.keys("c") == []
 
 
-def test_many_keys_are_listed(store):
-    for number in range(2500):
+def test_many_keys_are_listed(place, store):
+    """More than a page of the store's: 1,000 of Redis, 100 of the S3 that tests use."""
+    count = 120 if place.kind in OBJECT_STORES else 2500
+    for number in range(count):
         store.create(f"many/{number:05d}", b"")
-    assert store.keys("many") == [f"many/{number:05d}" for number in range(2500)]
+    assert store.keys("many") == [f"many/{number:05d}" for number in range(count)]
     store.delete(store.keys("many"))
     assert store.keys("many") == []
 
@@ -99,9 +101,9 @@ def test_create_is_for_new_keys_only(place, store):
     assert store.create("a/b", b"") is True
 
 
-@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+@pytest.mark.parametrize("place", ["memory", "file", "redis", "rediss"], indirect=True)
 def test_of_many_that_create_one_wins(place):
-    """Not of `remote`: pyarrow's filesystems have no compare-and-set."""
+    """Not of `remote`, `s3`, `gcs`: pyarrow's filesystems have no compare-and-set."""
     stores = [place.open() for _ in range(8)]
     start = threading.Barrier(8)
     won: list[int] = []
@@ -127,10 +129,13 @@ def test_readers_see_a_whole_value_whoever_writes(place):
     writers[0].put("hot/key", b"0" * 4000)
     over = threading.Event()
     troubles: list[str] = []
+    # what is replaced more often than it can be read is no value; object stores want three requests for one reading
+    pause_s = 0.05 if place.kind in OBJECT_STORES else 0.0
 
     def write(me: int) -> None:
         while not over.is_set():
             writers[me].put("hot/key", f"{me}".encode() * random.randrange(1, 4000))
+            time.sleep(pause_s)
 
     def read() -> None:
         reader = place.open()

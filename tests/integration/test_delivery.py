@@ -106,6 +106,7 @@ def test_a_thousand_rollouts_are_known_again_within_5_s(job_id):
         # the process itself takes a second or two to be there
         began = time.monotonic()
         assert len(consumer.catalog()) == 1000
+        assert consumer.rollout_ids() == [*range(1000)]
         assert time.monotonic() - began < 5
         assert consumer.claim().batch["a"].tolist() == [0]
 

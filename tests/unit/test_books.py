@@ -10,7 +10,7 @@ from slime.cross_job import books as books_module
 from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
-from slime.cross_job.errors import Forgotten, KeptElsewhere, Refused, StoreUnreachable
+from slime.cross_job.errors import Forgotten, KeptElsewhere, PayloadDamaged, Refused, StoreUnreachable
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.recording import RECORDED, Header, Recording
 from slime.cross_job.stores import open_store
@@ -172,6 +172,28 @@ def test_what_is_acked_is_freed_and_what_nobody_knows_of_too_after_a_while(new, 
         monkeypatch.setattr(books_module, "_ORPHAN_S", -60.0)
         assert await books.collect() == 1
         assert archive.names() == [kept]
+
+    run(test())
+
+
+def test_what_is_in_quarantine_is_not_collected(new, run, uri, monkeypatch):
+    """Whoever wants to know why it was damaged finds it there, although nobody needs it any more."""
+    books, ledger = new("a")
+    store = open_store(uri)
+    archive = Archive(store, "exp")
+    monkeypatch.setattr(books_module, "_ORPHAN_S", -60.0)
+    monkeypatch.setattr(books_module, "_LEFTOVER_S", -60.0)
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        bad, orphan = saved(uri, "bad"), saved(uri, "orphan")
+        store.put(f"exp/payload/{bad}.0.arrow", b"")
+        with pytest.raises(PayloadDamaged):
+            archive.load(bad)
+        before = [key for key in store.keys("exp") if orphan not in key]
+        assert await books.collect() == 1, "the orphan"
+        assert store.keys("exp") == before
+        assert [*archive.quarantined()] == [bad]
 
     run(test())
 

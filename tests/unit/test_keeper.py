@@ -7,6 +7,7 @@ import pytest
 import ray
 
 from slime.cross_job import keeper as keeper_module
+from slime.cross_job.errors import StoreUnreachable
 from slime.cross_job.keeper import Keeper
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.types import BROKER_NAME
@@ -160,6 +161,28 @@ def test_writers_share_a_snapshot_and_each_waits_for_one_with_its_own_change(kee
     done = run(crowd())
     assert done == [pytest.approx(1001)] + [pytest.approx(1002)] * 19
     assert serials(one) == [1, 2]
+
+
+def test_who_shared_a_word_that_could_not_be_kept_tries_again(keeper, vaults, run, loop, monkeypatch):
+    """Two wait for the one that is at it; the first of them fails in both names."""
+    vaults([])
+    outcomes = [None, StoreUnreachable("away"), None]
+
+    async def write(entry: Any) -> None:
+        await asyncio.sleep(1)
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(keeper.books, "write", write)
+
+    async def crowd() -> list[Any]:
+        tasks = [loop.create_task(keeper.keep("exp")) for _ in range(3)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, second, third = run(crowd())
+    assert (first, third) == (None, None)
+    assert isinstance(second, StoreUnreachable)
+    assert outcomes == [], "the third was told that it was kept, and it was not"
 
 
 def test_jobs_do_not_wait_for_each_other(keeper, vaults, run, loop, ledger):

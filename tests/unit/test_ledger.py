@@ -223,6 +223,9 @@ def test_retention_keeps_the_newest_acked(ledger):
         ledger.ack(consumer, rollout_id)
     assert ledger.take_drops() == [("vault", "t0"), ("vault", "t1")]
     assert [located.rollout_id for located in ledger.catalog("exp")] == [2, 3]
+    assert ledger.listed("exp") == ledger.listed() == {"exp": [2, 3]}
+    with pytest.raises(RolloutNotFound):
+        ledger.listed("other")
 
 
 def test_a_finished_producer_is_end_of_stream_and_a_failed_one_is_not(ledger, pair, clock):

@@ -163,3 +163,24 @@ def test_a_memory_that_is_older_than_what_vaults_hold_is_not_trusted_with_prompt
     assert ends_at(again, 3) == (1, "after 2, says the checkpoint")
     third = restarted(again, held)
     assert ends_at(third, 3) == (1, "after 2, says the checkpoint")
+
+
+def test_where_the_source_stood_in_a_history_that_is_over_is_forgotten_and_freed(ledger):
+    """What lies above the checkpoint was not generated in the history that goes on."""
+    attach(ledger, "p")
+    attach(ledger, "c")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id, source_apart=True, stored=f"n{rollout_id}")
+    job = ledger.jobs["exp"]
+    job.gap = True
+    told = {source.stored for source in job.sources.values()}
+    assert told == {"n0", "n1", "n2"}
+    ledger.take_drops()
+    ledger.take_store_drops()
+    ledger.resume("c", 1, source="after 0, says the checkpoint")
+    assert [source.source for source in job.sources.values()] == ["after 0, says the checkpoint"]
+    assert ends_at(ledger, 1) == (1, "after 0, says the checkpoint")
+    assert ends_at(ledger, 2) == (1, "after 0, says the checkpoint"), "not where its first generation began"
+    freed = {name for _, name in ledger.take_store_drops()}
+    assert freed >= {f"{name}-source" for name in told}
+    assert {token for _, token in ledger.take_drops()} >= {f"t{rollout_id}.source" for rollout_id in range(3)}

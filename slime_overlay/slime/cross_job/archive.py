@@ -26,6 +26,9 @@ from .stores import Store
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_FEW = 8  # manifests, which are read sooner than all names are listed
+_PAGE = 64  # keys that are deleted at once
+_LEFT_S = 0.1  # at most, to others, after each page
 _SUFFIX = {"none": "arrow", "lz4": "arrow.lz4", "zstd": "arrow.zst"}
 
 
@@ -104,10 +107,19 @@ class Archive:
         ]
 
     def delete(self, names: Sequence[str]) -> None:
-        """Free payloads: the manifests first, so that none is there without its parts."""
-        parts = [part for name in names for part in self._parts_of(name)]
-        self._store.delete([self._manifest(name) for name in names])
-        self._store.delete(parts)
+        """Free payloads: the manifests first, so that none is there without its parts. Which parts there are say the
+        manifests of few, and one listing of many: to read thousands, one after the other, takes minutes. Many go page
+        by page, and half of the time is left to those who write."""
+        if len(names) > _FEW:
+            parts = self._listed_parts({*names})
+        else:
+            parts = [part for name in names for part in self._parts_of(name)]
+        for keys in ([self._manifest(name) for name in names], parts):
+            for at in range(0, len(keys), _PAGE):
+                began = time.monotonic()
+                self._store.delete(keys[at : at + _PAGE])
+                if len(keys) > _PAGE:
+                    time.sleep(min(time.monotonic() - began, _LEFT_S))
 
     def leftovers(self, older_than_s: float) -> list[str]:
         """Keys of parts without a manifest, which a writer that died left."""
@@ -142,7 +154,11 @@ class Archive:
         except NotStored:
             return []  # what a writer that died left of it is found by `leftovers`
         except PayloadDamaged:
-            return [key for key in self._store.keys(f"{self._job_id}/payload") if _stem(key) == name]
+            return self._listed_parts({name})
+
+    def _listed_parts(self, names: set[str]) -> list[str]:
+        keys = self._store.keys(f"{self._job_id}/payload")
+        return [key for key in keys if not key.endswith(".json") and _stem(key) in names]
 
     def _read_manifest(self, name: str) -> dict[str, Any]:
         body = opened(self._store.get(self._manifest(name)))

@@ -36,7 +36,7 @@ _HEAD = "node:__internal_head__"  # a resource of the head's node
 _READS = frozenset(
     [
         *("heartbeat", "facts", "first", "loaded", "unloaded", "source_before"),
-        *("get", "catalog", "versions", "get_value", "peer_verdict", "status"),
+        *("get", "catalog", "listed", "versions", "get_value", "peer_verdict", "status"),
     ]
 )
 """Operations after which there is nothing new to be kept."""

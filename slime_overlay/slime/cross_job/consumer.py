@@ -268,6 +268,10 @@ class Consumer(Member):
         """Newest version of every rollout of this job that can be read, by id."""
         return self.link.call("catalog", self.job_id)
 
+    def rollout_ids(self) -> list[int]:
+        """Ids of the same, in order, which is quick for thousands of them, too."""
+        return self.link.call("listed", self.job_id)[self.job_id]
+
     def versions(self, rollout_id: int) -> list[Located]:
         """Every readable version of a rollout, oldest first. Raises RolloutNotFound."""
         return self.link.call("versions", self.job_id, check_rollout_id(rollout_id))

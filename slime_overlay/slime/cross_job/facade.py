@@ -52,7 +52,8 @@ class CrossJobDataBroker:
         """(job id, rollout id) of every rollout that can be read, sorted; of one job, or of all."""
         if job_id is not None and check_job_id(job_id) not in self._link.call("status"):
             return []
-        return [(located.job_id, located.rollout_id) for located in self._link.call("catalog", job_id)]
+        listed = self._link.call("listed", job_id)
+        return [(job, rollout_id) for job in sorted(listed) for rollout_id in listed[job]]
 
     def close(self) -> None:
         """End the stream of every job that was stored to."""

@@ -87,7 +87,7 @@ class Gateway:
 
     def load(self, rollout_id: int | None = None) -> Any:
         """Set the data source to where it stood after `rollout_id`, unless the rollout job is past that already."""
-        ahead = [located.rollout_id for located in self._consumer.catalog()]
+        ahead = self._consumer.rollout_ids()
         if rollout_id is not None and any(published > rollout_id for published in ahead):
             logger.info(
                 "job %s: rollouts up to %d are published: the data source stays behind them, where it is",

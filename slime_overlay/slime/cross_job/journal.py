@@ -98,7 +98,9 @@ class Journal:
             return False
 
     def entry(self, job: Job, clients: list[Client]) -> "Entry":
-        """What is to be written of the job as it is now; serialised here, written by `Entry.write` in any thread."""
+        """What is to be written of the job as it is now: serialised here, but for the changes, whose records nobody
+        changes. Those are serialised where they are written, by `Entry.write` in any thread, because all of a job with
+        thousands of rollouts take a second."""
         tables = {name: getattr(job, name) for name in TABLES}
         rows = sum(len(table) for table in tables.values())
         whole = not self._marks or self._since_whole >= max(_WHOLE_EVERY, 2 * rows)
@@ -106,14 +108,11 @@ class Journal:
         empty: dict[str, Any] = {name: Table() for name in TABLES}
         groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
         bare = replace(job, rollouts={}, values={}, lost_values={}, store=None, groups=groups, **empty)
-        state = {
-            "job": bare,
-            "clients": [_without_store(client) for client in clients],
-            "changes": {name: (c.whole, c.over, c.new) for name, c in changes.items()},
-        }
+        now = encode({"job": bare, "clients": [_without_store(client) for client in clients]})
+        told = {name: (c.whole, c.over, c.new) for name, c in changes.items()}
         whole = all(change.whole for change in changes.values())
         marks = {name: table.mark() for name, table in tables.items()}
-        return Entry(self, self._number + 1, encode(state), whole, marks)
+        return Entry(self, self._number + 1, now, told, whole, marks)
 
     def _written(self, entry: "Entry") -> None:
         self._number, self._marks = entry.number, entry.marks
@@ -130,8 +129,17 @@ class Outdated(Exception):
 class Entry:
     """One entry, on its way into the store."""
 
-    def __init__(self, journal: Journal, number: int, state: bytes, whole: bool, marks: dict[str, Mark]):
-        self._journal, self._state, self.job_id = journal, state, journal._job_id
+    def __init__(
+        self,
+        journal: Journal,
+        number: int,
+        now: bytes,
+        changes: dict[str, Any],
+        whole: bool,
+        marks: dict[str, Mark],
+    ):
+        self._journal, self._now, self._changes, self.job_id = journal, now, changes, journal._job_id
+        self._state = ""
         self.number, self.whole, self.marks = number, whole, marks
         self.drops: list[str] = []  # names of payloads that it gives up
 
@@ -144,7 +152,9 @@ class Entry:
         """
         journal = self._journal
         store = journal._store
-        body = {"state": self._state.decode(), "whole": self.whole, "number": self.number, "writer": journal._writer}
+        if not self._state:
+            self._state = f'{{"changes":{encode(self._changes).decode()},{self._now.decode()[1:]}'
+        body = {"state": self._state, "whole": self.whole, "number": self.number, "writer": journal._writer}
         data = sealed(body)
         key = journal.key(self.number)
         is_new = store.create(key, data)

@@ -147,6 +147,12 @@ class Shelf(Sources):
         jobs = self.jobs.values() if job_id is None else [self._known_job(job_id)]
         return [job.rollouts[r][-1] for job in sorted(jobs, key=lambda j: j.job_id) for r in sorted(job.rollouts)]
 
+    def listed(self, job_id: str | None = None) -> dict[str, list[int]]:
+        """Ids of every rollout that can be read, in order, by job: the catalogue without its records, which for
+        thousands of rollouts take longer to send than a client likes to wait."""
+        jobs = self.jobs.values() if job_id is None else [self._known_job(job_id)]
+        return {job.job_id: sorted(job.rollouts) for job in jobs}
+
     def versions(self, job_id: str, rollout_id: int) -> list[Located]:
         """Every version of a rollout that can be read, oldest first. Raises RolloutNotFound."""
         self.get(job_id, rollout_id)

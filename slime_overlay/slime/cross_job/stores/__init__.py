@@ -34,7 +34,7 @@ def open_store(uri: str, timeout_s: float = 60.0) -> Store:
     if scheme:
         from .remote import RemoteStore
 
-        return RemoteStore.of(uri)
+        return RemoteStore.of(uri, timeout_s)
     raise BadInput(
         f"{uri!r} is no store: give file:///a/shared/folder, redis://HOST:PORT/DB, or a URI that pyarrow.fs knows"
     )

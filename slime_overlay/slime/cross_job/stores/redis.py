@@ -6,7 +6,10 @@ or not at all, whatever dies in between; pieces of an upload that came to no end
 
 Durable as far as the server is: with `appendonly yes` it forgets at most a second (`appendfsync always`: nothing).
 `maxmemory-policy` must be `noeviction`, or Redis throws away what was to be kept. A server that is away is waited for,
-as long as `timeout_s` allows.
+as long as `timeout_s` allows; one that does not let us in, or whose certificate nobody vouches for, is not.
+
+Deleting goes in small pages, and memory is given back in the background, so that thousands of values can be freed
+while others write: the server is held up for a few milliseconds at a time.
 
 All keys have one hash tag, so that a script may touch them; a cluster therefore keeps a store on one of its shards.
 """
@@ -15,6 +18,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -26,6 +30,8 @@ from .base import Data, Store, check_key, pieces, without_password
 try:
     import redis
     from redis import exceptions
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 except ImportError:
     raise BadInput("a store in Redis needs the package redis: pip install redis") from None
 
@@ -35,7 +41,8 @@ _INLINE_BYTES = 64 << 10  # a value of this size needs no pieces
 _PIECE_BYTES = 32 << 20
 _EVENTS_KEPT = 10_000
 _UPLOAD_S = 3600  # after which pieces of an upload that came to no end expire
-_PAGE = 1000
+_PAGE = 1000  # keys of a listing
+_DELETED_AT_ONCE = 64
 _RESERVE_BYTES = 64 << 20
 
 _COMMIT = """
@@ -51,7 +58,7 @@ redis.call('HSET', KEYS[1], 'upload', ARGV[2], 'pieces', #KEYS - 3, 'inline', AR
 redis.call('ZADD', KEYS[2], 0, ARGV[1])
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'key', ARGV[1])
 if old[1] and old[1] ~= ARGV[2] then
-  for i = 0, tonumber(old[2]) - 1 do redis.call('DEL', '{slime_cross_job}:piece:' .. old[1] .. ':' .. i) end
+  for i = 0, tonumber(old[2]) - 1 do redis.call('UNLINK', '{slime_cross_job}:piece:' .. old[1] .. ':' .. i) end
 end
 return 1
 """
@@ -59,18 +66,23 @@ _DELETE = """
 -- KEYS: index, the keys of values...; ARGV: keys
 for i = 2, #KEYS do
   local old = redis.call('HMGET', KEYS[i], 'upload', 'pieces')
-  redis.call('DEL', KEYS[i])
+  redis.call('UNLINK', KEYS[i])
   redis.call('ZREM', KEYS[1], ARGV[i - 1])
   if old[1] then
-    for n = 0, tonumber(old[2]) - 1 do redis.call('DEL', '{slime_cross_job}:piece:' .. old[1] .. ':' .. n) end
+    for n = 0, tonumber(old[2]) - 1 do redis.call('UNLINK', '{slime_cross_job}:piece:' .. old[1] .. ':' .. n) end
   end
 end
 """
 
 
+_UNTRUSTED = "{} and we do not trust each other: {}; check the certificates, and ssl_ca_certs of the URI"
+
+
 class RedisStore(Store):
     """See the module. `redis://[USER:PASSWORD@]HOST:PORT/DB`, `rediss://` with TLS, `unix:///socket?db=0`; and behind
-    a question mark `cluster=true`, or `sentinel=SERVICE` (then HOST:PORT is a sentinel's).
+    a question mark `cluster=true`, or `sentinel=SERVICE` (then HOST:PORT is a sentinel's, and with `rediss://` it is
+    spoken to with TLS like the servers), and what the package redis knows: `ssl_ca_certs=FILE` (else the system's),
+    `ssl_certfile=FILE&ssl_keyfile=FILE`, `ssl_check_hostname=false`, `ssl_cert_reqs=none` ...
     """
 
     def __init__(self, uri: str, timeout_s: float = 60.0):
@@ -105,8 +117,8 @@ class RedisStore(Store):
 
     def delete(self, keys: Iterable[str]) -> None:
         given = [*keys]
-        for at in range(0, len(given), _PAGE):
-            page = given[at : at + _PAGE]
+        for at in range(0, len(given), _DELETED_AT_ONCE):
+            page = given[at : at + _DELETED_AT_ONCE]
             names = [_INDEX, *map(_name, page)]
             self._ask("what is to be deleted", "EVAL", _DELETE, len(names), *names, *page)
 
@@ -200,7 +212,10 @@ class RedisStore(Store):
                 exceptions.BusyLoadingError,
                 exceptions.ReadOnlyError,  # a replica that is to become the master
                 exceptions.TryAgainError,
+                exceptions.RedisClusterException,
             ) as error:
+                if untrusted := _untrusted(error):
+                    raise StoreRefused(_UNTRUSTED.format(self.shown, untrusted)) from None
                 if time.monotonic() > deadline:
                     raise StoreUnreachable(
                         f"{self.shown} does not answer for {self._timeout_s:g} s, at {what}: {error}"
@@ -216,10 +231,18 @@ class RedisStore(Store):
 def _client(uri: str, timeout_s: float) -> Any:
     parts = urlsplit(uri)
     query = parse_qs(parts.query)
+    for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        for file in query.get(option, []):  # else it would be a server that is away
+            if not Path(file).is_file():
+                raise BadInput(
+                    f"{option}={file} of {without_password(uri)!r} is no file here: it must be on every node"
+                )
     cluster, sentinel = query.pop("cluster", ["false"])[0] == "true", query.pop("sentinel", [""])[0]
     plain = f"{uri.partition('?')[0]}?{urlencode(query, doseq=True)}"
     options: dict[str, Any] = {"socket_connect_timeout": 5.0, "health_check_interval": 15}
     options["socket_timeout"] = max(0.5, min(30.0, timeout_s / 2))
+    if not cluster:  # the package's own tries, seconds long, are for nothing where it is refused; the others are ours
+        options["retry"] = Retry(NoBackoff(), 0)
     try:
         if cluster:
             return redis.RedisCluster.from_url(plain, **options)
@@ -227,14 +250,43 @@ def _client(uri: str, timeout_s: float) -> Any:
             from redis.sentinel import Sentinel
 
             db = int(parts.path.strip("/") or 0)
-            watch = Sentinel([(parts.hostname, parts.port or 26379)], **options)
+            if parts.scheme == "rediss":
+                options |= {"ssl": True, **_tls_options(plain)}
+            watch = Sentinel([(parts.hostname, parts.port or 26379)], sentinel_kwargs=options, **options)
+            with contextlib.suppress(exceptions.TimeoutError):
+                _ask_for_trust(watch.sentinels[0])
             access = {"username": parts.username, "password": parts.password}
-            return watch.master_for(sentinel, db=db, ssl=parts.scheme == "rediss", **access, **options)
+            return watch.master_for(sentinel, db=db, **access, **options)
         return redis.Redis.from_url(plain, **options)
     except ValueError as error:
         raise BadInput(f"{without_password(uri)!r} is no URI of a Redis: {error}") from None
-    except exceptions.RedisError as error:
+    except (exceptions.RedisError, exceptions.RedisClusterException) as error:
+        if untrusted := _untrusted(error):
+            raise StoreRefused(_UNTRUSTED.format(without_password(uri), untrusted)) from None
         raise StoreUnreachable(f"no Redis cluster answers: {error}") from None
+
+
+def _tls_options(uri: str) -> dict[str, Any]:
+    """Those of a rediss:// URI, as the package redis reads them."""
+    return {name: value for name, value in redis.connection.parse_url(uri).items() if name.startswith("ssl_")}
+
+
+def _ask_for_trust(sentinel: Any) -> None:
+    """Raises what a client of the sentinel swallows: that the two do not trust each other."""
+    try:
+        sentinel.ping()
+    except exceptions.ConnectionError as error:
+        if _untrusted(error):
+            raise
+
+
+def _untrusted(error: BaseException | None) -> str:
+    """How two sides of a connection do not trust each other, which no waiting helps; empty: it is something else."""
+    while error is not None:
+        if any(words in str(error) for words in ("CERTIFICATE_VERIFY_FAILED", "_ALERT_", "WRONG_VERSION_NUMBER")):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _name(key: str) -> str:
