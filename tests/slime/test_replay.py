@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conversions import CASES
 from ray_jobs import wait_for
-from slime_jobs import FIGURES, Run, end_well
+from slime_jobs import FIGURES, Run, at_pins, end_well
 
 from cross_job_replay import main
 from slime.cross_job.recording import Recording
@@ -89,6 +89,7 @@ def test_slimes_debug_files_become_the_same_recording(recorded: Run):
     assert ours.terms == theirs.terms
 
 
+@at_pins("079dbcf", "v0.3.1", again=("v0.1.0",))
 def test_samples_of_training_data_are_the_same_training_data_to_slime(pin, new_run: Callable[..., Run]):
     """Every combination of normalised rewards, log-probs and metadata, through slime's own code twice."""
     run = new_run(pin, "conversions")
