@@ -8,7 +8,7 @@ from slime.cross_job.ledger import Ledger
 from slime.cross_job.snapshot import take_job
 from slime.cross_job.types import ClientInfo, Payload
 
-from .conftest import Crash
+from .conftest import COMPARE_AND_SET, Crash
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_old_entries_go_once_one_holds_all(store, ledger, monkeypatch):
     assert len(store.keys("exp/journal")) <= 15
 
 
-@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+@pytest.mark.parametrize("place", COMPARE_AND_SET, indirect=True)
 def test_of_two_keepers_the_one_that_comes_late_is_fenced(place, store, ledger):
     first = Journal(store, "exp")
     keep(first, ledger)
@@ -105,7 +105,7 @@ def test_of_two_keepers_the_one_that_comes_late_is_fenced(place, store, ledger):
     assert figures(again(store)) == figures(ledger)
 
 
-@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+@pytest.mark.parametrize("place", COMPARE_AND_SET, indirect=True)
 @pytest.mark.parametrize("entries", [0, 1, 2])
 def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, store, ledger, monkeypatch, entries):
     """The number that it takes is free again."""
