@@ -95,6 +95,8 @@ class TlsProxy:
         except OSError:  # the other side does not trust us, or nobody is there
             raw.close()
             return
+        for one in (inside, behind):  # else small answers wait for 40 ms
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections += 1
         threading.Thread(target=_pass_on, args=(behind, inside), daemon=True).start()
         _pass_on(inside, behind)

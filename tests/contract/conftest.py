@@ -23,6 +23,8 @@ from tls_proxy import Authority, TlsProxy
 
 KINDS = ("memory", "file", "remote", "s3", "gcs", "redis", "rediss")
 OBJECT_STORES = ("s3", "gcs")
+COMPARE_AND_SET = ("memory", "file", "redis", "rediss")
+"""Not pyarrow's filesystems, see remote.py."""
 
 
 class Crash(BaseException):

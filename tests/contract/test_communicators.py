@@ -10,6 +10,8 @@ from slime.cross_job.batch import Batch
 from slime.cross_job.communicators import Channel, FileSystemCommunicator, RayJobCommunicator
 from slime.cross_job.errors import BadInput, NotStored, PayloadDamaged
 
+from .conftest import COMPARE_AND_SET
+
 VALUES = [
     {"tokens": [[1, 2], [3]], "rewards": [0.5, 1.0], "texts": ["a", "é"]},
     {"lr": 1e-6, "nested": {"deep": [1, None, "x"]}, "uneven": [[1], [2]]},
@@ -62,9 +64,8 @@ def test_what_somebody_else_wrote_is_damage(tmp_path, harm):
         files.read_data("exp", "k")
 
 
+@pytest.mark.parametrize("place", COMPARE_AND_SET, indirect=True)
 def test_nobody_who_publishes_at_once_loses_a_message(place):
-    if place.kind == "remote":
-        return  # has no compare-and-set: remote.py
     channels = [Channel(place.open(), "events") for _ in range(4)]
 
     def publish(me: int) -> None:
@@ -75,11 +76,14 @@ def test_nobody_who_publishes_at_once_loses_a_message(place):
     for thread in threads:
         thread.start()
     over, read = threading.Event(), []
+    giving_up = threading.Timer(60, over.set)
+    giving_up.start()
     for number, message in Channel(place.open(), "events").follow(0, over):
         assert number == len(read)
         read.append((message["from"], message["number"]))
         if len(read) == 100:
             break
+    giving_up.cancel()
     for thread in threads:
         thread.join()
     assert sorted(read) == [(me, number) for me in range(4) for number in range(25)]
@@ -111,14 +115,13 @@ def test_messages_wait_for_those_who_were_away(redis_server):
     one.close()
 
 
+@pytest.mark.parametrize("place", COMPARE_AND_SET, indirect=True)
 def test_threads_of_one_channel_leave_no_hole(place):
     channel = Channel(place.open(), "events")
     numbers: list[int] = []
     threads = [
         threading.Thread(target=lambda: numbers.extend([channel.publish(1) for _ in range(25)])) for _ in range(4)
     ]
-    if place.kind == "remote":
-        return  # has no compare-and-set: remote.py
     for thread in threads:
         thread.start()
     for thread in threads:

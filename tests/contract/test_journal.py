@@ -8,7 +8,7 @@ from slime.cross_job.ledger import Ledger
 from slime.cross_job.snapshot import take_job
 from slime.cross_job.types import ClientInfo, Payload
 
-from .conftest import Crash
+from .conftest import COMPARE_AND_SET, Crash
 
 
 @pytest.fixture
@@ -90,7 +90,21 @@ def test_old_entries_go_once_one_holds_all(store, ledger, monkeypatch):
     assert len(store.keys("exp/journal")) <= 15
 
 
-@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+def test_old_entries_go_oldest_first_some_with_each_that_follows(store, ledger, monkeypatch):
+    """A keeper that slept must find its last entry gone before the next number is free."""
+    monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 10)
+    monkeypatch.setattr("slime.cross_job.journal._OLD_AT_ONCE", 4)
+    journal = Journal(store, "exp")
+    left = []
+    for _ in range(16):
+        keep(journal, ledger)
+        left.append([int(key[-9:-5]) for key in store.keys("exp/journal")])
+    assert all(numbers == [*range(numbers[0], numbers[-1] + 1)] for numbers in left)
+    assert [numbers[0] for numbers in left[9:]] == [0, 0, 4, 8, 11, 11, 11]
+    assert figures(again(store)) == figures(ledger)
+
+
+@pytest.mark.parametrize("place", COMPARE_AND_SET, indirect=True)
 def test_of_two_keepers_the_one_that_comes_late_is_fenced(place, store, ledger):
     first = Journal(store, "exp")
     keep(first, ledger)
@@ -105,7 +119,7 @@ def test_of_two_keepers_the_one_that_comes_late_is_fenced(place, store, ledger):
     assert figures(again(store)) == figures(ledger)
 
 
-@pytest.mark.parametrize("place", ["memory", "file", "redis"], indirect=True)
+@pytest.mark.parametrize("place", COMPARE_AND_SET, indirect=True)
 @pytest.mark.parametrize("entries", [0, 1, 2])
 def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, store, ledger, monkeypatch, entries):
     """The number that it takes is free again."""

@@ -5,7 +5,8 @@
 An entry is durable before anybody is answered, so a cluster that is lost entirely forgets nothing that it said. Of two
 brokers that both think that they keep a job, one finds its next number taken: it is fenced, and knows it at once
 (compare-and-set, by `Store.create`). From time to time an entry holds the tables whole, and those before it go, oldest
-first: a broker that slept meanwhile, and takes a number that is free again, knows it by the one before, which is gone.
+first, some with each entry that follows: a broker that slept meanwhile, and takes a number that is free again, knows
+it by the one before, which is gone.
 """
 
 import logging
@@ -22,6 +23,7 @@ from .tables import Change, Mark, Table
 
 logger = logging.getLogger(__name__)
 
+_OLD_AT_ONCE = 32  # entries that go with each that is written: who waits for it does not wait for thousands
 _WHOLE_EVERY = 500  # entries, or twice as many as there are rows, whichever is more
 
 
@@ -34,6 +36,7 @@ class Journal:
         self._number = -1  # of the newest entry
         self._marks: dict[str, Mark] = {}
         self._since_whole = 0
+        self._old: list[str] = []  # entries that go, oldest first
 
     def load(self) -> tuple[Job, list[Client]] | None:
         """The job as its newest entry says, with its tables, and its clients; None: there is none.
@@ -167,7 +170,9 @@ class Entry:
             raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
         journal._written(self)
         if self.whole:
-            store.delete([old for old in store.keys(f"{journal._job_id}/journal") if old < key])
+            journal._old = [old for old in store.keys(f"{journal._job_id}/journal") if old < key]
+        store.delete(journal._old[:_OLD_AT_ONCE])
+        del journal._old[:_OLD_AT_ONCE]
 
 
 def _without_store(client: Client) -> Client:
