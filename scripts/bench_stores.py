@@ -38,25 +38,23 @@ def large(nbytes: int) -> dict[str, list[Any]]:
 def measure(quick: bool, folder: Path) -> dict[str, Any]:
     """Medians by (store, what is handed over, way): {"write_ms", "read_ms", "both_ms"}."""
     lists = columns_of(512, 0)
-    cases: list[tuple[str, Any, Any, int]] = [
-        ("20 MB, lists", lists, lists, 3 if quick else 7),
-        ("20 MB, tensors", tensors_of(lists), lists, 3 if quick else 7),
+    cases: list[tuple[str, Any, int]] = [
+        ("20 MB, lists", lists, 3 if quick else 7),
+        ("20 MB, tensors", tensors_of(lists), 3 if quick else 7),
     ]
     if not quick:
-        gigabyte = large(1000 * _MB)
-        cases.append(("1 GB, tensors", gigabyte, gigabyte, 3))
+        cases.append(("1 GB, tensors", large(1000 * _MB), 3))
     found: dict[str, Any] = {}
     with own_redis() as redis_uri:
         for store, uri in (("filesystem", f"file://{folder}/store"), ("Redis", redis_uri)):
             if uri is None:
                 continue
-            for what, plain, columns, repeats in cases:
+            for what, columns, repeats in cases:
                 ways = {"plain": plain_file(folder) if store == "filesystem" else plain_redis(uri), "ours": ours(uri)}
-                given = {"plain": plain, "ours": columns}
                 times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
                 for turn in range(repeats + 1):
                     for way in random.Random(turn).sample([*ways], len(ways)):
-                        write_ms, read_ms = ways[way](given[way])
+                        write_ms, read_ms = ways[way](columns)
                         if turn:
                             times[way]["write_ms"].append(write_ms)
                             times[way]["read_ms"].append(read_ms)

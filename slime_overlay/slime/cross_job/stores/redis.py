@@ -40,6 +40,7 @@ _INDEX, _EVENTS = f"{_TAG}:index", f"{_TAG}:events"
 _INLINE_BYTES = 64 << 10  # a value of this size needs no pieces
 _PIECE_BYTES = 32 << 20
 _EVENTS_KEPT = 10_000
+_READ_BYTES = 4 << 20  # from the socket at once
 _UPLOAD_S = 3600  # after which pieces of an upload that came to no end expire
 _PAGE = 1000  # keys of a listing
 _DELETED_AT_ONCE = 64
@@ -240,6 +241,7 @@ def _client(uri: str, timeout_s: float) -> Any:
     cluster, sentinel = query.pop("cluster", ["false"])[0] == "true", query.pop("sentinel", [""])[0]
     plain = f"{uri.partition('?')[0]}?{urlencode(query, doseq=True)}"
     options: dict[str, Any] = {"socket_connect_timeout": 5.0, "health_check_interval": 15}
+    options["socket_read_size"] = _READ_BYTES
     options["socket_timeout"] = max(0.5, min(30.0, timeout_s / 2))
     if not cluster:  # the package's own tries, seconds long, are for nothing where it is refused; the others are ours
         options["retry"] = Retry(NoBackoff(), 0)
