@@ -53,7 +53,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("everything that was selected was run")
     left_out = [item.nodeid for item in _deselected if item.get_closest_marker("again")]
     if left_out:
-        terminalreporter.write_line(f"{len(left_out)} tests that show at another pin what is shown at one (again):")
+        terminalreporter.write_line(
+            f"{len(left_out)} tests that show at another pin, or in another way, what others show (again):"
+        )
     for nodeid in left_out:
         terminalreporter.write_line(f"    {nodeid}")
     for report in skipped:

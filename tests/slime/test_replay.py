@@ -56,6 +56,7 @@ def test_a_recorded_run_trains_again_to_the_last_bit(recorded: Run, new_run: Cal
     assert single.steps(*FIGURES) == recorded.steps(*FIGURES)
 
 
+@pytest.mark.again
 def test_where_the_recording_ends_so_does_the_training(recorded: Run, new_run: Callable[..., Run]):
     """A train job that wants more than there is: it ends well, and says why."""
     longer = new_run(PIN, "longer", options={"num_rollout": ROLLOUTS + 1})
@@ -89,7 +90,7 @@ def test_slimes_debug_files_become_the_same_recording(recorded: Run):
     assert ours.terms == theirs.terms
 
 
-@at_pins("079dbcf", "v0.3.1", again=("v0.1.0",))
+@at_pins("079dbcf", again=("v0.1.0", "v0.3.1"))
 def test_samples_of_training_data_are_the_same_training_data_to_slime(pin, new_run: Callable[..., Run]):
     """Every combination of normalised rewards, log-probs and metadata, through slime's own code twice."""
     run = new_run(pin, "conversions")

@@ -66,7 +66,7 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
 
 
-@pytest.mark.parametrize("pin", ["079dbcf"])
+@at_pins(again=("079dbcf",))
 def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was_generated(
     pin, new_run, single, tmp_path
 ):
@@ -91,7 +91,7 @@ def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was
     assert told in rollout.logs, "it was not set back: nothing was tested"
 
 
-@pytest.mark.parametrize("pin", ["v0.3.1"])
+@at_pins(again=("v0.3.1",))
 def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp_path, cluster):
     """What no checkpoint covers is kept, the rollout job waits, and the next train job ends as if nothing had been."""
     hold = stop_at(run, "rollout", ROLLOUTS - 1)
@@ -151,7 +151,7 @@ def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single,
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
 
 
-@pytest.mark.parametrize("pin", ["v0.3.1"])
+@at_pins(again=("v0.3.1",))
 def test_an_experiment_that_is_drained_goes_on_where_it_was(pin, run, single, tmp_path):
     """What is out is finished, trained on and saved; both jobs end with 0, and go on when they are started again."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -167,7 +167,7 @@ def test_an_experiment_that_is_drained_goes_on_where_it_was(pin, run, single, tm
     assert f"rollout {KILLED_AT} version" not in again[0].logs, "it was generated again"
 
 
-@pytest.mark.parametrize("pin", ["079dbcf"])
+@at_pins(again=("079dbcf",))
 def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, single, tmp_path):
     """It held slime's lock, and left the engines paused: they generate nothing before they have whole weights."""
     hold = stop_at(run, "update", 4)  # the one after rollout 2: the first is that of the start
@@ -182,7 +182,7 @@ def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, sing
     assert "freed the lock on the engines" in second.logs, "the lock was not held: the fault did not happen"
 
 
-@at_pins("v0.3.1", again=("079dbcf",))
+@at_pins(again=("v0.3.1", "079dbcf"))
 def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_path):
     """What was published for two data-parallel ranks is trained on by one, the same samples."""
     hold = stop_at(run, "rollout", KILLED_AT)
