@@ -31,7 +31,7 @@ def test_one_ahead_is_train_async(pin, new_run, single):
     assert weights_that_generated(train) == {step: max(0, step - 1) for step in range(ROLLOUTS)}
 
 
-@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
+@at_pins(again=("079dbcf", "v0.1.0", "v0.3.1"))
 def test_train_async_in_two_jobs(pin, new_run, single):
     """slime's own train_async.py as the train job."""
     run = new_run(pin, "async")

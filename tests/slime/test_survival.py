@@ -127,7 +127,7 @@ def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     assert f"rollout {KILLED_AT} version" not in second_rollout.logs, "it was generated again"
 
 
-@pytest.mark.parametrize("pin", ["v0.3.1"])
+@at_pins(again=("v0.3.1",))
 def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single, tmp_path):
     """Its newest checkpoints are lost: what it had acked is handed out again, the same bytes, and nothing is generated
     again."""
