@@ -25,6 +25,8 @@ ROOT = HERE.parents[1]
 OVERLAY = ROOT / "slime_overlay"
 sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(ROOT / "tests"), str(HERE)]
 
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread that asks while the cluster is lost starts one of its own
+
 import ray  # noqa: E402
 from archiver import Archiver  # noqa: E402
 from auditor import audit, lines  # noqa: E402
