@@ -358,13 +358,10 @@ class Life:
         fresh = sorted(r for r in {*self.readable, *self.lost} if r not in self.settled and self.is_settled(r))
         self.lost -= {*fresh}
         self.wanted -= {*fresh}
+        self.settled += fresh
+        self.settled_at |= dict.fromkeys(fresh, now)
         for rollout_id in self.settled:
             self.shed(rollout_id)
-        for rollout_id in fresh:  # one after the other: what comes later may push out what came before
-            self.settled.append(rollout_id)
-            self.settled_at[rollout_id] = now
-            self.shed(rollout_id)
-            self.free_what_is_too_much(now)
         self.free_what_is_too_much(now)
 
     def shed(self, rollout_id: int) -> None:

@@ -93,6 +93,7 @@ def test_a_rollout_goes_from_one_cluster_to_the_other_and_its_ack_back(two, run,
         status = (await there.broker.call("status", "exp"))["exp"]
         assert (status["published"], status["claimed"], status["acked"]) == (1, 1, 1)
         assert [*await there.broker.call("status")] == ["exp"]
+        assert await there.broker.call("listed") == {"exp": []}
         assert "exp" not in there.broker._ledger.jobs
         await here.broker.call("end", "p", "finished")
         with pytest.raises(EndOfStream):
@@ -373,5 +374,30 @@ def test_an_operator_may_start_anew_on_the_cluster_of_a_follower(two, run, uri):
         assert there.broker._books.is_open("exp")
         assert there.broker._ledger.clients["p"].reason == "its cluster was lost"
         await there.broker.call("heartbeat", "archive", "waiting")
+
+    run(test())
+
+
+def test_who_takes_over_and_cannot_write_at_first_keeps_the_job_all_the_same(two, run, uri, monkeypatch):
+    """Its clients ask it itself from then on, not the mail."""
+    here, there = two
+    keep, troubles = there.broker._keeper.keep, [StoreUnreachable("away")]
+
+    async def fails_once(job_id: str) -> None:
+        if troubles:
+            raise troubles.pop()
+        await keep(job_id)
+
+    async def test() -> None:
+        await here.attach("producer", "p", uri, dead_after_s=600.0)
+        await there.attach("consumer", "c", uri, dead_after_s=600.0)
+        monkeypatch.setattr(there.broker._keeper, "keep", fails_once)
+        here.sleep()
+        while not there.broker._books.is_open("exp"):
+            await asyncio.sleep(1)
+        await asyncio.sleep(1)
+        assert troubles == []
+        assert not there.broker._followers
+        await there.broker.call("demand", "c", 0)
 
     run(test())

@@ -48,6 +48,8 @@ _WRITES = frozenset(
 )
 _OF_A_JOB = frozenset(["forget", "control", "close_group", "stored"])
 """Operations that name a job, not a client."""
+_OF_ALL = ("status", "catalog", "listed")
+"""Those that may name no job, and are then asked of all."""
 
 
 class Broker(Clusters):
@@ -87,7 +89,7 @@ class Broker(Clusters):
         found = await self._wherever(
             of, lambda: self._call(operation, *args, **kwargs), "call", (operation, *args), kwargs
         )
-        return found if of or operation not in ("status", "catalog") else await self._of_all(operation, found)
+        return found if of or operation not in _OF_ALL else await self._of_all(operation, found)
 
     async def wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Like `call`, asked again at every change until it finds something; None after `wait_s` seconds."""

@@ -153,9 +153,12 @@ class Clusters(ABC):
     async def _kept_here(self, follower: Follower, silent_s: float, started_anew: bool = False) -> None:
         """Keep what was followed."""
         await self._books.open(follower.job_id, follower.uri, silent_s, started_anew)
-        await self._keeper.keep(follower.job_id)  # of two that try one learns here that it came too late
-        self._followers.pop(follower.job_id, None)
-        follower.end(KeptElsewhere(f"job {follower.job_id} is kept here now", follower.job_id, follower.uri))
+        try:
+            await self._keeper.keep(follower.job_id)  # of two that try one learns here that it came too late
+        finally:
+            if self._books.is_open(follower.job_id):
+                self._followers.pop(follower.job_id, None)
+                follower.end(KeptElsewhere(f"job {follower.job_id} is kept here now", follower.job_id, follower.uri))
 
     async def _watch_followers(self) -> None:
         await asyncio.sleep(BEAT_S)

@@ -100,7 +100,7 @@ class Ledger(Engines):
         del group.leases[rollout_id]
         group.acked.add(rollout_id)
         job.acked += 1
-        self._settle(job, rollout_id)
+        self._settle(job, [rollout_id])
 
     def release(self, client_id: str, rollout_id: int, token: str = "") -> None:
         """Give a leased rollout back: others of the group may claim it. With the same `token` again it was done.
@@ -160,8 +160,8 @@ class Ledger(Engines):
         covered = sorted(r for r in {*job.rollouts, *job.lost} if r < rollout_id and r not in group.acked)
         for below in covered:
             group.acked.add(below)
-            job.covered += 1
-            self._settle(job, below)
+        job.covered += len(covered)
+        self._settle(job, covered)
         group.start = rollout_id
         group.ready = sorted(r for r in job.rollouts if r >= rollout_id)
         if self._drivers(job) == [group]:  # the others' demands stand
@@ -239,8 +239,7 @@ class Ledger(Engines):
             for rollout_id in [r for r, (owner, _) in group.leases.items() if owner == client.info.client_id]:
                 self._give_back(job, group, rollout_id)
             if group.closed:
-                for rollout_id in sorted([*job.rollouts, *job.lost]):
-                    self._settle(job, rollout_id)
+                self._settle(job, sorted([*job.rollouts, *job.lost]))
         self._complete_if_over(job)
 
     def _others(self, client: Client) -> list[Client]:

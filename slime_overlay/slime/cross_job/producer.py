@@ -139,6 +139,20 @@ class Producer(Member):
         limits = {"start": start, "until": until, "gated": gated}
         return self._wait(timeout_s, "demand", "next_demand", **limits, grace_s=grace_s)
 
+    def patient_demand(self, **limits: Any) -> int | None:
+        """`next_demand`, waited for as long as the consumers live, are paused or full: a training step may take its
+        time; a train job that is not there may not. None: the stream ended. Raises PeerFailed, WaitTimeout."""
+        while True:
+            try:
+                return self.next_demand(**limits)
+            except EndOfStream as end:
+                logger.info("%s", end)
+                return None
+            except WaitTimeout as waited:
+                if waited.verdict.get("kind") not in ("alive", "slow", "paused", "full"):
+                    raise
+                logger.warning("%s", waited)
+
     def consumer_facts(self) -> Any:
         """What the newest consumer announced; None: it announced nothing, or has ended."""
         self.check()

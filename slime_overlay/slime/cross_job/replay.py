@@ -9,7 +9,7 @@ happens. A demand for what is not recorded ends the stream where the recording e
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,14 +161,14 @@ def serve(job_id: str, recording: Recording, settings: Settings, terms: Mapping[
             stand_in = engines.options(num_cpus=0).remote()
             producer.announce({"manager": stand_in, "engines": [], "lock": stand_in})
         logger.info("job %s: serving %s of recording %s", job_id, ids_text(ids), recording.name)
-        served = _answer(producer, recording, _demands(producer, until, of_slime))
+        served = _answer(producer, recording, {"until": until, "gated": of_slime})
         producer.finish(f"recording {recording.name!r} ends with rollout {ids.last()}")
         return served
 
 
-def _answer(producer: Producer, recording: Recording, wanted: Callable[[], int | None]) -> int:
+def _answer(producer: Producer, recording: Recording, limits: dict[str, Any]) -> int:
     served = 0
-    while (rollout_id := wanted()) is not None:
+    while (rollout_id := producer.patient_demand(**limits)) is not None:
         if rollout_id > recording.ids.last():
             logger.warning("job %s: rollout %d is wanted, and is not recorded", producer.job_id, rollout_id)
             return served
@@ -181,24 +181,6 @@ def _answer(producer: Producer, recording: Recording, wanted: Callable[[], int |
             *(producer.job_id, rollout_id, entry.version, published.num_samples, published.nbytes),
         )
     return served
-
-
-def _demands(producer: Producer, until: int | None, gated: bool) -> Callable[[], int | None]:
-    """Waits for the next rollout that is wanted; None: the train job is through."""
-
-    def wanted() -> int | None:
-        while True:
-            try:
-                return producer.next_demand(until=until, gated=gated)
-            except EndOfStream as end:
-                logger.info("%s", end)
-                return None
-            except WaitTimeout as waited:  # a training step may take its time; a train job that is not there may not
-                if waited.verdict.get("kind") not in ("alive", "slow", "paused", "full"):
-                    raise
-                logger.warning("%s", waited)
-
-    return wanted
 
 
 class NoEngines:

@@ -1,31 +1,146 @@
-"""How long what every group has acked can still be had: by number, by age, by bytes. Pure functions over records.
+"""What every group has acked: how long it can still be had, where it lies meanwhile, and how it is freed.
 
-Whatever is stated bounds what is retained; where only an age or a number of bytes is, any number of rollouts is kept.
+Whatever is stated bounds what is retained, by number, by age, by bytes; where only an age or a number of bytes is, any
+number of rollouts is kept. What lies in a durable store leaves the object store at once. Pure state like the rest of
+the ledger.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from .records import Job
-from .types import Payload
+from .sources import Sources
+from .types import Located, LocatedValue, Payload
 
 
-def too_much(job: Job, now_wall: float) -> bool:
-    """Whether the oldest of what is retained has to go."""
-    if not job.done:
-        return False
-    if len(job.done) > _most(job):
-        return True
-    if job.retain_s is not None and now_wall - next(iter(job.done.values())) > job.retain_s:
-        return True
-    return job.retain_bytes is not None and retained_bytes(job) > job.retain_bytes
+class Retention(Sources):
+    """See the module."""
 
+    def expire(self) -> list[str]:
+        """Free what has been acked for longer than it is retained; ids of the jobs concerned. To be called now and
+        then."""
+        return [job.job_id for job in self.jobs.values() if job.retain_s is not None and self._make_room(job)]
 
-def retained_bytes(job: Job) -> int:
-    """Bytes of what is acked and can be had again, wherever it lies."""
-    return sum(version.payload.nbytes for r in job.done for version in job.rollouts.get(r, ()))
+    # ------------------------------------------------------------------ inside
+
+    def _settle(self, job: Job, rollout_ids: Iterable[int]) -> None:
+        """Move those that every open group has acked towards being freed; the first of them is the oldest."""
+        for rollout_id in rollout_ids:
+            acked_by = [g for g in job.groups.values() if rollout_id in g.acked]
+            if not acked_by or any(rollout_id not in g.acked for g in job.groups.values() if not g.closed):
+                continue
+            if rollout_id in job.lost or rollout_id in job.rollouts:
+                job.lost.discard(rollout_id)
+                job.demands.discard(rollout_id)
+                if rollout_id not in job.done:
+                    job.done[rollout_id] = self._wall()
+                self._shed(job, rollout_id)
+        self._make_room(job)
+
+    def _cover(self, job: Job, rollout_id: int) -> None:
+        """Published late: groups that resumed further on have taken it before."""
+        covering = [g for g in job.groups.values() if rollout_id < g.start and rollout_id not in g.acked]
+        for group in covering:
+            group.acked.add(rollout_id)
+            job.covered += 1
+        if covering:
+            self._settle(job, [rollout_id])
+
+    def _shed(self, job: Job, rollout_id: int) -> None:
+        """Everybody has had it, and it lies in the durable store: the object store need not hold it."""
+        for at, located in enumerate(versions := job.rollouts.get(rollout_id, [])):
+            payload = located.payload
+            if payload.stored and payload.vault:
+                job.held_bytes -= payload.nbytes
+                self._drops.append((payload.vault, payload.token))
+                versions[at] = kept = replace(located, payload=replace(payload, vault=""))
+                self._note_stored(job, kept)
+
+    def _make_room(self, job: Job) -> bool:
+        """Retention holds as far as its bounds, and that on the object store, allow. Whether anything was freed."""
+        before = len(job.done)
+        for rollout_id in _beyond_bounds(job, self._wall()):
+            self._let_go(job, rollout_id)
+        if self._over_bytes(job):
+            for rollout_id in [r for r in job.done if not all(v.payload.stored for v in job.rollouts.get(r, []))]:
+                if self._over_bytes(job):
+                    self._let_go(job, rollout_id)
+        return len(job.done) < before
+
+    def _let_go(self, job: Job, rollout_id: int) -> None:
+        del job.done[rollout_id]
+        self._free(job, rollout_id)
+
+    def _unshelve(self, job: Job, rollout_id: int) -> None:
+        """Nobody can have it any more."""
+        for located in job.rollouts.pop(rollout_id, []):
+            job.held_bytes -= in_memory(located.payload)
+            self._drop(job, located)
+        job.readable.discard(rollout_id)
+
+    def _free(self, job: Job, rollout_id: int) -> None:
+        self._unshelve(job, rollout_id)
+        self._gone(job, rollout_id)
+
+    def _gone(self, job: Job, rollout_id: int) -> None:
+        """It is over, for everybody."""
+        job.freed.add(rollout_id)
+        job.demands.discard(rollout_id)
+        job.again.pop(rollout_id, None)
+        self._forget_position(job, rollout_id)
+        for group in job.groups.values():
+            group.acked.discard(rollout_id)
+
+    @staticmethod
+    def _over_bytes(job: Job, more: int = 0) -> bool:
+        return job.max_bytes is not None and job.held_bytes + more > job.max_bytes
+
+    def _free_all(self, job: Job) -> None:
+        for rollout_id in [*job.rollouts]:
+            self._free(job, rollout_id)
+        for source in job.sources.values():
+            self._drop_source(job, source)
+        for value in job.values.values():
+            self._drop(job, value)
+        for records in (
+            *(job.done, job.values, job.lost_values, job.lost, job.again, job.sources, job.positions, job.records),
+        ):
+            records.clear()
+
+    def _drop(self, job: Job, record: Located | LocatedValue) -> None:
+        """Its vault may free it, and so may the durable store."""
+        job.over.add(record.serial)
+        job.records.pop(record.serial, None)
+        self._drops.append((record.payload.vault, record.payload.token))
+        if record.payload.stored:
+            self._store_drops.append((job.job_id, record.payload.stored))
+
+    @staticmethod
+    def _note_stored(job: Job, record: Located | LocatedValue) -> None:
+        if record.payload.stored:
+            job.records[record.serial] = record
 
 
 def in_memory(payload: Payload) -> int:
     """Bytes of this payload in the object store."""
     return payload.nbytes if payload.vault else 0
+
+
+def _beyond_bounds(job: Job, now_wall: float) -> list[int]:
+    """The oldest of what is retained, which have to go."""
+    nbytes = 0
+    if job.retain_bytes is not None:
+        nbytes = sum(version.payload.nbytes for r in job.done for version in job.rollouts.get(r, ()))
+    number, found = len(job.done), list[int]()
+    for rollout_id, since in job.done.items():
+        too_many = number > _most(job)
+        too_old = job.retain_s is not None and now_wall - since > job.retain_s
+        if not (too_many or too_old or (job.retain_bytes is not None and nbytes > job.retain_bytes)):
+            break
+        found.append(rollout_id)
+        number -= 1
+        nbytes -= sum(version.payload.nbytes for version in job.rollouts.get(rollout_id, ()))
+    return found
 
 
 def _most(job: Job) -> float:

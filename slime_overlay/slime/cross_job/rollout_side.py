@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from . import arguments, data_source, stopping
-from .errors import ActorLost, BadInput, CrossJobError, EndOfStream, Stopped, Unreachable, WaitTimeout
+from .errors import ActorLost, BadInput, CrossJobError, Stopped, Unreachable
 from .handshake import OF_THE_DATA, terms
 from .jobs import tell
 from .link import Deadline, ensure_ray, get
@@ -64,17 +64,8 @@ class _Server:
     def serve(self) -> None:
         """Until the train job is through, or this job is to stop (which raises Stopped)."""
         failures = 0
-        while True:
-            try:
-                rollout_id = self._producer.next_demand(until=self._args.num_rollout, gated=True)
-            except EndOfStream as end:
-                logger.info("%s", end)
-                return
-            except WaitTimeout as waited:  # a training step may take its time; a train job that is not there may not
-                if waited.verdict.get("kind") not in ("alive", "slow", "paused", "full"):
-                    raise
-                logger.warning("%s", waited)
-                continue
+        limits = {"until": self._args.num_rollout, "gated": True}
+        while (rollout_id := self._producer.patient_demand(**limits)) is not None:
             try:
                 self._generate(rollout_id)
                 failures = 0

@@ -9,13 +9,12 @@ from dataclasses import replace
 
 from .errors import Refused, RolloutNotFound
 from .records import Client, Job
-from .retention import in_memory, too_much
-from .sources import Sources
+from .retention import Retention, in_memory
 from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id, source_name
 from .verdicts import who
 
 
-class Shelf(Sources):
+class Shelf(Retention):
     """See the module."""
 
     # ------------------------------------------------------------------ publishing
@@ -203,11 +202,6 @@ class Shelf(Sources):
         del self.jobs[job_id]
         self.clients = {k: c for k, c in self.clients.items() if c.info.job_id != job_id}
 
-    def expire(self) -> list[str]:
-        """Free what has been acked for longer than it is retained; ids of the jobs concerned. To be called now and
-        then."""
-        return [job.job_id for job in self.jobs.values() if job.retain_s is not None and self._make_room(job)]
-
     # ------------------------------------------------------------------ after a restart, see snapshot.py
 
     def put_back(self, job: Job, record: Located | LocatedValue) -> None:
@@ -313,13 +307,6 @@ class Shelf(Sources):
         self._note_stored(job, located)
         return located
 
-    def _unshelve(self, job: Job, rollout_id: int) -> None:
-        """Nobody can have it any more."""
-        for located in job.rollouts.pop(rollout_id, []):
-            job.held_bytes -= in_memory(located.payload)
-            self._drop(job, located)
-        job.readable.discard(rollout_id)
-
     def _lose(self, job: Job, gone: Located | LocatedValue) -> str:
         """A version is gone with its vault; the rollout with it, if that was the last one. Returns what it was."""
         job.over.add(gone.serial)
@@ -341,96 +328,6 @@ class Shelf(Sources):
         if rollout_id not in job.done:  # else it has taken effect: nobody misses it, unless training goes back
             job.lost.add(rollout_id)
             job.losses += 1
-
-    def _free(self, job: Job, rollout_id: int) -> None:
-        self._unshelve(job, rollout_id)
-        self._gone(job, rollout_id)
-
-    def _gone(self, job: Job, rollout_id: int) -> None:
-        """It is over, for everybody."""
-        job.freed.add(rollout_id)
-        job.demands.discard(rollout_id)
-        job.again.pop(rollout_id, None)
-        self._forget_position(job, rollout_id)
-        for group in job.groups.values():
-            group.acked.discard(rollout_id)
-
-    def _settle(self, job: Job, rollout_id: int) -> None:
-        """Move a rollout that every open group has acked towards being freed."""
-        acked_by = [g for g in job.groups.values() if rollout_id in g.acked]
-        if not acked_by or any(rollout_id not in g.acked for g in job.groups.values() if not g.closed):
-            return
-        if rollout_id in job.lost or rollout_id in job.rollouts:
-            job.lost.discard(rollout_id)
-            job.demands.discard(rollout_id)
-            if rollout_id not in job.done:
-                job.done[rollout_id] = self._wall()
-            self._shed(job, rollout_id)
-            self._make_room(job)
-
-    def _cover(self, job: Job, rollout_id: int) -> None:
-        """Published late: groups that resumed further on have taken it before."""
-        covering = [g for g in job.groups.values() if rollout_id < g.start and rollout_id not in g.acked]
-        for group in covering:
-            group.acked.add(rollout_id)
-            job.covered += 1
-        if covering:
-            self._settle(job, rollout_id)
-
-    def _shed(self, job: Job, rollout_id: int) -> None:
-        """Everybody has had it, and it lies in the durable store: the object store need not hold it."""
-        for at, located in enumerate(versions := job.rollouts.get(rollout_id, [])):
-            payload = located.payload
-            if payload.stored and payload.vault:
-                job.held_bytes -= payload.nbytes
-                self._drops.append((payload.vault, payload.token))
-                versions[at] = kept = replace(located, payload=replace(payload, vault=""))
-                self._note_stored(job, kept)
-
-    def _make_room(self, job: Job) -> bool:
-        """Retention holds as far as its bounds, and that on the object store, allow. Whether anything was freed."""
-        before = len(job.done)
-        while (oldest := self._oldest_too_much(job)) is not None:
-            del job.done[oldest]
-            self._free(job, oldest)
-        return len(job.done) < before
-
-    def _oldest_too_much(self, job: Job) -> int | None:
-        if too_much(job, self._wall()):
-            return next(iter(job.done))
-        if not self._over_bytes(job):
-            return None
-        in_the_way = (r for r in job.done if not all(v.payload.stored for v in job.rollouts.get(r, [])))
-        return next(in_the_way, None)
-
-    @staticmethod
-    def _over_bytes(job: Job, more: int = 0) -> bool:
-        return job.max_bytes is not None and job.held_bytes + more > job.max_bytes
-
-    def _free_all(self, job: Job) -> None:
-        for rollout_id in [*job.rollouts]:
-            self._free(job, rollout_id)
-        for source in job.sources.values():
-            self._drop_source(job, source)
-        for value in job.values.values():
-            self._drop(job, value)
-        for records in (
-            *(job.done, job.values, job.lost_values, job.lost, job.again, job.sources, job.positions, job.records),
-        ):
-            records.clear()
-
-    def _drop(self, job: Job, record: Located | LocatedValue) -> None:
-        """Its vault may free it, and so may the durable store."""
-        job.over.add(record.serial)
-        job.records.pop(record.serial, None)
-        self._drops.append((record.payload.vault, record.payload.token))
-        if record.payload.stored:
-            self._store_drops.append((job.job_id, record.payload.stored))
-
-    @staticmethod
-    def _note_stored(job: Job, record: Located | LocatedValue) -> None:
-        if record.payload.stored:
-            job.records[record.serial] = record
 
 
 def _is_of(vault: str, name: str) -> bool:
