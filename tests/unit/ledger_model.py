@@ -371,6 +371,8 @@ class Life:
             if payload.stored and payload.vault:
                 versions[version] = replace(payload, vault="")
                 self.shed_tokens.append(payload.token)
+                if rollout_id in self.turns:
+                    self.ends[self.turns[rollout_id]].append(versions[version])
 
     def free_what_is_too_much(self, now: float) -> None:
         while self.settled:

@@ -2,7 +2,7 @@
 
 from slime.cross_job.ledger import Ledger
 
-from .ledger_hands import attach, figures, publish, train
+from .ledger_hands import attach, figures, publish, restarted, train
 
 
 def ids(ledger: Ledger) -> list[int]:
@@ -69,6 +69,19 @@ def test_what_everybody_has_had_and_the_store_holds_leaves_the_object_store(ledg
     ledger.end("c", "dead", "")
     assert ledger.resume("c2", 0)["again"] == [0, 1]
     assert ledger.claim("c2", 0).payload.stored == "n0"
+
+
+def test_where_the_prompts_stood_leaves_the_object_store_with_it(ledger):
+    attach(ledger, "p", retain=5, store="memory://x")
+    attach(ledger, "c")
+    publish(ledger, 0, stored="n0", source={"n": 1}, source_apart=True)
+    train(ledger, 0)
+    assert ledger.take_drops() == [("v1/a", "t0"), ("v1/a", "t0.source")]
+    before = ledger.source_before("p", 1)[1]
+    assert (before.vault, before.stored, before.source_apart) == ("", "n0", True), "it is read from the store"
+    publish(ledger, 0, "t1", stored="n1", vault="v2/a")
+    again = restarted(ledger, *[v for v in ledger.versions("exp", 0) if v.payload.vault])
+    assert again.source_before("p", 1)[1].token == "t1", "the newest generation says where it ended"
 
 
 def test_a_retry_after_it_left_the_object_store_makes_no_second_version(ledger):

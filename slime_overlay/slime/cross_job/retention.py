@@ -55,6 +55,10 @@ class Retention(Sources):
                 self._drops.append((payload.vault, payload.token))
                 versions[at] = kept = replace(located, payload=replace(payload, vault=""))
                 self._note_stored(job, kept)
+                position = job.positions.get(rollout_id, -1)
+                if position in job.sources and job.sources[position].token == payload.token:
+                    job.sources[position] = kept.payload
+                    self._drops += [(payload.vault, f"{payload.token}.source")][: payload.source_apart]
 
     def _make_room(self, job: Job) -> bool:
         """Retention holds as far as its bounds, and that on the object store, allow. Whether anything was freed."""

@@ -222,9 +222,7 @@ class Shelf(Retention):
             if not known:
                 self._take_position(job, record.rollout_id, record.payload)
             elif record.rollout_id in job.positions:
-                position = job.positions[record.rollout_id]
-                if position not in job.sources or job.sources[position].token != record.payload.token:
-                    self._note_source(job, position, record.payload)
+                self._note_source(job, job.positions[record.rollout_id], record.payload)
             self._cover(job, record.rollout_id)
         job.serial = max(job.serial, record.serial + 1)
 
