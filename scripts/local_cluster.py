@@ -144,6 +144,14 @@ class LocalCluster:
                     found.append(pid)
         return found
 
+    def kill(self) -> list[int]:
+        """SIGKILL everything that runs in it, at once; the process ids that were there."""
+        found = self.pids()
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):  # it went down with another
+                os.kill(pid, signal.SIGKILL)
+        return found
+
     def stop(self) -> None:
         """End all processes of the cluster, gently first, and remove its folder."""
         if self._process is not None and self._process.poll() is None:
@@ -154,10 +162,7 @@ class LocalCluster:
         while self.pids() and time.monotonic() < gently:
             time.sleep(0.1)
         deadline = time.monotonic() + 15
-        while (left := self.pids()) and time.monotonic() < deadline:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        while self.kill() and time.monotonic() < deadline:
             time.sleep(0.1)
         if self._process is not None:
             self._process.wait()

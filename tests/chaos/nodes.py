@@ -100,10 +100,7 @@ class Cluster:
 
     def kill_and_begin_anew(self) -> int:
         """SIGKILL everything that runs in it, at once, and start another one; how many processes that was."""
-        victims = self.head.pids()
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        victims = self.head.kill()
         gone = wait_until(lambda: not any(state_of(pid) not in ("", "Z") for pid in victims), 20)
         assert gone, "processes of the cluster outlived SIGKILL"
         self.__exit__()

@@ -1,8 +1,6 @@
 """What is published with a durable store outlives vaults, broker, and the whole Ray cluster."""
 
 import asyncio
-import os
-import signal
 import threading
 import time
 import uuid
@@ -45,8 +43,7 @@ def test_a_cluster_that_is_lost_entirely_loses_nothing_that_was_stored(store, mo
         assert (status["published"], status["acked"], status["losses"]) == (4, 2, 0)
         archive = Archive(open_store(store), job_id)
         wait_for(lambda: len(archive.names()) >= 7, 30)  # 4 rollouts, 2 large sources, weights
-        for pid in first.pids():  # everything at once, without a word
-            os.kill(pid, signal.SIGKILL)
+        assert first.kill()
     with new_cluster() as second:
         client = JobSubmissionClient(second.api)
         resumed = Job(client, "durable.py", job_id, store, "resumed", *options, "--until", "6")

@@ -60,8 +60,7 @@ def test_a_job_whose_sides_are_on_two_clusters_survives_the_death_of_either_brok
         done = claimed(consumer, 8)
         assert done == [*range(len(done))]
         assert keeper_of(open_store(store), job_id)["broker"] == keeper["broker"]
-        for pid in first.pids():  # the keeper, with its whole cluster
-            os.kill(pid, signal.SIGKILL)
+        assert first.kill()  # the keeper, with its whole cluster
         wait_for(lambda: keeper_of(open_store(store), job_id)["broker"] != keeper["broker"], 60)
         again = Job(here, "clusters.py", job_id, store, "producer", "--until", "30")
         assert consumer.wait(120) == "SUCCEEDED", consumer.logs
