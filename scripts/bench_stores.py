@@ -1,14 +1,15 @@
 """What a durable store costs: a rollout written and read again, against the plain ways on the same disk or server.
 
 Plain ways: torch.save and torch.load (not synced), of what slime holds (lists, or a tensor a sample), and pickle
-through Redis. Ours: pack, write durably (synced, with checksums), read, verify, open every column. All ways read from
-the page cache. Run by itself: `scripts/bench.sh --stores [--quick]`.
+through Redis. Ours: pack, write durably (synced, with checksums), read, verify, open every column. Bare: as many bytes,
+already in one piece, written, synced and read, which no way can be faster than. All ways read from the page cache. Run by itself: `scripts/bench.sh --stores [--quick]`.
 """
 
 import contextlib
 import os
 import pickle
 import random
+import socket
 import sys
 import tempfile
 import time
@@ -50,7 +51,12 @@ def measure(quick: bool, folder: Path) -> dict[str, Any]:
             if uri is None:
                 continue
             for what, columns, repeats in cases:
-                ways = {"plain": plain_file(folder) if store == "filesystem" else plain_redis(uri), "ours": ours(uri)}
+                on_disk = store == "filesystem"
+                ways = {
+                    "plain": plain_file(folder) if on_disk else plain_redis(uri),
+                    "ours": ours(uri),
+                    "bare": bare_file(folder) if on_disk else bare_redis(uri),
+                }
                 times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
                 for turn in range(repeats + 1):
                     for way in random.Random(turn).sample([*ways], len(ways)):
@@ -120,6 +126,63 @@ def plain_redis(uri: str) -> Callable[[Any], tuple[float, float]]:
     return hand_over
 
 
+def bare_file(folder: Path) -> Callable[[Any], tuple[float, float]]:
+    def hand_over(value: Any) -> tuple[float, float]:
+        text, path = _packed(value), folder / "bare"
+        start = time.perf_counter()
+        with path.open("wb") as file:
+            file.write(text)
+            os.fsync(file.fileno())
+        written = time.perf_counter()
+        read = path.read_bytes()
+        done = time.perf_counter()
+        assert len(read) == len(text)
+        path.unlink()
+        return 1e3 * (written - start), 1e3 * (done - written)
+
+    return hand_over
+
+
+def bare_redis(uri: str) -> Callable[[Any], tuple[float, float]]:
+    """The bytes by a bare socket into memory that is there, at most 500 MB at once."""
+    import redis
+
+    client = redis.Redis.from_url(uri)
+    address = client.connection_pool.connection_kwargs
+    room = bytearray(500 << 20)  # touched, as zeros are
+
+    def ask(raw: socket.socket, *words: Any) -> None:
+        raw.sendall(b"*%d\r\n" % len(words))
+        for word in words:
+            raw.sendall(b"$%d\r\n" % len(word))
+            raw.sendall(word)
+            raw.sendall(b"\r\n")
+
+    def hand_over(value: Any) -> tuple[float, float]:
+        text = memoryview(_packed(value))
+        pieces = [text[at : at + (500 << 20)] for at in range(0, len(text), 500 << 20)]
+        with socket.create_connection((address["host"], address["port"])) as raw:
+            start = time.perf_counter()
+            for number, piece in enumerate(pieces):
+                ask(raw, b"SET", b"bare%d" % number, piece)
+                assert raw.recv(100) == b"+OK\r\n"
+            written = time.perf_counter()
+            for number, piece in enumerate(pieces):
+                ask(raw, b"GET", b"bare%d" % number)
+                left = len(b"$%d\r\n\r\n" % len(piece)) + len(piece)
+                while left:
+                    left -= raw.recv_into(room, min(left, len(room)))
+            done = time.perf_counter()
+        client.delete(*(f"bare{number}" for number in range(len(pieces))))
+        return 1e3 * (written - start), 1e3 * (done - written)
+
+    return hand_over
+
+
+def _packed(value: Any) -> bytes:
+    return bytes(Batch.pack(value).ipc)
+
+
 @contextlib.contextmanager
 def own_redis() -> Iterator[str | None]:
     """URI of a redis-server of our own, where there is one; its persistence is off, as for the plain way."""
@@ -139,7 +202,7 @@ def own_redis() -> Iterator[str | None]:
 def tables(found: dict[str, Any]) -> str:
     rows = []
     for what, ways in found.items():
-        for way in ("plain", "ours"):
+        for way in ("plain", "ours", "bare"):
             rows.append([f"{what}: {way}", *(spread(ways[way][f"{name}_ms"]) for name in ("write", "read", "both"))])
     return table("Durable stores; ms, median (min-max)", ["", "write", "read", "both"], rows)
 

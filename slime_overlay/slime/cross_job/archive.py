@@ -109,7 +109,7 @@ class Archive:
     def delete(self, names: Sequence[str]) -> None:
         """Free payloads: the manifests first, so that none is there without its parts. Which parts there are say the
         manifests of few, and one listing of many: to read thousands, one after the other, takes minutes. Many go page
-        by page, and half of the time is left to those who write."""
+        by page, and three quarters of the time are left to those who write."""
         if len(names) > _FEW:
             parts = self._listed_parts({*names})
         else:
@@ -119,7 +119,7 @@ class Archive:
                 began = time.monotonic()
                 self._store.delete(keys[at : at + _PAGE])
                 if len(keys) > _PAGE:
-                    time.sleep(min(time.monotonic() - began, _LEFT_S))
+                    time.sleep(min(3 * (time.monotonic() - began), _LEFT_S))
 
     def leftovers(self, older_than_s: float) -> list[str]:
         """Keys of parts without a manifest, which a writer that died left."""

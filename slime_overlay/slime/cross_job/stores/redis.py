@@ -43,7 +43,7 @@ _EVENTS_KEPT = 10_000
 _READ_BYTES = 4 << 20  # from the socket at once
 _UPLOAD_S = 3600  # after which pieces of an upload that came to no end expire
 _PAGE = 1000  # keys of a listing
-_DELETED_AT_ONCE = 64
+_DELETED_AT_ONCE = 16
 _RESERVE_BYTES = 64 << 20
 
 _COMMIT = """
