@@ -1,8 +1,9 @@
 """What a durable store costs: a rollout written and read again, against the plain ways on the same disk or server.
 
 Plain ways: torch.save and torch.load (not synced), of what slime holds (lists, or a tensor a sample), and pickle
-through Redis. Ours: pack, write durably (synced, with checksums), read, verify, open every column. Bare: as many bytes,
-already in one piece, written, synced and read, which no way can be faster than. All ways read from the page cache. Run by itself: `scripts/bench.sh --stores [--quick]`.
+through Redis. Ours: pack, write durably (synced, with checksums), read, verify, open every column. Bare: as many
+bytes, already in one piece, written, synced and read, which no way can be faster than. All ways read from the page
+cache. Run by itself: `scripts/bench.sh --stores [--quick]`.
 """
 
 import contextlib
