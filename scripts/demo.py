@@ -1,4 +1,4 @@
-"""The demo behind demo.sh: a private cluster, two submitted Ray jobs, live progress, an audit, a picture.
+"""The demo behind demo.sh: two submitted Ray jobs on a private cluster, live progress, an audit, a picture.
 
 Exit code 0 only if both jobs succeeded and the audit found no rollout lost or duplicated.
 """
@@ -29,7 +29,7 @@ sys.path[:0] = [str(OVERLAY), str(EXAMPLE)]
 
 from recipe import Recipe  # noqa: E402
 
-from slime.cross_job.errors import BadInput, CrossJobError  # noqa: E402
+from slime.cross_job.errors import BadInput, ClusterUnreachable, CrossJobError  # noqa: E402
 from slime.cross_job.jobs import run  # noqa: E402
 from slime.cross_job.link import Link  # noqa: E402
 from slime.cross_job.types import check_job_id  # noqa: E402
@@ -51,6 +51,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for logs, figures and picture (default: a new one in out/)")
     parser.add_argument("--json", type=Path, help="write the summary there, machine-readable")
     parser.add_argument("--keep-cluster", action="store_true", help="leave the Ray cluster running, to look around")
+    parser.add_argument(
+        "--address",
+        help="run on this Ray cluster instead, from one of its nodes (auto: the one that runs here), where this folder "
+        "and --out are at the same path on every node; what has nodes with the resources rollout and train uses those",
+    )
     args = parser.parse_args()
     check_job_id(args.job_id)
     if args.rollouts < 1:
@@ -80,13 +85,29 @@ def runtime_env() -> dict[str, Any]:
 def submit(client: JobSubmissionClient, script: str, args: argparse.Namespace) -> str:
     options = ["--rollouts", args.rollouts, "--seed", args.seed, "--job-id", args.job_id, "--out", args.out]
     command = [sys.executable, EXAMPLE / script, *options, "--cross-job-max-ahead", args.max_ahead]
-    return client.submit_job(entrypoint=shlex.join(map(str, command)), runtime_env=runtime_env())
+    role = script.removesuffix("_job.py")
+    return client.submit_job(
+        entrypoint=shlex.join(map(str, command)),
+        entrypoint_resources={role: 0.01} if role in ray.cluster_resources() else None,
+        runtime_env=runtime_env(),
+    )
 
 
 def end_on_signals() -> None:
     """End by an exception, so that what was started here is stopped."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
+
+
+def connect(address: str) -> str:
+    """Become a driver of the cluster there; the address of its job API."""
+    try:
+        context = ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env()
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
+    return f"http://{context.dashboard_url}"
 
 
 def store_bytes() -> int:
@@ -150,6 +171,10 @@ def audit(out: Path, broker: dict[str, Any]) -> dict[str, Any]:
         "publish_ms_p50": statistics.median([line["publish_ms"] for line in published]) if published else None,
         "claim_ms_p50": statistics.median([line["claim_ms"] for line in trained]) if trained else None,
         "staleness_max": max((line["staleness"] for line in trained), default=None),
+        "nodes": {
+            "rollout": sorted({line["node"] for line in published}),
+            "train": sorted({line["node"] for line in trained}),
+        },
     }
 
 
@@ -176,18 +201,21 @@ def main() -> None:
     args = arguments()
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        cluster = LocalCluster(outlives_us=args.keep_cluster)
-        if args.keep_cluster:
-            cluster.start()
-        else:
-            stack.enter_context(cluster)
-        print(f"Ray cluster at {cluster.address}, dashboard {cluster.api}; output in {args.out}", flush=True)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env())
+        cluster, address = None, args.address
+        if address is None:
+            cluster = LocalCluster(outlives_us=args.keep_cluster)
+            if args.keep_cluster:
+                cluster.start()
+            else:
+                stack.enter_context(cluster)
+            address = cluster.address
+        api = connect(address)
         stack.callback(ray.shutdown)
+        print(f"Ray cluster at {address}, dashboard {api}; output in {args.out}", flush=True)
         end_on_signals()  # ray.init has put a handler of its own in place, which ends without cleaning up
         link = Link()
         before = store_bytes()
-        client = JobSubmissionClient(cluster.api)
+        client = JobSubmissionClient(api)
         jobs = {"rollout": submit(client, "rollout_job.py", args), "train": submit(client, "train_job.py", args)}
         print("submitted two Ray jobs: " + ", ".join(f"{role} {job}" for role, job in jobs.items()), flush=True)
         seen = watch(client, jobs, link, args)
@@ -199,7 +227,7 @@ def main() -> None:
         states = {role: client.get_job_status(job).value for role, job in jobs.items()}
         for role, job in jobs.items():
             (args.out / f"{role}.log").write_text(client.get_job_logs(job))
-        if args.keep_cluster:
+        if cluster is not None and args.keep_cluster:
             print(f"the cluster still runs: dashboard {cluster.api}; end it with `kill {cluster.pid}`")
     summary = {
         "job_id": args.job_id,

@@ -45,7 +45,8 @@ class Sampler:
             self._version = version
         columns = generate(self._model, self._task, self._recipe, rollout_id, self._seed)
         reward = sum(columns["rewards"]) / len(columns["rewards"])
-        meta = {"reward": reward, "generate_s": time.perf_counter() - started}
+        node = ray.util.get_node_ip_address()
+        meta = {"reward": reward, "generate_s": time.perf_counter() - started, "node": node}
         return returned(columns, meta=meta, weight_version=version)
 
 
@@ -57,7 +58,8 @@ def main() -> None:
     args = parser.parse_args()
 
     with Producer(args.job_id, settings=Settings.from_args(args)) as producer:
-        sampler = Sampler.remote(Recipe(), args.seed)  # type: ignore[attr-defined]
+        own_node = {"rollout": 0.01} if "rollout" in ray.cluster_resources() else {}
+        sampler = Sampler.options(resources=own_node).remote(Recipe(), args.seed)  # type: ignore[attr-defined]
         with (args.out / "rollout.jsonl").open("a") as log:
             for rollout_id in producer.demands(until=args.rollouts):
                 weights = producer.weights(timeout_s=60)
@@ -74,6 +76,7 @@ def main() -> None:
                     "num_samples": published.num_samples,
                     "nbytes": published.nbytes,
                     "reward": published.meta["reward"],
+                    "node": published.meta["node"],
                     "publish_ms": 1e3 * (time.perf_counter() - started - published.meta["generate_s"]),
                     "time": time.time(),
                 }

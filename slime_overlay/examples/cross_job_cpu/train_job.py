@@ -8,6 +8,7 @@ import json
 import time
 from pathlib import Path
 
+import ray
 import torch
 from grpo import build_model, build_optimizer, export_weights, train_step
 from recipe import Recipe
@@ -47,6 +48,7 @@ def main() -> None:
                     "staleness": rollout_id - (rollout.weight_version or 0),
                     "reward": sum(batch["rewards"]) / rollout.num_samples,
                     "claim_ms": claim_ms,
+                    "node": ray.util.get_node_ip_address(),
                     "time": time.time(),
                     **metrics,
                 }
