@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--address",
         help="run on this Ray cluster instead, from one of its nodes (auto: the one that runs here), where this folder "
-        "and --out are at the same path on all; where nodes have the resources rollout and train, each job is on its own",
+        "and --out are at the same path on all; where nodes have the resources rollout and train, each job has its own",
     )
     args = parser.parse_args()
     check_job_id(args.job_id)

@@ -125,7 +125,9 @@ class RayStandIn:
         return Ref(value)
 
     def get_runtime_context(self) -> Any:
-        return SimpleNamespace(get_actor_id=lambda: "actor1", get_node_id=lambda: "node1")
+        return SimpleNamespace(
+            get_actor_id=lambda: "actor1", get_node_id=lambda: "node1", get_session_name=lambda: "session_1"
+        )
 
     def _list_named_actors(self, all_namespaces: bool) -> list[dict[str, str]]:
         assert all_namespaces

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,8 +31,6 @@ _WATCH_EVERY_S = 0.5
 _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
 _VAULTS_EVERY_S = 5.0
 _JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone has ended
-
-_HEAD = "node:__internal_head__"  # a resource of the head's node
 
 _READS = frozenset(
     [
@@ -206,10 +205,13 @@ class Broker(Clusters):
         self._wake()
 
     async def _know_the_cluster(self) -> None:
-        """Its name is the id of its head's node, which outlives this process."""
+        """Its name is that of Ray's session, which outlives this process, and a head with a fault-tolerant GCS."""
         nodes = await asyncio.to_thread(ray.nodes)
-        heads = [node["NodeID"] for node in nodes if _HEAD in node.get("Resources", {})]
-        self._books.cluster = heads[0] if heads else ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        if hasattr(context, "get_session_name"):
+            self._books.cluster = context.get_session_name()
+        else:  # Ray 2.47: .../SESSION/sockets/raylet
+            self._books.cluster = Path(nodes[0]["RayletSocketName"]).parts[-3]
         self._books.me = f"{self._namespace}/{self._books.cluster}"
         self._books.nodes = {node["NodeID"] for node in nodes}
 

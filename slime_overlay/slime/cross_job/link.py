@@ -39,6 +39,10 @@ POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
 
 
+BROKER_PLACES = ("cross_job_broker", "node:__internal_head__")
+"""A broker stays on nodes with the first of these resources that any node had when it was made. The second is the
+head's, by Ray; the first is for a cluster whose broker should be elsewhere, as on a CPU node that never goes away."""
+
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
 """What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster."""
 
@@ -199,8 +203,10 @@ class Link:
     def _broker_handle(self) -> Any:
         options: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
         options |= {"max_restarts": -1, "max_concurrency": 10_000}
-        actor: Any = ray.remote(Broker)
-        return actor.options(name=BROKER_NAME, namespace=self.namespace, **options).remote(self.namespace)
+        there = ray.cluster_resources()
+        place = next(({name: 0.001} for name in BROKER_PLACES if name in there), {})
+        actor: Any = ray.remote(Broker).options(name=BROKER_NAME, namespace=self.namespace, resources=place, **options)
+        return actor.remote(self.namespace)
 
     def _find_broker(self) -> None:
         self._broker = self._broker_handle()
