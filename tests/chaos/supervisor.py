@@ -58,6 +58,8 @@ class Supervisor:
         self.connect(api)
         self.jobs: list[Incarnation] = []
         self.trouble: list[str] = []
+        self.python = sys.executable
+        self.own_node_always = False  # else every other driver runs on the head
         self.finishing = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -111,16 +113,16 @@ class Supervisor:
 
     def _submit(self, role: str) -> None:
         options = [f"{flag(name)}={value}" for name, value in self._settings.items()]
-        command = [sys.executable, str(JOBS / f"chaos_{role}.py"), "--job-id", JOB_ID, *options]
+        command = [self.python, str(JOBS / f"chaos_{role}.py"), "--job-id", JOB_ID, *options]
         command += ["--seed", str(self._seed), "--folder", str(self._folder)]
         number = sum(job.role == role for job in self.jobs)
         submission_id = f"{role}-{number}-{uuid.uuid4().hex[:6]}"
         self._client.submit_job(
             entrypoint=shlex.join(command),
             submission_id=submission_id,
-            # every other driver runs on the node of its actors, and dies with it; the others on the head
-            entrypoint_resources={role: 0.01} if number % 2 == 0 else None,
-            runtime_env={"env_vars": {"PYTHONPATH": self._pythonpath}},
+            # a driver on the node of its actors dies with it
+            entrypoint_resources={role: 0.01} if self.own_node_always or number % 2 == 0 else None,
+            runtime_env={"env_vars": {"PYTHONPATH": self._pythonpath}} if self._pythonpath else None,
         )
         self.jobs.append(Incarnation(role, submission_id))
 

@@ -1,0 +1,165 @@
+"""A Ray cluster of several machines, as the tests see it: what may happen to a machine, and what is read from it.
+
+Machines are called by name: "head", "rollout", "train", "control" (where the one who watches has his process), "redis"
+(the tables of the head's GCS). `compose.py` and `namespaces.py` make them.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKERS = ("rollout", "train", "control")
+UP_S = 120.0
+
+
+class NodeCluster(ABC):
+    """`with ...Cluster(folder) as cluster:`; `folder` is at the same path on every machine, and so are the tests.
+
+    Attributes:
+        api: Ray's job API, from here. token: what RAY_AUTH_TOKEN must be there; empty without authentication.
+        python: the interpreter of the machines.
+    """
+
+    api: str = ""
+    token: str = ""
+    python: str = ""
+
+    def __enter__(self) -> "NodeCluster":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Bring all machines up, and wait until jobs can be submitted."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End everything that was started."""
+
+    @abstractmethod
+    def kill(self, name: str) -> None:
+        """SIGKILL all processes of the machine."""
+
+    @abstractmethod
+    def begin(self, name: str) -> None:
+        """Start a machine that was killed, or whose processes have ended, as it was started the first time."""
+
+    @abstractmethod
+    def ended(self, name: str) -> bool:
+        """Whether nothing runs on the machine."""
+
+    @abstractmethod
+    def pause(self, name: str) -> None:
+        """Stop all processes of the machine, until `resume`."""
+
+    @abstractmethod
+    def resume(self, name: str) -> None: ...
+
+    @abstractmethod
+    def cut(self, name: str) -> None:
+        """Take the machine off the network, until `join`."""
+
+    @abstractmethod
+    def join(self, name: str) -> None: ...
+
+    @abstractmethod
+    def command(self, name: str, words: list[str], *, root: bool = False) -> list[str]:
+        """The command line that runs `words` on the machine, from here."""
+
+    @abstractmethod
+    def network(self, name: str, words: list[str]) -> list[str]:
+        """The command line that runs `words`, a program of this machine, with the network of that one."""
+
+    @abstractmethod
+    def address(self, name: str) -> str:
+        """Its IP address, as Ray calls it."""
+
+    def run(self, name: str, *words: str, root: bool = False, timeout_s: float = 60) -> str:
+        """What `words` prints there. Raises CalledProcessError, TimeoutExpired."""
+        return output(self.command(name, [*words], root=root), timeout_s)
+
+    def counters(self, name: str) -> tuple[int, int]:
+        """Bytes that the machine has received and sent so far, by its network interface."""
+        base = "/sys/class/net/eth0/statistics"
+        received, sent = self.run(name, "cat", f"{base}/rx_bytes", f"{base}/tx_bytes").split()
+        return int(received), int(sent)
+
+    def fill_memory(self, name: str) -> None:
+        """Fill its /dev/shm to the last byte, with /dev/shm/ballast."""
+        self.run(name, "sh", "-c", "cat /dev/zero > /dev/shm/ballast; true", root=True)
+
+    def wait_for_jobs(self) -> None:
+        """Until the job API answers and knows all workers."""
+        wait_until(lambda: self._resources() >= {*WORKERS}, UP_S, "the cluster has not come up")
+
+    def _resources(self) -> set[str]:
+        words = [
+            self.python,
+            "-c",
+            "import ray; ray.init('auto', logging_level='ERROR'); print(*ray.cluster_resources())",
+        ]
+        with contextlib.suppress(subprocess.SubprocessError):
+            if answers(f"{self.api}/api/gcs_healthz"):
+                return {*self.run("control", *words, timeout_s=30).split()}
+        return set()
+
+
+def output(command: list[str], timeout_s: float = 60, env: dict[str, str] | None = None) -> str:
+    """What the command prints; its errors are in the CalledProcessError that it ends with."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **(env or {})},
+    )
+    if done.returncode:
+        raise Failed(done.returncode, command, done.stdout, done.stderr)
+    return done.stdout
+
+
+class Failed(subprocess.CalledProcessError):
+    def __str__(self) -> str:
+        return f"{' '.join(self.cmd)} ended with {self.returncode}: {(self.stderr or self.stdout).strip()[-1500:]}"
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=3) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, otherwise: str, every_s: float = 0.2) -> float:
+    """Seconds until `condition()` was true. Raises TimeoutError with the words `otherwise`."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > timeout_s:
+            raise TimeoutError(f"{otherwise} within {timeout_s:.0f} s")
+        time.sleep(every_s)
+    return time.monotonic() - began
+
+
+def read_json(path: Path) -> dict:
+    """{} where there is none, or none yet."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
