@@ -53,8 +53,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep-cluster", action="store_true", help="leave the Ray cluster running, to look around")
     parser.add_argument(
         "--address",
-        help="run on this Ray cluster instead, from one of its nodes (auto: the one that runs here), where this folder "
-        "and --out are at the same path on all; where nodes have the resources rollout and train, each job has its own",
+        help="run on this Ray cluster instead, from one of its nodes (auto: the one that runs here); this folder "
+        "and --out must be at the same path on all; a job runs on a node with the resource of its name, rollout or train",
     )
     args = parser.parse_args()
     check_job_id(args.job_id)

@@ -1,123 +1,224 @@
-"""Submits one half of slime as a Ray job, from a patched checkout, and follows its log: see launch_rollout.sh --help.
+"""Behind launch_rollout.sh and launch_train.sh: submits one half of slime as a Ray job, follows it, stops it.
 
-Runs in the environment that slime runs in (it needs ray). Exit code: the job's own (errors.py says which), 1 when it
-was stopped by Ray or gave none, 2 when it was not submitted.
+Runs in the environment that slime runs in (it needs ray). Exit code where a job is followed: the job's own (errors.py
+says which), 1 when Ray stopped it or it gave none. 2 when it was not submitted, or there is none. With --stop: 1 when
+it had not ended in time.
 """
 
 import argparse
-import asyncio
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from launch_environment import environment
 
 SCRIPTS = {"rollout": "cross_job_rollout.py", "train": "train.py"}
+_ADDRESS = "http://127.0.0.1:8265"
+_VERIFY_S = 300.0
 
 
 def main(role: str, words: list[str]) -> int:
     options, cross_job, slime_arguments = parse(role, words)
-    slime = check(options, SCRIPTS[role] if options.script is None else options.script)
+    if not options.action:
+        check(options, role)
     try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError:
-        raise SystemExit("error: no ray here: activate the environment that slime runs in") from None
+        from launch_job import Jobs, Unanswered
+    except ImportError as error:
+        raise SystemExit(f"error: no ray here ({error}): activate the environment that slime runs in") from None
     try:
-        client = JobSubmissionClient(options.address)
-    except (ConnectionError, RuntimeError) as error:
-        raise SystemExit(f"error: no Ray job API at {options.address}: {error}") from None
-    script = slime / (options.script or SCRIPTS[role])
-    switch = ["--enable-cross-job-communication", "--job-id", options.job_id, "--cross-job-role", role, *cross_job]
-    job = client.submit_job(
-        entrypoint=shlex.join(["python3", "-u", str(script), *slime_arguments, *switch]),
-        runtime_env={"env_vars": environment(options.env, slime)},
-        submission_id=options.submission_id,
+        jobs = Jobs(options.address, options.job_id, role)
+        if options.action == "status":
+            return jobs.tell(as_json=options.json)
+        if options.action == "stop":
+            return jobs.stop(options.timeout_s)
+        if options.action == "follow":
+            return jobs.follow(jobs.latest())
+        job = submit(jobs, options, cross_job, slime_arguments)
+        return 0 if options.no_wait else jobs.follow(job)
+    except Unanswered as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def submit(jobs: Any, options: argparse.Namespace, cross_job: list[str], slime_arguments: list[str]) -> str:
+    """Submit the job that the options describe; Ray's name for it. Refused where one of its role runs already."""
+    jobs.refuse_a_second()
+    resources = jobs.entry_resources(options.entrypoint_resources)
+    placed = {
+        "entrypoint_resources": resources or None,
+        "entrypoint_num_cpus": options.entrypoint_num_cpus,
+        "entrypoint_num_gpus": options.entrypoint_num_gpus,
+    }
+    script = options.script or SCRIPTS[jobs.role]
+    if not options.working_dir:  # whose copy the job starts in
+        script = str(checkout(options) / script)
+    command = ["python3", "-u", script, *slime_arguments, "--enable-cross-job-communication"]
+    command += ["--job-id", options.job_id, "--cross-job-role", jobs.role, *cross_job]
+    if any(placed.values()) and not options.entrypoint_num_gpus:
+        # Megatron looks at a GPU when it reads its arguments; older Rays hide them from a driver that is placed
+        command = ["env", "-u", "CUDA_VISIBLE_DEVICES", *command]
+    runtime_env: dict[str, Any] = {"env_vars": environment(options, jobs.env_of_the_other())}
+    if options.working_dir:
+        runtime_env |= {"working_dir": str(checkout(options)), "excludes": ["/.git"]}
+    job: str = jobs.submit(
+        entrypoint=shlex.join(command), runtime_env=runtime_env, submission_id=options.submission_id, **placed
     )
-    print(f"submitted {job}: the {role} job of {options.job_id}", flush=True)
-    return 0 if options.no_wait else asyncio.run(follow(client, job))
+    where = f", on a node with {json.dumps(resources)}" if resources else ""
+    print(f"submitted {job}: the {jobs.role} job of {options.job_id}{where}", flush=True)
+    return job
 
 
 def parse(role: str, words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     """(options of this script, cross-job flags, slime's arguments); exits with 2 and the reason on wrong ones."""
-    parser = argparse.ArgumentParser(
-        prog=f"launch_{role}.sh",
-        usage="%(prog)s --job-id NAME [OPTIONS] [--cross-job-... VALUE] -- SLIME-ARGUMENTS",
-        description=f"Submits the {role} job of an experiment to a Ray cluster. Give both jobs the same NAME and the "
-        "same SLIME-ARGUMENTS, those that slime's train.py takes.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--job-id", required=True, help="name of the experiment, the same in its rollout and train job")
-    add("--slime", default=".", metavar="DIR", help="patched checkout of slime, at the same path on every node")
-    add(
-        "--address",
-        default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"),
-        help="Ray's job API (default: %(default)s)",
-    )
-    add("--script", help=f"what the job runs, a file in DIR (default: {SCRIPTS[role]})")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the job's processes")
-    add("--submission-id", help="Ray's name for the job (default: Ray's choice)")
-    add("--no-wait", action="store_true", help="return when the job is submitted, instead of following its log")
-    add("--no-verify", action="store_true", help="do not check that DIR is patched as this repository would do it")
-    if "--" not in words and not {"-h", "--help"} & {*words}:
-        parser.error("no -- before slime's arguments")
+    parser = parser_for(role)
     at = words.index("--") if "--" in words else len(words)
     options, rest = parser.parse_known_args(words[:at])
+    if "--" in words and options.action == "follow":
+        options.action = None  # a job that is submitted is followed anyway
+    if options.action and (rest or "--" in words):
+        parser.error(f"--{options.action} is about a job that was submitted before: it takes no {(rest or ['--'])[0]}")
+    if options.action and options.no_wait:
+        parser.error(f"--no-wait does not go with --{options.action}")
+    if options.json and options.action != "status":
+        parser.error("--json goes with --status")
+    if not options.action:
+        _check_submission(parser, options, words, rest)
+    if "://" not in options.address:
+        options.address = f"http://{options.address}"
+    return options, rest, words[at + 1 :]
+
+
+def _check_submission(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], rest: list[str]
+) -> None:
+    if "--" not in words:
+        parser.error("no -- before slime's arguments")
     if wrong := [word for word in rest[::2] if not word.startswith("--cross-job-") or word == "--cross-job-role"]:
         parser.error(f"{wrong[0]} is no option here: slime's own arguments go behind --")
     if len(rest) % 2:
         parser.error(f"{rest[-1]} needs a value")
     if wrong := [text for text in options.env if "=" not in text]:
         parser.error(f"--env {wrong[0]}: give NAME=VALUE")
-    return options, rest, words[at + 1 :]
+    if not (options.slime or options.working_dir or options.image_checkout):
+        parser.error("where is slime? Give one of --slime, --working-dir and --image-checkout")
+    if options.image_checkout and not Path(options.image_checkout).is_absolute():
+        parser.error(f"--image-checkout {options.image_checkout}: give an absolute path, on the nodes")
 
 
-def check(options: argparse.Namespace, script: str) -> Path:
-    """The checkout, if it is patched and has the script; exits with the reason otherwise."""
-    slime = Path(options.slime).resolve()
+def parser_for(role: str) -> argparse.ArgumentParser:
+    other = {"rollout": "train", "train": "rollout"}[role]
+    parser = argparse.ArgumentParser(
+        prog=f"launch_{role}.sh",
+        usage="%(prog)s --job-id NAME (--slime|--working-dir|--image-checkout) DIR [OPTIONS] "
+        "[--cross-job-... VALUE] -- SLIME-ARGUMENTS\n       %(prog)s --job-id NAME (--follow | --stop | --status)",
+        description=f"Submits the {role} job of an experiment to a Ray cluster, and follows its log. Give both jobs "
+        f"(launch_{other}.sh) the same NAME and the same SLIME-ARGUMENTS, those that slime's train.py takes. Where "
+        "the cluster asks for a token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--job-id", required=True, help="name of the experiment, the same in its rollout and train job")
+    add("--address", default=_default_address(), help="Ray's job API (RAY_API_SERVER_ADDRESS; now %(default)s)")
+    group = parser.add_argument_group("where slime is, patched (one of them)").add_mutually_exclusive_group()
+    add = group.add_argument
+    add("--slime", metavar="DIR", help="checkout on a disk that all nodes share, at the same path here")
+    add("--working-dir", metavar="DIR", help="checkout here, which Ray uploads to the nodes (up to 512 MiB, packed)")
+    add("--image-checkout", metavar="DIR", help="checkout in the nodes' image, which is not here: it is not checked")
+    add = parser.add_argument_group("the job").add_argument
+    add("--script", help=f"what the job runs, a file in DIR (default: {SCRIPTS[role]})")
+    add(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment of the job's processes, before all defaults",
+    )
+    add(
+        "--no-default-env",
+        action="store_true",
+        help="leave out the defaults, those of slime's own scripts: CUDA_DEVICE_MAX_CONNECTIONS, "
+        "NCCL_CUMEM_ENABLE, NCCL_NVLS_ENABLE, Megatron-LM on PYTHONPATH",
+    )
+    add("--submission-id", help="Ray's name for the job (default: Ray's choice)")
+    add("--no-verify", action="store_true", help="do not check that DIR is patched as this repository would do it")
+    add(
+        "--entrypoint-resources",
+        type=_resources,
+        metavar="JSON",
+        help=f'what the node of the driver must have: {{"{role}": 0.01}} (default, where a node has it), or none',
+    )
+    add("--entrypoint-num-cpus", type=float, metavar="N", help="CPUs that the driver takes")
+    add("--entrypoint-num-gpus", type=float, metavar="N", help="GPUs that the driver takes")
+    add("--no-wait", action="store_true", help="return when the job is submitted, instead of following its log")
+    group = parser.add_argument_group(f"the newest {role} job of NAME").add_mutually_exclusive_group()
+    for action, text in (
+        ("follow", "its log from the beginning, until it ends; exit code: its own"),
+        (
+            "stop",
+            "ask it to stop (SIGTERM), wait for its end, and say how it ended; Ray kills it after the cluster's "
+            "RAY_JOB_STOP_WAIT_TIME_S, 3 s by default",
+        ),
+        ("status", "say how it stands, with the last lines of its log"),
+    ):
+        group.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)
+    add = parser.add_argument_group("with those").add_argument
+    add("--timeout-s", type=float, default=900.0, help="how long --stop waits (default: %(default)s s)")
+    add("--json", action="store_true", help="--status as JSON")
+    return parser
+
+
+def _default_address() -> str:
+    address = os.environ.get("RAY_ADDRESS", "")
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or (address if address.startswith("http") else _ADDRESS)
+
+
+def _resources(text: str) -> dict[str, float]:
+    if text == "none":
+        return {}
+    try:
+        return {str(name): float(amount) for name, amount in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither none nor like {{"rollout": 0.01}}') from None
+
+
+def checkout(options: argparse.Namespace) -> Path:
+    """The checkout: here, or, with --image-checkout, on the nodes."""
+    if options.image_checkout:
+        return Path(options.image_checkout)
+    return Path(options.slime or options.working_dir).resolve()
+
+
+def check(options: argparse.Namespace, role: str) -> None:
+    """Exits with the reason if the checkout is here, and is not patched or does not have the script."""
+    if options.image_checkout:
+        return
+    slime, script = checkout(options), options.script or SCRIPTS[role]
     for name, trouble in (
-        ("train.py", f"{slime} is no checkout of slime: it has no train.py; --slime names one"),
+        ("train.py", f"{slime} is no checkout of slime: it has no train.py"),
         ("cross_job_rollout.py", f"{slime} is not patched: run scripts/apply.sh {slime}"),
         (script, f"no {script} in {slime}"),
     ):
         if not (slime / name).is_file():
             raise SystemExit(f"error: {trouble}")
-    apply = Path(__file__).with_name("apply.sh")
-    if not options.no_verify and subprocess.run([apply, slime, "--verify"], stdout=subprocess.DEVNULL).returncode:
-        raise SystemExit(f"error: run scripts/apply.sh {slime}, or pass --no-verify")
-    return slime
-
-
-def environment(given: list[str], slime: Path) -> dict[str, str]:
-    """The job's variables, with the checkout on PYTHONPATH behind what was given."""
-    env = dict(text.split("=", 1) for text in given)
-    env["PYTHONPATH"] = os.pathsep.join([*filter(None, [env.get("PYTHONPATH")]), str(slime)])
-    return env
-
-
-async def follow(client: "JobSubmissionClient", job: str) -> int:  # type: ignore[name-defined]  # noqa: F821
-    """Print the job's log until it ends; ending this leaves the job running."""
-    printed = 0
-    while True:
-        seen = 0
-        async for text in client.tail_job_logs(job):  # from its beginning, each time
-            print(text[max(0, printed - seen) :], end="", flush=True)
-            seen += len(text)
-            printed = max(printed, seen)
-        info = client.get_job_info(job)
-        if info.status.is_terminal():
-            break
-        await asyncio.sleep(1)  # the connection was lost, not the job
-    print(f"{job}: {info.status.value} {info.message or ''}", flush=True)
-    code = info.driver_exit_code
-    return 0 if info.status.value == "SUCCEEDED" or code == 0 else max(code or 1, 1)
+    if options.no_verify:
+        return
+    command = [str(Path(__file__).with_name("apply.sh")), str(slime), "--verify"]
+    try:
+        if subprocess.run(command, stdout=subprocess.DEVNULL, timeout=_VERIFY_S).returncode == 0:
+            return
+    except subprocess.TimeoutExpired:
+        print(f"apply.sh --verify took more than {_VERIFY_S:g} s", file=sys.stderr)
+    raise SystemExit(f"error: run scripts/apply.sh {slime}, or pass --no-verify")
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1], sys.argv[2:]))
     except KeyboardInterrupt:
-        sys.exit("the job goes on: stop it with `ray job stop`")
+        sys.exit("a job that was submitted goes on: end it with --stop, watch it again with --follow")
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
