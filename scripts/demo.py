@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--address",
         help="run on this Ray cluster instead, from one of its nodes (auto: the one that runs here); this folder "
-        "and --out must be at the same path on all; a job runs on a node with the resource of its name, rollout or train",
+        "and --out must be at the same path on all; a job runs on a node with the resource rollout or train, if any",
     )
     args = parser.parse_args()
     check_job_id(args.job_id)
