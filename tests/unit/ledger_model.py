@@ -79,7 +79,7 @@ class Life:
     turns: dict[int, int] = field(default_factory=dict)  # id -> it was generated as the n-th
     ends: list[list[Payload]] = field(default_factory=list)  # n -> what tells where the source of prompts stood then
     values: dict[str, tuple[int, Payload, Someone]] = field(default_factory=dict)
-    lost_values: dict[str, Someone] = field(default_factory=dict)  # by whom they were published
+    lost_values: dict[str, tuple[int, Someone]] = field(default_factory=dict)  # version, by whom they were published
     counts: Counter[str] = field(default_factory=Counter)
     complete: bool = False
 
@@ -122,7 +122,8 @@ class Life:
 
     @property
     def weights(self) -> int | None:
-        return self.values["weights"][0] if "weights" in self.values else None
+        known = self.values.get("weights") or self.lost_values.get("weights")
+        return known[0] if known else None
 
     def newest(self, rollout_id: int) -> Payload:
         return self.readable[rollout_id][max(self.readable[rollout_id])]
@@ -234,7 +235,7 @@ class Life:
 
     def value_lost(self, person: Someone) -> Error:
         """Who waits for what its own lost value may hold up is told."""
-        return ValueLost if person in self.lost_values.values() else None
+        return ValueLost if any(author == person for _, author in self.lost_values.values()) else None
 
     def may_ack(self, person: Someone, rollout_id: int) -> tuple[Error, bool]:
         """(error, whether it has been acked before)."""
@@ -312,7 +313,8 @@ class Life:
     def lose(self, token: str) -> None:
         """This payload is not to be had any more."""
         for key in [key for key, value in self.values.items() if value[1].token == token]:
-            self.lost_values[key] = self.values.pop(key)[2]
+            version, _, author = self.values.pop(key)
+            self.lost_values[key] = (version, author)
         for rollout_id, versions in [*self.readable.items()]:
             if not (kept := {n: payload for n, payload in versions.items() if payload.token != token}):
                 del self.readable[rollout_id]

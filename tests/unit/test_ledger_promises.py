@@ -31,8 +31,8 @@ def publish(ledger: Ledger, rollout_id: int, token: str = "", **facts: Any) -> L
     return ledger.publish("p", rollout_id, payload)[1]
 
 
-def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
-    return ledger.put_value("c", key, Payload(f"{key}{version}", "vault", 1), version)
+def put(ledger: Ledger, key: str, version: int, vault: str = "vault") -> LocatedValue:
+    return ledger.put_value("c", key, Payload(f"{key}{version}", vault, 1), version)
 
 
 def train(ledger: Ledger, consumer: str, rollout_id: int) -> None:
@@ -214,6 +214,22 @@ def test_what_was_not_taken_is_not_taken_when_the_vault_asks_again(ledger, attac
     assert [publish(ledger, 0, "t", weight_version=3).version for _ in range(2)] == [0, 0]
     ledger.demand("c", 0)
     assert ledger.next_demand("p") == 0
+
+
+def test_weights_that_are_lost_are_those_that_a_rollout_was_begun_for(ledger, attach):
+    """The vault of the weights dies, then the rollout job, which is started again before the train job is."""
+    attach("producer", "p")
+    attach("consumer", "c")
+    put(ledger, "weights", 5, vault="v2/a")
+    ledger.demand("c", 0)
+    assert ledger.next_demand("p") == 0
+    ledger.vault_lost("v2")
+    ledger.end("p", "dead")
+    attach("producer", "p2")
+    assert ledger.next_demand("p2") == 0
+    ledger.resume("c", 0)
+    put(ledger, "weights", 4)
+    assert publish(ledger, 0, weight_version=4, producer="p2").version == 0
 
 
 def test_a_producer_may_use_older_weights_than_the_newest(ledger, attach):

@@ -147,8 +147,8 @@ class Job:
 
     @property
     def weights_now(self) -> int | None:
-        """Newest weight version that the job knows; None: none yet."""
-        weights = self.values.get("weights")
+        """Newest weight version that the job knows, also where it went with its vault; None: none yet."""
+        weights = self.values.get("weights") or self.lost_values.get("weights")
         return weights.version if weights else self.gate.version
 
 
