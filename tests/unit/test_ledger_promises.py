@@ -229,7 +229,8 @@ def test_weights_that_are_lost_are_those_that_a_rollout_was_begun_for(ledger, at
     assert ledger.next_demand("p2") == 0
     ledger.resume("c", 0)
     put(ledger, "weights", 4)
-    assert publish(ledger, 0, weight_version=4, producer="p2").version == 0
+    made = Payload("t0", "vault", 1, weight_version=4)
+    assert ledger.publish("p2", 0, made)[1].version == 0
 
 
 def test_a_producer_may_use_older_weights_than_the_newest(ledger, attach):
