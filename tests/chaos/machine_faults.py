@@ -5,7 +5,9 @@ As in faults.py, a fault returns when it has taken effect and is over, with the 
 
 import time
 from collections.abc import Callable
+from subprocess import CalledProcessError
 
+from auditor import lines
 from faults import Fault, Run, Taken
 from nodes import wait_until
 
@@ -66,7 +68,7 @@ def cut(name: str, seconds: float) -> Fault:
             return None
         at = time.monotonic()
         run.cluster.cut(name)
-        assert not reaches(run, ip), f"{name} is off the network, but answers"
+        assert reaches(run, ip) is None, f"{name} is off the network, but answers"
         while time.monotonic() < at + seconds:
             time.sleep(0.1)
         dead = run.observer.death_of(node_id)
@@ -80,14 +82,14 @@ def cut(name: str, seconds: float) -> Fault:
     return inject
 
 
-def reaches(run: Run, ip: str) -> bool:
-    """Whether the control machine can connect to Ray's agent at this address."""
-    words = f"import socket; socket.create_connection(({ip!r}, 52365), 2)"
+def reaches(run: Run, ip: str) -> float | None:
+    """Seconds that the control machine takes to connect to Ray's agent at this address; None: it cannot."""
+    what = f"import socket, time; began = time.monotonic(); socket.create_connection(({ip!r}, 52365), 2)"
+    words = f"{what}; print(time.monotonic() - began)"
     try:
-        run.cluster.run("control", run.cluster.python, "-c", words, timeout_s=20)
-    except Exception:
-        return False
-    return True
+        return float(run.cluster.run("control", run.cluster.python, "-c", words, timeout_s=20))
+    except CalledProcessError:
+        return None
 
 
 def pause(name: str, seconds: float) -> Fault:
@@ -109,7 +111,32 @@ def pause(name: str, seconds: float) -> Fault:
     return inject
 
 
+def slow(name: str, delay_ms: float, loss_percent: float, seconds: float) -> Fault:
+    def inject(run: Run, _: str) -> Taken | None:
+        node_id, ip, steps = node_of(run, name), run.cluster.address(name), run.folder / "steps.jsonl"
+        if node_id is None:
+            return None
+        at, before = time.monotonic(), len(lines(steps))
+        how = run.cluster.slow(name, delay_ms, loss_percent)
+        try:
+            took = [found for _ in range(3) for found in [reaches(run, ip)] if found is not None]
+            assert took, f"{name} is slow, and does not answer at all"
+            assert min(took) > delay_ms / 1000, f"{name} is slow, but answers in {min(took):.3f} s"
+            while time.monotonic() < at + seconds:
+                time.sleep(0.1)
+        finally:
+            run.cluster.fast(name)
+        made = len(lines(steps)) - before
+        now = back(run, name)
+        how = f"{delay_ms:g} ms and {loss_percent:g} % loss for {seconds:g} s by {how}, {min(took):.2f} s to connect"
+        seen = f"Ray: {run.observer.death_of(node_id)}" if now != node_id else "Ray kept the node"
+        return Taken(at, name, f"{how}; {made} training steps meanwhile; {seen}", time.monotonic())
+
+    return inject
+
+
 for machine in ("rollout", "train"):
+    fault(f"{machine} machine slow")(slow(machine, 200, 2, 30))
     fault(f"{machine} machine killed")(kill(machine))
     fault(f"{machine} machine cut off for 5 s")(cut(machine, 5))
     fault(f"{machine} machine cut off for 60 s")(cut(machine, 60))

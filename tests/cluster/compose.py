@@ -79,6 +79,7 @@ class ComposeCluster(NodeCluster):
     python = "/opt/venv/bin/python"
 
     def __init__(self, folder: Path, scale: dict[str, int] | None = None, **env: str):
+        super().__init__()
         self.folder = folder
         self._scale = scale or {}
         self._project = f"xjob{uuid.uuid4().hex[:8]}"
@@ -135,6 +136,12 @@ class ComposeCluster(NodeCluster):
     def network(self, name: str, words: list[str]) -> list[str]:
         pid = output(["docker", "inspect", "-f", "{{.State.Pid}}", self._id(name)]).strip()
         return ["nsenter", f"--net=/proc/{pid}/ns/net", *words]
+
+    def port(self, name: str) -> tuple[list[str], str, str]:
+        number = self.run(name, "cat", "/sys/class/net/eth0/iflink").strip()
+        (device,) = [d.name for d in Path("/sys/class/net").iterdir() if (d / "ifindex").read_text().strip() == number]
+        network = output(["docker", "network", "inspect", "-f", "{{.Id}}", f"{self._project}_cluster"])
+        return [], device, f"br-{network[:12]}"
 
     def address(self, name: str) -> str:
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"

@@ -48,6 +48,7 @@ class NamespaceCluster(NodeCluster):
     python = sys.executable
 
     def __init__(self, folder: Path, **env: str):
+        super().__init__()
         self.folder = folder
         self.token = secrets.token_hex(32)
         self._prefix = f"xj{secrets.token_hex(3)}"
@@ -154,6 +155,9 @@ class NamespaceCluster(NodeCluster):
 
     def network(self, name: str, words: list[str]) -> list[str]:
         return ["ip", "netns", "exec", self._name(name), *words]
+
+    def port(self, name: str) -> tuple[list[str], str, str]:
+        return ["ip", "netns", "exec", self._name("hub")], name, "bridge"
 
     def address(self, name: str) -> str:
         return f"10.77.0.{(*_NAMES, 'outside').index(name) + 1}"

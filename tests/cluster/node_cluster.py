@@ -8,12 +8,16 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+
+from local_cluster import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = ("rollout", "train", "control")
@@ -31,6 +35,9 @@ class NodeCluster(ABC):
     api: str = ""
     token: str = ""
     python: str = ""
+
+    def __init__(self) -> None:
+        self._wires: dict[str, Wire] = {}
 
     def __enter__(self) -> "NodeCluster":
         try:
@@ -86,6 +93,10 @@ class NodeCluster(ABC):
         """The command line that runs `words`, a program of this machine, with the network of that one."""
 
     @abstractmethod
+    def port(self, name: str) -> tuple[list[str], str, str]:
+        """Where its network ends: (words before a command there, the device, the bridge that it belongs to)."""
+
+    @abstractmethod
     def address(self, name: str) -> str:
         """Its IP address, as Ray calls it."""
 
@@ -98,6 +109,22 @@ class NodeCluster(ABC):
         base = "/sys/class/net/eth0/statistics"
         received, sent = self.run(name, "cat", f"{base}/rx_bytes", f"{base}/tx_bytes").split()
         return int(received), int(sent)
+
+    def slow(self, name: str, delay_ms: float, loss_percent: float) -> str:
+        """Hold up, and lose, what comes from the machine, until `fast`; by what, in words."""
+        netem = ["netem", "delay", f"{delay_ms:g}ms", "loss", f"{loss_percent:g}%"]
+        try:
+            output(self.network(name, ["tc", "qdisc", "add", "dev", "eth0", "root", *netem]))
+            return "netem"
+        except Failed:
+            self._wires[name] = Wire(*self.port(name), delay_ms, loss_percent)
+            return "wire.py, this kernel having no netem"
+
+    def fast(self, name: str) -> None:
+        if name in self._wires:
+            self._wires.pop(name).end()
+        else:
+            output(self.network(name, ["tc", "qdisc", "del", "dev", "eth0", "root"]))
 
     def fill_memory(self, name: str) -> None:
         """Fill its /dev/shm to the last byte, with /dev/shm/ballast."""
@@ -117,6 +144,36 @@ class NodeCluster(ABC):
             if answers(f"{self.api}/api/gcs_healthz"):
                 return {*self.run("control", *words, timeout_s=30).split()}
         return set()
+
+
+class Wire:
+    """wire.py between a machine's device and its bridge."""
+
+    def __init__(self, there: list[str], device: str, bridge: str, delay_ms: float, loss_percent: float):
+        self._link = [*there, "ip", "link"]
+        self._device, self._bridge = device, bridge
+        self._near, self._far = (f"w{uuid.uuid4().hex[:8]}{side}" for side in "ab")
+        self._do("add", self._near, "type", "veth", "peer", "name", self._far)
+        self._do("set", self._far, "master", bridge, "up")
+        self._do("set", device, "nomaster")
+        for side in (self._near, device):
+            self._do("set", side, "promisc", "on", "up")
+        program = [sys.executable, str(Path(__file__).with_name("wire.py")), device, self._near]
+        self._process = subprocess.Popen(
+            [*there, *program, str(delay_ms), str(loss_percent)],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,
+        )
+
+    def end(self) -> None:
+        assert self._process.poll() is None, "the wire broke"
+        self._process.kill()
+        self._process.wait()
+        self._do("set", self._device, "promisc", "off", "master", self._bridge)
+        self._do("del", self._near)
+
+    def _do(self, *words: str) -> None:
+        output([*self._link, *words])
 
 
 def output(command: list[str], timeout_s: float = 60, env: dict[str, str] | None = None) -> str:
