@@ -6,4 +6,4 @@ cd "$ROOT"
 ruff check .
 ruff format --check .
 mypy
-shellcheck -x -P SCRIPTDIR scripts/*.sh .ci/run
+shellcheck -x -P SCRIPTDIR scripts/*.sh docker/*.sh .ci/run

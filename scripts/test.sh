@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs the tests: scripts/test.sh [unit|contract|integration|patches|slime|all] [TEST-FILE...] [pytest options].
+# Runs the tests: scripts/test.sh [unit|contract|integration|patches|cluster|slime|all] [TEST-FILE...] [pytest options].
 # Makes the environments first: one, and for tests/slime another.
 set -euo pipefail
 suite=all
 case ${1:-} in
-unit | contract | integration | patches | slime | all)
+unit | contract | integration | patches | cluster | slime | all)
     suite=$1
     shift
     ;;
 -* | "") ;;
 *)
-    echo "error: unknown suite '$1': unit, contract, integration, patches, slime or all" >&2
+    echo "error: unknown suite '$1': unit, contract, integration, patches, cluster, slime or all" >&2
     exit 2
     ;;
 esac

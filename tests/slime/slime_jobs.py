@@ -1,6 +1,7 @@
 """slime's jobs on a local cluster: single, or split in a rollout and a train job, as the tests start and read them."""
 
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import single_job
 from ray.job_submission import JobSubmissionClient
 from ray_jobs import SubmittedJob, wait_for
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROUTER_019 = Path(sys.prefix) / "router-0.1.9"  # made by scripts/env.sh
 ROLLOUTS = 5
 FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
@@ -93,6 +95,17 @@ class Run:
     def replay_job(self, *words: str) -> SubmittedJob:
         """cross_job_replay.py of the patched slime."""
         return self._submit([sys.executable, "-u", str(self.slime / "cross_job_replay.py"), *words])
+
+    def launch(self, role: str) -> subprocess.Popen[str]:
+        """scripts/launch_ROLE.sh with the run's arguments behind --; follows the job's log to its end (`told`)."""
+        command = [SCRIPTS / f"launch_{role}.sh", "--job-id", self.name, "--slime", self.slime, "--address", self.api]
+        command += [text for name, value in self.environment().items() for text in ("--env", f"{name}={value}")]
+        with (self.root / f"{role}.log").open("w") as log:
+            return subprocess.Popen([*command, "--", *self.arguments()], stdout=log, stderr=subprocess.STDOUT, text=True)
+
+    def told(self, role: str) -> str:
+        """What a job that was launched has logged so far."""
+        return (self.root / f"{role}.log").read_text()
 
     def steps(self, *what: str) -> list[tuple[Any, ...]]:
         """One tuple of the named figures for each optimizer step that was logged, in order."""

@@ -1,35 +1,24 @@
 """Real SGLang server, router and megatron-core training, launched as users launch them: the split pair learns."""
 
-import subprocess
 from itertools import pairwise
-from pathlib import Path
 from statistics import mean
 
 import single_job
-from slime_jobs import Run, at_pins
+from slime_jobs import at_pins
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROLLOUTS = 18
-
-
-def launch(run: Run, role: str) -> subprocess.Popen[str]:
-    """scripts/launch_ROLE.sh with the run's arguments behind --, following the job's log to its end."""
-    command = [SCRIPTS / f"launch_{role}.sh", "--job-id", run.name, "--slime", run.slime, "--address", run.api]
-    command += [text for name, value in run.environment().items() for text in ("--env", f"{name}={value}")]
-    with (run.root / f"{role}.log").open("w") as log:
-        return subprocess.Popen([*command, "--", *run.arguments()], stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
 @at_pins("v0.3.1", again=("079dbcf",))
 def test_the_split_pair_learns_on_real_parts(pin, new_run):
     run = new_run(pin, "real", engine="sglang", probe=True, options={"num_rollout": ROLLOUTS})
-    jobs = {role: launch(run, role) for role in ("rollout", "train")}
+    jobs = {role: run.launch(role) for role in ("rollout", "train")}
     try:
         codes = {role: job.wait(600) for role, job in jobs.items()}
     finally:
         for job in jobs.values():
             job.kill()
-    logs = {role: (run.root / f"{role}.log").read_text() for role in jobs}
+    logs = {role: run.told(role) for role in jobs}
     assert codes == {"rollout": 0, "train": 0}, "\n".join(log[-5000:] for log in logs.values())
 
     rewards = [reward for (reward,) in run.steps("raw_reward")]

@@ -1,0 +1,76 @@
+"""Rollout and training on separate machines: containers of docker/docker-compose.yml, or namespaces without Docker."""
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import compose
+import namespaces
+import pytest
+from node_cluster import ROOT, NodeCluster
+
+
+@pytest.fixture(scope="module")
+def kind() -> str:
+    """What the machines are, here; MACHINES chooses."""
+    reasons = {"compose": compose.why_not(), "namespaces": namespaces.why_not()}
+    reasons = {name: reasons[name] for name in [os.environ["MACHINES"]]} if "MACHINES" in os.environ else reasons
+    for name, reason in reasons.items():
+        if not reason:
+            return name
+    pytest.skip("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+@pytest.fixture(scope="module")
+def docker(kind, tmp_path_factory) -> Iterator[None]:
+    """A Docker daemon, where that is needed, for all tests here."""
+    with contextlib.ExitStack() as stack:
+        if kind == "compose":
+            stack.enter_context(compose.daemon(tmp_path_factory.mktemp("docker") / "log"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def machines(kind, docker, tmp_path_factory) -> Iterator[NodeCluster]:
+    folder = tmp_path_factory.mktemp("machines")
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(0o755)
+    made = compose.ComposeCluster(folder) if kind == "compose" else namespaces.NamespaceCluster(folder)
+    with made as cluster:
+        yield cluster
+
+
+def test_the_jobs_of_the_demo_train_on_separate_machines(machines, kind):
+    out, home = machines.folder / "demo", {"compose": "/opt/slime-cross-job"}.get(kind, str(ROOT))
+    words = [machines.python, f"{home}/scripts/demo.py", "--address", "auto", "--rollouts", "6", "--out", str(out)]
+    print(machines.run("control", *words, timeout_s=240))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["published"], summary["acked"], summary["lost"], summary["duplicated"]) == (6, 6, 0, 0)
+    assert summary["nodes"] == {role: [machines.address(role)] for role in ("rollout", "train")}
+
+
+@pytest.mark.parametrize("env", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}], ids=["none", "wrong"])
+def test_a_machine_without_the_token_is_refused_and_told_so(machines, env):
+    words = ["ray", "start", f"--address={machines.address('head')}:6379", "--block", "--num-cpus=1"]
+    refused = machines.stranger(words, 90, **env)
+    assert refused.returncode != 0
+    said = refused.stdout + refused.stderr
+    assert "token" in said.lower(), said[-2000:]
+    assert "Ray runtime started" not in said, said[-2000:]
+
+
+def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(kind, docker, tmp_path):
+    """Every fault of machine_faults.py once, each with its witness; then the auditor of the chaos suite."""
+    report = tmp_path / "report.json"
+    command = [ROOT / "scripts" / "chaos.sh", "--on", kind, "--minutes", "14", "--least", "13", "--most", "13"]
+    done = subprocess.run([*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    print(done.stdout, *(f"{r['name']}: {r['witness']}" for r in found(report)["records"]), sep="\n")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert (found(report)["kinds"], found(report)["lost"], found(report)["duplicated"]) == (13, 0, 0)
+
+
+def found(report: Path) -> dict:
+    return json.loads(report.read_text()) if report.exists() else {"records": []}
