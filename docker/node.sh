@@ -22,7 +22,7 @@ main() {
 
 make_token() {
     [ -s "$token" ] && return
-    umask 277
+    umask 222 # the images' users differ; the volume it lies in is mounted by the cluster's containers alone
     python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$token.new"
     mv "$token.new" "$token"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Static checks; changes nothing: ruff (rules and format), mypy, shellcheck.
+# Static checks; changes nothing: ruff (rules and format), mypy, shellcheck, hadolint.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
@@ -7,3 +7,4 @@ ruff check .
 ruff format --check .
 mypy
 shellcheck -x -P SCRIPTDIR scripts/*.sh docker/*.sh .ci/run
+hadolint docker/Dockerfile docker/Dockerfile.cpu

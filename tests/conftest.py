@@ -1,6 +1,7 @@
 """Shared by all tests: Redis servers, and a table of what was not run and why."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,16 @@ def _servers() -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+def pytest_configure() -> None:
+    """Who is asked to end (by `timeout`, say) stops what it started first."""
+
+    def end(received: int, frame: object) -> None:
+        signal.signal(received, signal.SIG_IGN)
+        pytest.exit("terminated", returncode=128 + received)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 _deselected: list[pytest.Item] = []

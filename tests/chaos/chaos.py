@@ -113,8 +113,7 @@ class Chaos:
 
 def main() -> int:
     args = arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    end_on_signals()
     folder = (args.out or ROOT / "out" / time.strftime(f"chaos-%Y%m%d-%H%M%S-{os.getpid()}")).absolute()
     folder.mkdir(parents=True)
     began = time.monotonic()
@@ -143,6 +142,19 @@ def own_store(args: argparse.Namespace, folder: Path) -> Iterator[None]:
         yield
     finally:
         server.stop()
+
+
+def end_on_signals() -> None:
+    """End by an exception, so that what was started here is stopped; what is sent again disturbs nobody."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(received: int, frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + received)
+
+    for number in numbers:
+        signal.signal(number, end)
 
 
 @contextlib.contextmanager

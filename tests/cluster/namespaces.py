@@ -18,11 +18,10 @@ import tempfile
 from pathlib import Path
 
 from local_cluster import end_with_parent
-from node_cluster import ROOT, WORKERS, Failed, NodeCluster, output, role_of, wait_until
+from node_cluster import ROOT, UP_S, WORKERS, Failed, NodeCluster, answers, output, role_of, wait_until
 
 from redis_server import program
 
-_SHM = "300m"
 _TESTS = ROOT / "tests"
 _PATHS = (ROOT / "slime_overlay", _TESTS, _TESTS / "chaos", _TESTS / "chaos" / "jobs", _TESTS / "cluster")
 _CLONE_NEWNET = 0x40000000
@@ -81,6 +80,7 @@ class NamespaceCluster(NodeCluster):
             "HEAD": f"{self.address('head')}:6379",
             "REDIS_ADDRESS": f"{self.address('redis')}:6379",
             "CPUS": "2",
+            "SHM_SIZE": "300m",
             "OBJECT_STORE_BYTES": "150000000",
             **env,
         }
@@ -96,8 +96,10 @@ class NamespaceCluster(NodeCluster):
         if self._env["REDIS_ADDRESS"]:
             self.begin("redis")
         self.begin("head")
-        for name in self.workers:
+        wait_until(lambda: answers(f"{self.api}/api/gcs_healthz"), UP_S, "the head has not come up")
+        for name in self.workers:  # one after the other: Ray gives each 30 s
             self.begin(name)
+            wait_until(lambda name=name: self._started(name), UP_S, f"{name} has not come up")
         self.wait_for_jobs()
 
     def stop(self) -> None:
@@ -124,7 +126,7 @@ class NamespaceCluster(NodeCluster):
             what = f"exec {redis}"
         else:
             role = "head" if name == "head" else f"worker {role_of(name)}"
-            mounts = f"mount -t tmpfs -o size={_SHM} tmpfs /dev/shm && mount --bind {disk} /tmp/ray"
+            mounts = f"mount -t tmpfs -o size={self._env['SHM_SIZE']} tmpfs /dev/shm && mount --bind {disk} /tmp/ray"
             what = f"{mounts} && exec {ROOT / 'docker' / 'node.sh'} {role}"
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", what]
         with (self.folder / f"{name}.log").open("ab") as out:
@@ -185,6 +187,11 @@ class NamespaceCluster(NodeCluster):
 
     def _name(self, name: str) -> str:
         return f"{self._prefix}-{name}"
+
+    def _started(self, name: str) -> bool:
+        if self.ended(name):
+            raise RuntimeError(f"{name} ended: {(self.folder / f'{name}.log').read_text(errors='replace')[-1500:]}")
+        return "Ray runtime started" in (self.folder / f"{name}.log").read_text(errors="replace")
 
     def _plug_in(self, name: str) -> None:
         space, hub = self._name(name), self._name("hub")
