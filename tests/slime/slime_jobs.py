@@ -101,7 +101,9 @@ class Run:
         command = [SCRIPTS / f"launch_{role}.sh", "--job-id", self.name, "--slime", self.slime, "--address", self.api]
         command += [text for name, value in self.environment().items() for text in ("--env", f"{name}={value}")]
         with (self.root / f"{role}.log").open("w") as log:
-            return subprocess.Popen([*command, "--", *self.arguments()], stdout=log, stderr=subprocess.STDOUT, text=True)
+            return subprocess.Popen(
+                [*command, "--", *self.arguments()], stdout=log, stderr=subprocess.STDOUT, text=True
+            )
 
     def told(self, role: str) -> str:
         """What a job that was launched has logged so far."""

@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,10 @@ import single_job
 from namespaces import NamespaceCluster, why_not
 from node_cluster import NodeCluster, output
 from ray_jobs import wait_for
-from slime_jobs import FIGURES, SCRIPTS, Run, at_pins
+from slime_jobs import FIGURES, ROLLOUTS, SCRIPTS, Run, at_pins
 
 GPUS = {"rollout": 1, "train": 2}  # as many as the job of that name asks for
-ACTORS = {
+ACTORS = {  # that slime and cross-job start in it
     "rollout": {"InfoActor": 1, "RolloutManager": 1, "SGLangEngine": 1, "Lock": 1},
     "train": {"InfoActor": 2, "Gateway": 1, "MegatronTrainRayActor": 2},
 }
@@ -25,7 +24,7 @@ ACTORS = {
 
 @contextlib.contextmanager
 def machines(folder: Path) -> Iterator[NodeCluster]:
-    """Only those of the two jobs have CPUs: slime's manager, which needs no GPU, would go where there is none."""
+    """Only those of the two jobs have CPUs: slime's manager, which needs no GPU, would prefer one without GPUs."""
     only = {role: {"CPUS": "8", "GPUS": str(count)} for role, count in GPUS.items()}
     patience = {"RAY_health_check_failure_threshold": "30"}  # all machines are slow while one imports torch
     with NamespaceCluster(folder, only=only, CPUS="0", GPUS="0", REDIS_ADDRESS="", **patience) as cluster:
@@ -46,18 +45,22 @@ def test_two_jobs_on_two_machines_train_as_one_job_on_one(pin, single, checkout,
         addresses = {role: cluster.address(role) for role in GPUS}
         run = Run(cluster.api, pin, checkout(pin), tmp_path / "run", probe=True)
         launch_both(run)
-        where = actors(cluster)
         stands = {role: how_it_stands(run, role) for role in GPUS}
+        where = {role: actors(cluster, stands[role]["submission_id"]) for role in GPUS}
 
     for role, address in addresses.items():
-        here = ", ".join(f"{count} {name}" for (name, ip), count in sorted(where.items()) if ip == address)
-        gpus = places_of_gpus(run.told(role))
-        print(f"{role} job: {stands[role]['state']}, driver at {stands[role]['node']}, GPUs at {gpus}")
-        print(f"machine {role}, {address}: {here}")
+        print(f"{role} job: {stands[role]['state']}, driver at {stands[role]['node']}")
+        print(f"    GPUs at {places_of_gpus(run.told(role))}, actors {where[role]}")
         assert (stands[role]["state"], stands[role]["node"]) == ("SUCCEEDED", address)
-        assert gpus == [address] * GPUS[role]
-        for name, count in ACTORS[role].items():
-            assert {ip: n for (actor, ip), n in where.items() if actor == name and ip in (address, *[])} or count
+        assert places_of_gpus(run.told(role)) == [address] * GPUS[role]
+        assert where[role] == Counter({(actor, address): count for actor, count in ACTORS[role].items()})
+    assert f"Router launched at {addresses['rollout']}:" in run.told("rollout")
+    probes = single_job.read_log(run.folders.log, "probe")  # the training ranks have asked the engine itself
+    assert [probe["version"] for probe in probes] == list(range(1, ROLLOUTS + 1))
+    for probe in probes:
+        (engine,) = probe["servers"]
+        assert engine["url"].startswith(f"http://{addresses['rollout']}:")
+        assert engine["checksum"] == probe["trainer_checksum"]
     assert run.steps(*FIGURES) == expected
 
 
@@ -90,11 +93,13 @@ def how_it_stands(run: Run, role: str) -> dict[str, str]:
     return json.loads(output([str(word) for word in command]))
 
 
-def actors(cluster: NodeCluster) -> Counter[tuple[str, str]]:
-    """(class, address of its machine) of all actors that there were."""
+def actors(cluster: NodeCluster, submission: str) -> Counter[tuple[str, str]]:
+    """(class, address of its machine) of all actors that a job has had and that were to end with it, as Ray knows."""
 
-    def listed(what: str) -> list[dict[str, str]]:
-        return json.loads(cluster.run("control", "ray", "list", what, "--format=json", "--limit=1000"))
+    def listed(what: str, *more: str) -> list[dict[str, str]]:
+        return json.loads(cluster.run("control", "ray", "list", what, "--format=json", "--limit=1000", *more))
 
     address = {node["node_id"]: node["node_ip"] for node in listed("nodes")}
-    return Counter((actor["class_name"], address[actor["node_id"]]) for actor in listed("actors"))
+    (job,) = (job["job_id"] for job in listed("jobs") if job["submission_id"] == submission)
+    own = [actor for actor in listed("actors", "--detail", f"--filter=job_id={job}") if not actor["is_detached"]]
+    return Counter((actor["class_name"], address[actor["node_id"]]) for actor in own)

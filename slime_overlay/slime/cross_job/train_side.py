@@ -44,7 +44,7 @@ class TrainSide:
         self.in_parts = hasattr(placement_group, "create_training_models")  # from v0.3 on
         log_to_stderr()
         ensure_ray(log_to_driver=True)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Gateway)
         options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
         self.gateway = actor.options(**options).remote(args, self.in_parts)
