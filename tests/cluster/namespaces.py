@@ -7,6 +7,7 @@ joins their network with the thread that calls `start` and those that it starts 
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import secrets
@@ -99,7 +100,7 @@ class NamespaceCluster(NodeCluster):
         wait_until(lambda: answers(f"{self.api}/api/gcs_healthz"), UP_S, "the head has not come up")
         for name in self.workers:  # one after the other: Ray gives each 30 s
             self.begin(name)
-            wait_until(lambda name=name: self._started(name), UP_S, f"{name} has not come up")
+            wait_until(functools.partial(self._started, name), UP_S, f"{name} has not come up")
         self.wait_for_jobs()
 
     def stop(self) -> None:
