@@ -42,10 +42,12 @@ def daemon(log: Path) -> Iterator[None]:
     if _answers():
         yield
         return
+    command = [
+        "dockerd",
+        f"--pidfile={log.with_suffix('.pid')}",
+    ]  # the usual one may be that of a daemon that was killed
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            ["dockerd"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
         wait_until(lambda: _answers() or process.poll() is not None, _DAEMON_S, "dockerd does not answer")
         if process.poll() is not None:

@@ -14,27 +14,26 @@ from node_cluster import ROOT, NodeCluster
 
 
 @pytest.fixture(scope="module")
-def kind() -> str:
-    """What the machines are, here; MACHINES chooses."""
+def kind(tmp_path_factory) -> Iterator[str]:
+    """What the machines are, here; MACHINES chooses. A Docker daemon is there meanwhile, where they need one."""
     reasons = {"compose": compose.why_not(), "namespaces": namespaces.why_not()}
     reasons = {name: reasons[name] for name in [os.environ["MACHINES"]]} if "MACHINES" in os.environ else reasons
-    for name, reason in reasons.items():
-        if not reason:
-            return name
-    pytest.skip("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-
-
-@pytest.fixture(scope="module")
-def docker(kind, tmp_path_factory) -> Iterator[None]:
-    """A Docker daemon, where that is needed, for all tests here."""
     with contextlib.ExitStack() as stack:
-        if kind == "compose":
-            stack.enter_context(compose.daemon(tmp_path_factory.mktemp("docker") / "log"))
-        yield
+        if reasons.get("compose") == "":
+            try:
+                stack.enter_context(compose.daemon(tmp_path_factory.mktemp("docker") / "log"))
+            except (RuntimeError, TimeoutError) as error:
+                reasons["compose"] = str(error)
+        for name, reason in reasons.items():
+            print(f"{name}: {reason or 'here it is'}")
+            if not reason:
+                yield name
+                return
+        pytest.skip("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
 @pytest.fixture(scope="module")
-def machines(kind, docker, tmp_path_factory) -> Iterator[NodeCluster]:
+def machines(kind, tmp_path_factory) -> Iterator[NodeCluster]:
     folder = tmp_path_factory.mktemp("machines")
     for path in (folder, *folder.parents[:2]):
         path.chmod(0o755)
@@ -62,7 +61,7 @@ def test_a_machine_without_the_token_is_refused_and_told_so(machines, env):
     assert "Ray runtime started" not in said, said[-2000:]
 
 
-def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(kind, docker, tmp_path):
+def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(kind, tmp_path):
     """Every fault of machine_faults.py once, each with its witness; then the auditor of the chaos suite."""
     report = tmp_path / "report.json"
     command = [ROOT / "scripts" / "chaos.sh", "--on", kind, "--minutes", "14", "--least", "13", "--most", "13"]
