@@ -51,6 +51,21 @@ def test_the_jobs_of_the_demo_train_on_separate_machines(machines, kind):
     assert summary["nodes"] == {role: [machines.address(role)] for role in ("rollout", "train")}
 
 
+def test_the_broker_is_on_the_head(machines):
+    what = """
+import ray
+from ray.util import state
+from slime.cross_job.link import Link
+ray.init("auto", logging_level="ERROR")
+Link("placed")
+filters = [("ray_namespace", "=", "placed"), ("class_name", "=", "Broker")]
+address = ray.get_runtime_context().gcs_address
+(broker,) = state.list_actors(address=address, filters=filters, timeout=30)
+print([node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == broker.node_id])
+"""
+    assert machines.run("control", machines.python, "-c", what).split()[-1] == f"['{machines.address('head')}']"
+
+
 @pytest.mark.parametrize("env", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}], ids=["none", "wrong"])
 def test_a_machine_without_the_token_is_refused_and_told_so(machines, env):
     words = ["ray", "start", f"--address={machines.address('head')}:6379", "--block", "--num-cpus=1"]

@@ -16,7 +16,7 @@ from slime.cross_job.books import keeper_of
 from slime.cross_job.stores import open_store
 
 
-@pytest.fixture(params=["file", "redis"])
+@pytest.fixture(params=["file", pytest.param("redis", marks=pytest.mark.again)])
 def store(request, tmp_path):
     if request.param == "file":
         return f"file://{tmp_path}/store"

@@ -3,7 +3,7 @@
 from slime_jobs import FIGURES, ROLLOUTS, at_pins, end_as_upstream, end_well, weights_that_generated
 
 
-@at_pins("079dbcf", "v0.1.0", again=("v0.3.1",))  # at v0.3.1 on two machines: test_machines.py
+@at_pins("079dbcf", again=("v0.1.0", "v0.3.1"))  # at v0.3.1 on two machines: test_machines.py
 def test_two_jobs_train_as_one(pin, new_run, single):
     """Every figure of every step is equal to the last bit; the training ranks hash the very tokens they train on."""
     expected = single(pin, "train.py")
