@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +171,7 @@ class ComposeCluster(NodeCluster):
 
 
 def _answers() -> bool:
-    began = time.monotonic()
-    found = subprocess.run(["docker", "info"], capture_output=True).returncode == 0
-    assert time.monotonic() - began < 60
-    return found
+    try:
+        return subprocess.run(["docker", "info"], capture_output=True, timeout=60).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False

@@ -80,7 +80,9 @@ def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(
     """Every fault of machine_faults.py once, each with its witness; then the auditor of the chaos suite."""
     report = tmp_path / "report.json"
     command = [ROOT / "scripts" / "chaos.sh", "--on", kind, "--minutes", "14", "--least", "13", "--most", "13"]
-    done = subprocess.run([*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1500
+    )
     print(done.stdout, *(f"{r['name']}: {r['witness']}" for r in found(report)["records"]), sep="\n")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert (found(report)["kinds"], found(report)["lost"], found(report)["duplicated"]) == (13, 0, 0)
