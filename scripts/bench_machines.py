@@ -29,11 +29,12 @@ _MB, _GB = 1_000_000, 1 << 30
 _PROGRAM = ROOT / "tests" / "cluster" / "measured.py"
 _ROLLOUTS = ("rollout", "rollout2", "rollout3", "rollout4")
 _BROKER = """
-import pathlib
+import os, pathlib
 for p in pathlib.Path("/proc").iterdir():
     if p.name.isdigit() and (p / "cmdline").read_bytes().startswith(b"ray::Broker"):
         fields = (p / "stat").read_text().rpartition(")")[2].split()
-        print((int(fields[11]) + int(fields[12])) / 100, int(fields[21]) * 4096)
+        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        print(cpu_s, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
 """
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launch_cluster_texts import ROLES, STOP_WAIT_S, commands, slurm
-from local_cluster import MARKER, LocalCluster
+from local_cluster import LocalCluster, processes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "docker" / "docker-compose.yml"
@@ -158,39 +158,31 @@ def _record() -> dict:
 
 def _processes(record: dict) -> list[int]:
     """Process ids of the cluster: those of its head's session, and those that have its marker (drivers of jobs)."""
-    marker, head = f"{MARKER}={record['marker']}".encode(), record["pid"]
-
-    def marked(pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        return False
-
-    found = []
-    session = -1 if Path(f"/proc/{head}").exists() and not marked(head) else head  # its number may be another's by now
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        with contextlib.suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z" and (os.getsid(pid) == session or marked(pid)):
-                found.append(pid)
-    return found
+    head, marker = record["pid"], record["marker"]
+    known = processes_of(marker, -1)
+    reused = Path(f"/proc/{head}").exists() and head not in known  # its number is another's by now
+    return known if reused else processes_of(marker, head)
 
 
 def compose(options: argparse.Namespace, rest: list[str]) -> list[str]:
     """The command line: of docker's plugin, where it is there, else of the older docker-compose."""
     if not COMPOSE_FILE.exists():
         fail(f"there is no {COMPOSE_FILE}")
-    command = ["docker", "compose"]
-    try:
-        subprocess.run([*command, "version"], check=True, capture_output=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        command = ["docker-compose"]
-        if not shutil.which(command[0]):
-            fail("neither `docker compose` nor docker-compose works here")
+    if not (command := compose_words()):
+        fail("neither `docker compose` nor docker-compose works here")
     scales = {role: getattr(options, role) for role in ROLES if getattr(options, role) is not None}
     if scales and options.verb != "up":
         fail(f"--{next(iter(scales))} goes with up")
     words = [f"--scale={role}={number}" for role, number in scales.items()]
     return [*command, "-f", str(COMPOSE_FILE), options.verb, *words, *rest]
+
+
+def compose_words() -> list[str]:
+    """The words of compose: docker's plugin, where it is there, else the older docker-compose; [] without either."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(["docker", "compose", "version"], check=True, capture_output=True, timeout=30)
+        return ["docker", "compose"]
+    return ["docker-compose"] if shutil.which("docker-compose") else []
 
 
 if __name__ == "__main__":

@@ -130,19 +130,7 @@ class LocalCluster:
         Ray's own processes overwrite their environment but keep the session of `ray start`; the drivers of submitted
         jobs have a session of their own but keep the environment.
         """
-        marker = f"{MARKER}={self.marker}".encode()
-        session = self._process.pid if self._process else -1
-        found = []
-        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-            with contextlib.suppress(OSError):
-                ours = os.getsid(pid) == session or marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                if (
-                    ours
-                    and pid != os.getpid()
-                    and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-                ):
-                    found.append(pid)
-        return found
+        return processes_of(self.marker, self._process.pid if self._process else -1)
 
     def kill(self) -> list[int]:
         """SIGKILL everything that runs in it, at once; the process ids that were there."""
@@ -167,6 +155,18 @@ class LocalCluster:
         if self._process is not None:
             self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def processes_of(marker: str, session: int) -> list[int]:
+    """Ids of the living processes that have this marker, or are of this session; but for this one."""
+    marked, found = f"{MARKER}={marker}".encode(), []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        with contextlib.suppress(OSError):
+            ours = os.getsid(pid) == session or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            alive = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if ours and alive and pid != os.getpid():
+                found.append(pid)
+    return found
 
 
 def end_with_parent(by: int = signal.SIGTERM) -> None:

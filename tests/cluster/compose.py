@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch_cluster import compose_words
 from local_cluster import free_ports
 from node_cluster import ROOT, WORKERS, Failed, NodeCluster, output, role_of, wait_until
 
@@ -18,21 +19,11 @@ _DAEMON_S, _PULL_S, _BUILD_S = 60.0, 120.0, 900.0
 
 def why_not() -> str:
     """Why there can be no containers here; empty where there can."""
-    if not shutil.which("docker") or not compose():
+    if not shutil.which("docker") or not compose_words():
         return "there is no docker, or no docker compose"
     if not _answers() and (not shutil.which("dockerd") or os.geteuid() != 0):
         return "no Docker daemon answers, and none can be started"
     return ""
-
-
-def compose() -> list[str]:
-    """The words of compose, version 2 or 1; [] where there is neither."""
-    if (
-        shutil.which("docker")
-        and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
-    ):
-        return ["docker", "compose"]
-    return ["docker-compose"] if shutil.which("docker-compose") else []
 
 
 @contextlib.contextmanager
@@ -167,7 +158,7 @@ class ComposeCluster(NodeCluster):
 
     def _compose(self, *words: str, timeout_s: float = 60) -> str:
         files = [word for file in _FILES for word in ("-f", str(file))]
-        return output([*compose(), "-p", self._project, "--profile=tests", *files, *words], timeout_s, self._env)
+        return output([*compose_words(), "-p", self._project, "--profile=tests", *files, *words], timeout_s, self._env)
 
 
 def _answers() -> bool:
