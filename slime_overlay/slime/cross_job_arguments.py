@@ -44,6 +44,11 @@ SETTINGS: dict[str, tuple[type, str]] = {
         "(default: write-through)",
     ),
     "compression": (str, "of what is stored: none, lz4 or zstd (default: none)"),
+    "metrics": (str, "on, off: figures for Prometheus, through ray.util.metrics (default: on)"),
+    "traces": (
+        str,
+        "on, off: both jobs tell what they did to each rollout, and when; see slime-cross-job trace (default: off)",
+    ),
     "heartbeat_s": (float, "seconds between two signs of life (default: 1.0)"),
     "dead_after_s": (
         float,

@@ -34,6 +34,8 @@ FLAGS = frozenset(
         "--cross-job-store",
         "--cross-job-store-mode",
         "--cross-job-compression",
+        "--cross-job-metrics",
+        "--cross-job-traces",
         "--cross-job-heartbeat-s",
         "--cross-job-dead-after-s",
         "--cross-job-peer-grace-s",
@@ -52,6 +54,8 @@ OF_THE_JOB = {
     "store": "none",
     "store_mode": "write-through",
     "compression": "none",
+    "metrics": "on",
+    "traces": "off",
 }
 """Settings that belong to the job: none given is what the other side says, or this."""
 PACKAGE_NAMES = frozenset(["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "errors"])
@@ -174,6 +178,8 @@ def test_every_flag_arrives():
         "store": "file:///shared/run1",
         "store_mode": "write-behind",
         "compression": "lz4",
+        "metrics": "off",
+        "traces": "on",
         "heartbeat_s": 0.5,
         "dead_after_s": 4.5,
         "peer_grace_s": 60.0,
@@ -312,6 +318,8 @@ def test_the_settings_of_a_job_are_those_that_the_ledger_takes():
         "store": None,
         "store_mode": "write-through",
         "compression": "none",
+        "metrics": "on",
+        "traces": "off",
     }
     assert all(getattr(Settings(), name) is None for name in SETTINGS)
     assert ON_STALE == (WAIT, DROP, REGENERATE)

@@ -15,8 +15,8 @@ PACKAGE = OVERLAY / "slime" / "cross_job"
 ORDER = (
     *("errors", "types", "settings", "stopping"),
     *("batch", "stores"),
-    *("gate", "tables", "records", "verdicts", "status"),  # the state: no Ray
-    *("roster", "sources", "retention", "shelf", "pacing", "engines", "ledger", "snapshot"),
+    *("gate", "tables", "records", "progress", "verdicts", "status"),  # the state: no Ray
+    *("roster", "sources", "retention", "shelf", "pacing", "engines", "steering", "ledger", "snapshot"),
     *("records_json", "archive", "journal", "mail", "recording", "communicators"),  # what durable stores hold
     "debug_files",  # of slime
     "books",

@@ -36,6 +36,7 @@ _READS = frozenset(
     [
         *("heartbeat", "facts", "first", "loaded", "unloaded", "source_before"),
         *("get", "catalog", "listed", "versions", "get_value", "peer_verdict", "status"),
+        *("look", "detail"),
     ]
 )
 """Operations after which there is nothing new to be kept."""
@@ -43,9 +44,10 @@ _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
+        *("requeue", "discard"),
     ]
 )
-_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored"])
+_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard"])
 """Operations that name a job, not a client."""
 _OF_ALL = ("status", "catalog", "listed")
 """Those that may name no job, and are then asked of all."""
@@ -157,8 +159,10 @@ class Broker(Clusters):
             left = deadline - loop.time()
             if left <= 0:
                 return None
+            began = loop.time()
             with contextlib.suppress(asyncio.TimeoutError):  # a second at most: some answers change with time alone
                 await asyncio.wait_for(self._changed.wait(), min(left, 1.0))
+            self._ledger.note_wait(str(args[0]), operation, loop.time() - began)
         if operation in _WRITES:
             await self._changed_by(operation, *args)
         return found
@@ -199,6 +203,8 @@ class Broker(Clusters):
                 await asyncio.sleep(1)
         for job_id, rollouts in missing.items():
             logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
+        for job_id in self._ledger.jobs:
+            self._ledger.note_event(job_id, "restarted", "the broker was restarted, and goes on where it was")
         watches = (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect)
         for watch in (*watches, self._watch_followers, self._serve):
             self._spawn(self._forever(watch))
@@ -369,6 +375,7 @@ class Broker(Clusters):
         lost = self._ledger.vault_lost(name, incarnation)
         for job_id, what in lost.items():
             logger.error("job %s: vault %s died, and with it %s", job_id, name, ", ".join(what))
+            self._ledger.note_event(job_id, "vault died", f"{name}, and with it {', '.join(what)}")
             await self._keep(job_id)
         if lost:
             self._wake()

@@ -72,7 +72,7 @@ class Journal:
         for name in TABLES:
             rows: dict[int, Any] = {}
             for changes in reversed(deltas):
-                Change(*changes[name]).apply(rows)
+                Change(*changes.get(name, (True, [], {}))).apply(rows)  # one that is newer than the entry
             setattr(job, name, Table(rows))
         self._marks = {}  # the next entry is whole, and ours
         return job, found["clients"]

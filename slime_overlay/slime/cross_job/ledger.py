@@ -5,21 +5,36 @@ when something changed. A method that finds nothing *yet* returns None; one that
 
     roster.py   who is attached               shelf.py    what is published, kept, lost, freed
     sources.py  where prompts are taken from  pacing.py   what is generated next
-    engines.py  which weights engines have    here        what consumers hold: leases, acks, their history
+    engines.py  which weights engines have    steering.py what its operator may do to a job
+    progress.py what happened, for people     here        what consumers hold: leases, acks, their history
 """
 
 import heapq
 from typing import Any
 
-from .engines import Engines
 from .errors import NotOwner, PayloadLost, RolloutNotFound, ValueLost
-from .records import DEAD, DROP, FINISHED, Client, Group, Job
-from .status import job_status
+from .progress import PROGRESS
+from .records import (
+    ACKED,
+    CLAIMED,
+    DEAD,
+    DEMANDED,
+    DROP,
+    FINISHED,
+    GENERATING,
+    LOST,
+    PUBLISHED,
+    Client,
+    Group,
+    Job,
+)
+from .status import job_status, looked, rollout_detail
+from .steering import Steering
 from .types import Located, Payload, check_rollout_id
 from .verdicts import verdict, who
 
 
-class Ledger(Engines):
+class Ledger(Steering):
     """State of every job of one namespace."""
 
     def claim(
@@ -82,6 +97,7 @@ class Ledger(Engines):
         located = self._version(job, rollout_id, version)
         if leased is None:
             job.claimed += 1
+            self._note_claimed(job, group, client, located)
         group.leases[rollout_id] = (client_id, located.version)
         return located
 
@@ -100,6 +116,9 @@ class Ledger(Engines):
         del group.leases[rollout_id]
         group.acked.add(rollout_id)
         job.acked += 1
+        self._count_bytes(job, "acked", sum(v.payload.nbytes for v in job.rollouts.get(rollout_id, [])[-1:]))
+        if self._drives(job, group.name):
+            self._note(job, rollout_id, ACKED, acked=self._wall())
         self._settle(job, [rollout_id])
 
     def release(self, client_id: str, rollout_id: int, token: str = "") -> None:
@@ -155,16 +174,20 @@ class Ledger(Engines):
             if undone not in job.rollouts:  # lost since: generated again, from the same prompts
                 job.lost.add(undone)
                 job.losses += 1
+        for undone in again:
+            self._note(job, undone, LOST if undone in job.lost else PUBLISHED, acked=0.0)
         for leased in [*group.leases]:
             self._give_back(job, group, leased)
         covered = sorted(r for r in {*job.rollouts, *job.lost} if r < rollout_id and r not in group.acked)
         for below in covered:
             group.acked.add(below)
+            self._note(job, below, ACKED, acked=self._wall())
         job.covered += len(covered)
         self._settle(job, covered)
         group.start = rollout_id
         group.ready = sorted(r for r in job.rollouts if r >= rollout_id)
         if self._drivers(job) == [group]:  # the others' demands stand
+            self._not_wanted(job)
             job.demands.clear()
             job.last_demanded = -1
         if source is not None and (job.frontier < 0 or job.gap):
@@ -177,6 +200,8 @@ class Ledger(Engines):
         job.gate.new_history(who(client))
         job.resumed += 1
         job.rewound += bool(again)
+        behind = f"; {len(again)} that were acked are handed out again" if again else ""
+        self._event(job, "rewound" if again else "resumed", f"group {group.name} resumed at {rollout_id}{behind}")
         return {"again": again, "acked": covered}
 
     def first(self, client_id: str) -> bool:
@@ -226,13 +251,29 @@ class Ledger(Engines):
     def status(self, job_id: str | None = None) -> dict[str, dict[str, Any]]:
         """Figures of one job, or of all, by job id (see status.py). Raises RolloutNotFound for an unknown job."""
         jobs = self.jobs.values() if job_id is None else [self._known_job(job_id)]
-        return {job.job_id: job_status(job, self._clock()) for job in jobs}
+        return {job.job_id: job_status(job, self._clock(), self._wall()) for job in jobs}
+
+    def look(
+        self, job_id: str, since: int = -1, limit: int = PROGRESS, events_since: int = 0, spans: bool = False
+    ) -> dict[str, Any]:
+        """Everything that a view of a job needs, or what is new of it: see status.py. Raises RolloutNotFound."""
+        job = self._known_job(job_id)
+        found = looked(job, self._clock(), self._wall(), since, limit, events_since)
+        return {**found, "spans": [*self.spans.get(job_id, ())]} if spans else found
+
+    def detail(self, job_id: str, rollout_id: int) -> dict[str, Any]:
+        """All that is known of one rollout: see status.py. Raises RolloutNotFound."""
+        job, rollout_id = self._known_job(job_id), check_rollout_id(rollout_id)
+        if rollout_id not in job.progress and rollout_id not in job.rollouts:
+            self._version(job, rollout_id, None)
+        return rollout_detail(job, rollout_id, self.clients)
 
     # ------------------------------------------------------------------ inside
 
     def _ended(self, job: Job, client: Client) -> None:
         if client.info.role == "producer" and client is job.producer:
             job.gate.producer_gone()
+            self._not_wanted(job, GENERATING)
         if client.info.role == "consumer":
             job.gate.gone(client.info.client_id, who(client))
             group = job.groups[client.info.group]
@@ -293,6 +334,28 @@ class Ledger(Engines):
         del group.leases[rollout_id]
         heapq.heappush(group.ready, rollout_id)
         job.requeued += 1
+        if rollout_id in job.rollouts and self._drives(job, group.name):
+            self._note(job, rollout_id, PUBLISHED)
+
+    def _note_claimed(self, job: Job, group: Group, client: Client, located: Located) -> None:
+        self._count_bytes(job, "claimed", located.payload.nbytes)
+        if not self._drives(job, group.name):
+            return
+        known, made, now = job.progress.get(located.rollout_id), located.payload.weight_version, job.weights_now
+        facts: dict[str, Any] = {"claims": (known.claims if known else 0) + 1, "claimed": self._wall()}
+        facts["consumer_waited_s"] = client.waited_s
+        if made is not None and now is not None:
+            facts["staleness"] = now - made
+        client.waited_s = 0.0
+        self._note(job, located.rollout_id, CLAIMED, **facts)
+
+    def _not_wanted(self, job: Job, state: str = DEMANDED) -> None:
+        """Those that stand there are not generated, at least not now; demanded ones of a producer that ended are."""
+        for rollout_id in [r for r, known in job.progress.items() if known.state == state]:
+            if state == GENERATING and rollout_id in job.demands:
+                self._note(job, rollout_id, DEMANDED)
+            else:
+                del job.progress[rollout_id]
 
     def _complete_if_over(self, job: Job) -> None:
         over = job.producer is not None and job.producer.state == FINISHED

@@ -31,6 +31,47 @@ WRITE_THROUGH, WRITE_BEHIND = "write-through", "write-behind"
 """What is published is in the durable store before anybody hears of it, or some time later."""
 
 
+DEMANDED, GENERATING, PUBLISHED, CLAIMED = "demanded", "generating", "published", "claimed"
+ACKED, FREED, LOST, DROPPED = "acked", "freed", "lost", "dropped"
+STATES = (DEMANDED, GENERATING, PUBLISHED, CLAIMED, ACKED, FREED, LOST, DROPPED)
+"""How far a rollout came, as the group that drives the producer sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a rollout came, and when (the broker's wall clock, seconds; 0: not yet). For people: the ledger decides
+    nothing by it."""
+
+    state: str
+    seq: int  # counts what happened to rollouts of the job
+    demanded: float = 0.0
+    begun: float = 0.0  # handed to the producer
+    made: float = 0.0  # all of it was there, by the clock of its vault
+    published: float = 0.0
+    claimed: float = 0.0
+    acked: float = 0.0
+    weight_version: int | None = None  # that generated it
+    staleness: int | None = None  # weight versions that it was behind when it was claimed
+    nbytes: int = 0
+    num_samples: int = -1
+    reward: float | None = None  # `reward` of its meta
+    version: int = 0  # n-th that was published
+    claims: int = 0
+    losses: int = 0  # times that it went with its vault
+    producer_waited_s: float = 0.0  # before it was begun
+    consumer_waited_s: float = 0.0  # before it was claimed
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that an operator may want to know."""
+
+    at: float  # wall clock, seconds
+    kind: str  # one of progress.EVENTS
+    text: str
+    rollout_id: int = -1
+
+
 @dataclass(slots=True)
 class Client:
     """One incarnation of a producer or consumer."""
@@ -51,6 +92,7 @@ class Client:
     answered: dict[str, tuple[str, Any]] = field(default_factory=dict)  # operation -> its newest token and answer
     since: float = 0.0  # monotonic: when it began with its activity
     columns: tuple[str, ...] = ()  # of every batch: that it publishes, or that it needs
+    waited_s: float = 0.0  # since it last got a rollout
 
     @property
     def live(self) -> bool:
@@ -94,6 +136,8 @@ class Job:
     store: str | None = None  # URI of the durable store
     store_mode: str = WRITE_THROUGH
     compression: str = "none"
+    metrics: str = "on"  # figures for Prometheus
+    traces: str = "off"  # clients tell what they did, and when
     # who
     producer: Client | None = None
     producer_epoch: int = 0
@@ -144,6 +188,14 @@ class Job:
     serial: int = 0  # of what is published next, rollouts and values alike
     revision: int = 0  # how often it was kept, see keeper.py
     over: Ids = field(default_factory=Ids)  # serials of what was freed, replaced, given up or lost
+    # for people, see progress.py
+    progress: Table[Progress] = field(default_factory=Table)  # of the newest rollouts; what changed last comes last
+    events: Table[Event] = field(default_factory=Table)  # the newest, by number
+    counts: dict[str, int] = field(default_factory=dict)  # events by kind, since the job began
+    nbytes: dict[str, int] = field(default_factory=dict)  # bytes of what was published, claimed, acked, dropped
+    waited: dict[str, float] = field(default_factory=dict)  # seconds, by progress.WAITS
+    seq: int = 0  # of Progress
+    began: float = 0.0  # wall clock, seconds
 
     @property
     def weights_now(self) -> int | None:
@@ -152,11 +204,11 @@ class Job:
         return weights.version if weights else self.gate.version
 
 
-TABLES = ("done", "positions", "sources", "records")
+TABLES = ("done", "positions", "sources", "records", "progress", "events")
 """Fields of Job that grow with what is retained; vaults are told only what changes in them."""
 
 SETTINGS = (
     *("max_ahead", "retain", "retain_s", "retain_bytes", "max_bytes", "max_staleness", "on_stale"),
-    *("store", "store_mode", "compression"),
+    *("store", "store_mode", "compression", "metrics", "traces"),
 )
 """Fields of Job that clients state when they attach, and on which those that live must agree."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from .errors import BadInput
 from .gate import Gate
-from .records import TABLES, Client, Group, Job
+from .records import TABLES, Client, Event, Group, Job, Progress
 from .types import ClientInfo, Ids, Located, LocatedValue, Payload
 
 _KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Job, Group, Client, Gate, ClientInfo, Payload, Located, LocatedValue)
+    kind.__name__: kind
+    for kind in (Job, Group, Client, Gate, ClientInfo, Payload, Located, LocatedValue, Progress, Event)
 }
 _LEFT_OUT = {"Client": ("facts",), "Job": TABLES}
 _KIND = "~"

@@ -8,7 +8,7 @@ the ledger.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .records import Job
+from .records import ACKED, DROPPED, FREED, Job
 from .sources import Sources
 from .types import Located, LocatedValue, Payload
 
@@ -44,6 +44,7 @@ class Retention(Sources):
             group.acked.add(rollout_id)
             job.covered += 1
         if covering:
+            self._note(job, rollout_id, ACKED, acked=self._wall())
             self._settle(job, [rollout_id])
 
     def _shed(self, job: Job, rollout_id: int) -> None:
@@ -88,6 +89,8 @@ class Retention(Sources):
 
     def _gone(self, job: Job, rollout_id: int) -> None:
         """It is over, for everybody."""
+        if rollout_id in job.progress:
+            self._note(job, rollout_id, DROPPED if rollout_id in job.skipped else FREED)
         job.freed.add(rollout_id)
         job.demands.discard(rollout_id)
         job.again.pop(rollout_id, None)

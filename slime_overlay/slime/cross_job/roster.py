@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
+from .progress import Chronicle
 from .records import DEAD, DRAINING, FINISHED, RUNNING, SETTINGS, STOPPED, Client, Group, Job
 from .settings import flag
 from .stores.base import without_password
@@ -18,7 +19,7 @@ _REMEMBERED = 50  # ended clients a job
 _LATE_S = 3.0  # between two ticks; what is more was no silence of the clients'
 
 
-class Roster:
+class Roster(Chronicle):
     """Jobs and clients of one namespace.
 
     Args:
@@ -27,8 +28,7 @@ class Roster:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
-        self._clock = clock
-        self._wall = wall
+        super().__init__(clock, wall)
         self.jobs: dict[str, Job] = {}
         self.clients: dict[str, Client] = {}
         self._ticked = 0.0
@@ -100,12 +100,17 @@ class Roster:
         client.columns = tuple(columns)
         self.clients[info.client_id] = client
         self._forget_old(job)
+        self._event(job, "attached", f"the {who(client)} attached")
         return self._granted(client)
 
-    def heartbeat(self, client_id: str, activity: str) -> dict[str, Any]:
-        """Record a sign of life; returns what `attach` did, which may have changed. Raises Fenced when the client was
-        replaced or counted as dead."""
+    def heartbeat(
+        self, client_id: str, activity: str, spans: Sequence[tuple[str, int, float, float]] = ()
+    ) -> dict[str, Any]:
+        """Record a sign of life, and what the client did since (see progress.Span); returns what `attach` did, which
+        may have changed. Raises Fenced when the client was replaced or counted as dead."""
         client = self._live(client_id)
+        if spans:
+            self._take_spans(client, spans)
         client.last_beat, client.last_beat_wall = self._clock(), self._wall()
         if activity != client.activity:
             client.activity, client.since = activity, client.last_beat
@@ -126,6 +131,7 @@ class Roster:
         if client.info.role == "consumer":
             group = job.groups[client.info.group]
             group.live, group.ended = group.live - 1, client
+        self._event(job, state, f"the {who(client)} {state}: {reason or 'as planned'}")
         self._ended(job, client)
 
     def silent(self, longer_than_s: float) -> list[Client]:
@@ -165,7 +171,8 @@ class Roster:
             if job is not None:
                 self._free_all(job)  # but a writer that lives on may have put a value since
                 serial, revision = job.serial, job.revision
-            job = self.jobs[job_id] = Job(job_id, serial=serial, over=Ids.below(serial), revision=revision)
+            job = Job(job_id, serial=serial, over=Ids.below(serial), revision=revision, began=self._wall())
+            self.jobs[job_id] = job
         return job
 
     def _gone(self, job: Job, rollout_id: int) -> None:

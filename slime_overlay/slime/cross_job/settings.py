@@ -11,11 +11,12 @@ from .types import DEFAULT_NAMESPACE
 ON_STALE = ("wait", "drop", "regenerate")
 STORE_MODES = ("write-through", "write-behind")
 COMPRESSIONS = ("none", "lz4", "zstd")
+SWITCH = ("on", "off")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client behaves. The first ten belong to the job: all statements of them must agree (None: as the other
+    """How a client behaves. The first twelve belong to the job: all statements of them must agree (None: as the other
     side says, or the default). The rest is the client's own.
 
     Raises:
@@ -33,6 +34,8 @@ class Settings:
     store: str | None = None  # URI of a durable store, see stores/ (None: object store only)
     store_mode: str | None = None  # write-through: published means stored; write-behind: stored soon
     compression: str | None = None  # of what is stored: none | lz4 | zstd
+    metrics: str | None = None  # on | off: figures for Prometheus
+    traces: str | None = None  # off | on: clients tell what they did to each rollout
     namespace: str = DEFAULT_NAMESPACE
     heartbeat_s: float = 1.0
     dead_after_s: float = 30.0  # a client's lease: silence after which it is dead although Ray calls its job running
@@ -64,6 +67,9 @@ class Settings:
                 raise BadInput(f"{flag(name)} {value!r} is none of {', '.join(choices)}")
             if value is not None and self.store is None:
                 raise BadInput(f"{flag(name)} {value} says nothing without {flag('store')}")
+        for name in ("metrics", "traces"):
+            if getattr(self, name) not in (None, *SWITCH):
+                raise BadInput(f"{flag(name)} {getattr(self, name)!r} is none of {', '.join(SWITCH)}")
         if self.on_stale not in (None, *ON_STALE):
             raise BadInput(f"{flag('on_stale')} {self.on_stale!r} is none of {', '.join(ON_STALE)}")
         if self.on_stale is not None and self.max_staleness is None:

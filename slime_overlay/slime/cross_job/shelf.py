@@ -8,7 +8,7 @@ import heapq
 from dataclasses import replace
 
 from .errors import Refused, RolloutNotFound
-from .records import Client, Job
+from .records import DEMANDED, LOST, PUBLISHED, Client, Job
 from .retention import Retention, in_memory
 from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id, source_name
 from .verdicts import who
@@ -46,6 +46,7 @@ class Shelf(Retention):
                 answer = replace(answer, payload=payload, serial=job.serial)
                 job.serial += 1
                 self._shelve(job, answer)
+                self._note(job, rollout_id, "" if rollout_id in job.done else PUBLISHED)
                 client.answered["publish"] = (token, answer)
             else:
                 self._drops.append((payload.vault, payload.token))
@@ -67,12 +68,16 @@ class Shelf(Retention):
             self._drops.append((payload.vault, payload.token))
             located = Located(job.job_id, rollout_id, 0, payload, self._wall(), client.epoch)
             client.answered["publish"] = (payload.token, located)
+            why = f"not taken: weights {payload.weight_version} made it, it was begun for weights {begun}"
+            self._event(job, "outdated", why, rollout_id)
+            self._note(job, rollout_id, DEMANDED)
             return True, located
         number = job.again.get(rollout_id, 1) + 1 if rollout_id in job.ever else 1
         located = Located(job.job_id, rollout_id, number, payload, self._wall(), client.epoch, job.serial)
         job.serial += 1
         self._shelve(job, located)
         self._take_position(job, rollout_id, payload)
+        self._note_published(job, located)
         self._cover(job, rollout_id)
         self._make_room(job)
         job.published += 1
@@ -284,6 +289,16 @@ class Shelf(Retention):
         if rollout_id in job.done:
             self._shed(job, rollout_id)
 
+    def _note_published(self, job: Job, located: Located) -> None:
+        payload, reward = located.payload, located.payload.meta.get("reward")
+        facts = {name: getattr(payload, name) for name in ("nbytes", "num_samples", "weight_version")}
+        facts |= {"made": payload.made_at, "published": located.published_at, "version": located.version}
+        if isinstance(reward, (int, float)):
+            facts["reward"] = float(reward)
+        settled = located.rollout_id in job.done
+        self._note(job, located.rollout_id, "" if settled else PUBLISHED, **facts)
+        self._count_bytes(job, "published", payload.nbytes)
+
     def _lies_at(self, job: Job, located: Located, payload: Payload) -> Located:
         """The same version is handed over again, by the vault of `payload`: where it lies from now on."""
         old = located.payload
@@ -326,6 +341,9 @@ class Shelf(Retention):
         if rollout_id not in job.done:  # else it has taken effect: nobody misses it, unless training goes back
             job.lost.add(rollout_id)
             job.losses += 1
+            known = job.progress.get(rollout_id)
+            self._note(job, rollout_id, LOST, losses=(known.losses if known else 0) + 1)
+            self._event(job, "lost", "it went with its vault", rollout_id)
 
 
 def _is_of(vault: str, name: str) -> bool:

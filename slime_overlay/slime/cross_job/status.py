@@ -1,26 +1,38 @@
-"""A job's figures for people and audits, as one JSON-able dict. Pure functions over the ledger's records."""
+"""A job's figures for people, tools and audits, as JSON-able dicts. Pure functions over the ledger's records."""
 
+from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
-from .records import SETTINGS, Client, Job
+from .progress import WAITS
+from .records import ACKED, CLAIMED, FREED, SETTINGS, Client, Job, Progress
 from .stores.base import without_password
 from .types import Located
+from .verdicts import who
 
 _COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "delayed", "losses")
+_WINDOW = 32  # rollouts over which rates are taken
 
 
-def job_status(job: Job, now: float) -> dict[str, Any]:
-    """Counts, queue, staleness, bytes and clients of `job`; `now` is the ledger's monotonic clock.
+def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
+    """Counts, queue, staleness, waits, bytes and clients of `job`; `now` and `wall` are the ledger's clocks.
 
     `queue_depth` counts published rollouts that some open group has not acked; `staleness` is the distance between the
     newest weight version and that of the oldest rollout in the queue (None while either is unknown); `lost` names the
     rollouts that went with their vault and were not generated again; `unstored` counts what is published, but not in
     the durable store yet (write-behind).
+
+    `oldest_queued_s` is the age of the oldest rollout in the queue, `idle_s` the time since anything happened to a
+    rollout, `waited` the seconds by who waited for what (progress.WAITS), `bottleneck` whom the other side waits for,
+    see `bottleneck`; `recent` says what held over the last rollouts that were claimed.
     """
     queue = [r for r in job.rollouts if r not in job.done]
     newest_weights = job.weights_now
-    oldest = job.rollouts[min(queue)][-1].payload.weight_version if queue else None
+    oldest = job.rollouts[min(queue)][-1] if queue else None
+    made_by = oldest.payload.weight_version if oldest else None
     values = sum(value.payload.nbytes for value in job.values.values())
+    recent = _recent(job)
+    newest = next(reversed(job.progress.data.values()), None)
     return {
         "job_id": job.job_id,
         "complete": job.complete,
@@ -28,6 +40,7 @@ def job_status(job: Job, now: float) -> dict[str, Any]:
         **{name: getattr(job, name) for name in SETTINGS if name != "store"},
         "store": None if job.store is None else without_password(job.store),
         "unstored": sum(not v[-1].payload.stored for v in job.rollouts.values()) if job.store else 0,
+        "began": job.began,
         "published": job.published,
         "republished": job.republished,
         "claimed": job.claimed,
@@ -38,13 +51,77 @@ def job_status(job: Job, now: float) -> dict[str, Any]:
         "retained": len(job.rollouts),
         "queue_depth": len(queue),
         "leased": sum(len(g.leases) for g in job.groups.values()),
+        "demanded": len(job.demands),
         "last_demanded": job.last_demanded,
         "last_published": job.ever.last(),
         "weight_version": newest_weights,
-        "staleness": newest_weights - oldest if newest_weights is not None and oldest is not None else None,
+        "staleness": newest_weights - made_by if newest_weights is not None and made_by is not None else None,
         "held_bytes": job.held_bytes + values,
+        "bytes": {what: job.nbytes.get(what, 0) for what in ("published", "claimed", "acked", "dropped")},
+        "oldest_queued_s": round(max(0.0, wall - oldest.published_at), 3) if oldest else 0.0,
+        "idle_s": round(max(0.0, wall - _last_change(newest)), 3) if newest else None,
+        "waited": {what: round(job.waited.get(what, 0.0), 3) for what in WAITS},
+        "recent": recent,
+        "bottleneck": recent["bottleneck"],
+        "events": dict(job.counts),
+        "restarts": {
+            "producer": max(0, job.producer_epoch - 1),
+            **{f"consumer {g.name}": max(0, g.epoch - 1) for g in job.groups.values()},
+        },
         "producer": _client(job.producer, now),
         "consumers": {name: _client(g.last, now) for name, g in sorted(job.groups.items())},
+        "groups": {
+            name: {"leased": sorted(g.leases), "live": g.live, "closed": g.closed, "start": g.start}
+            for name, g in sorted(job.groups.items())
+        },
+    }
+
+
+def bottleneck(consumer_waited_s: float, producer_waited_s: float, elapsed_s: float) -> float | None:
+    """Whom the other side waits for, from -1 to 1: the share of the time that training waited for rollouts, less the
+    share that generation waited for training. 1: generation is the bottleneck, -1: training is, 0: neither is, or both
+    are in turn; None: nobody knows yet."""
+    if elapsed_s <= 0:
+        return None
+    return round(max(-1.0, min(1.0, (consumer_waited_s - producer_waited_s) / elapsed_s)), 3)
+
+
+def looked(job: Job, now: float, wall: float, since: int, limit: int, events_since: int) -> dict[str, Any]:
+    """{"status", "seq", "progress", "events", "wall"}.
+
+    `progress` are [rollout id, Progress], the newest `limit` of those to whom something happened after `since`, oldest
+    change first; whoever asks next says `since` this `seq`. `events` are [number, Event] after `events_since`. A `seq`
+    that is less than before says that the job began anew: ask again, for all.
+    """
+    newest = reversed(job.progress.data.items())
+    fresh = [[r, known] for r, known in islice(newest, limit) if known.seq > since]
+    events = [[number, event] for number, event in job.events.data.items() if number > events_since]
+    return {
+        "status": job_status(job, now, wall),
+        "seq": job.seq,
+        "progress": fresh[::-1],
+        "events": events,
+        "wall": wall,
+    }
+
+
+def rollout_detail(job: Job, rollout_id: int, clients: dict[str, Client]) -> dict[str, Any]:
+    """A rollout's progress, versions, and how each group stands to it; `events` that name it."""
+    known = job.progress.get(rollout_id)
+    groups = {}
+    for name, group in sorted(job.groups.items()):
+        owner, version = group.leases.get(rollout_id, ("", None))
+        holder = clients.get(owner)
+        state = "leased" if owner else "acked" if rollout_id in group.acked or rollout_id in job.freed else "open"
+        groups[name] = {"state": state, "version": version, "held_by": who(holder) if holder else ""}
+    return {
+        "job_id": job.job_id,
+        "rollout_id": rollout_id,
+        "progress": None if known is None else asdict(known),
+        "versions": [located_dict(version) for version in job.rollouts.get(rollout_id, [])],
+        "groups": groups,
+        "demanded": rollout_id in job.demands,
+        "events": [asdict(event) for event in job.events.data.values() if event.rollout_id == rollout_id],
     }
 
 
@@ -58,11 +135,48 @@ def located_dict(located: Located) -> dict[str, Any]:
         "num_samples": payload.num_samples,
         "nbytes": payload.nbytes,
         "parts": payload.parts,
+        "columns": [*payload.columns],
         "weight_version": payload.weight_version,
         "published_at": located.published_at,
+        "epoch": located.epoch,
         "vault": payload.vault,
+        "stored": payload.stored,
         "meta": payload.meta,
     }
+
+
+def _recent(job: Job) -> dict[str, Any]:
+    """What held over the last rollouts that were claimed."""
+    newest = reversed(job.progress.data.values())
+    claimed = [*islice((p for p in newest if p.state in (CLAIMED, ACKED, FREED) and p.claimed), _WINDOW)]
+    nothing = {"rollouts": 0, "per_minute": None, "samples_per_s": None, "bottleneck": None}
+    if not claimed:
+        return {**nothing, "producer_waited_share": None, "consumer_waited_share": None, "reward": None}
+    began = min(p.claimed - p.consumer_waited_s for p in claimed)
+    elapsed_s = max(p.claimed for p in claimed) - began
+    producer_s, consumer_s = (
+        sum(p.producer_waited_s for p in claimed),
+        sum(p.consumer_waited_s for p in claimed),
+    )
+    rewards = [p.reward for p in claimed if p.reward is not None]
+    per = len(claimed) / elapsed_s if elapsed_s > 0 else None
+    return {
+        "rollouts": len(claimed),
+        "per_minute": None if per is None else round(60 * per, 3),
+        "samples_per_s": None if per is None else round(per * _mean([max(0, p.num_samples) for p in claimed]), 3),
+        "bottleneck": bottleneck(consumer_s, producer_s, elapsed_s),
+        "producer_waited_share": None if elapsed_s <= 0 else round(min(1.0, producer_s / elapsed_s), 3),
+        "consumer_waited_share": None if elapsed_s <= 0 else round(min(1.0, consumer_s / elapsed_s), 3),
+        "reward": round(_mean(rewards), 6) if rewards else None,
+    }
+
+
+def _mean(values: list[Any]) -> float:
+    return sum(values) / len(values)
+
+
+def _last_change(known: Progress) -> float:
+    return max(known.demanded, known.begun, known.published, known.claimed, known.acked)
 
 
 def _client(client: Client | None, now: float) -> dict[str, Any] | None:
@@ -74,8 +188,11 @@ def _client(client: Client | None, now: float) -> dict[str, Any] | None:
         "reason": client.reason,
         "terms": client.terms,
         "activity": client.activity,
+        "activity_s": round(max(0.0, now - client.since), 3),
         "epoch": client.epoch,
         "silent_s": round(now - client.last_beat, 3),
+        "dead_after_s": client.dead_after_s,
+        "attached_at": client.attached_at,
         "ray_job_id": info.ray_job_id,
         "submission_id": info.submission_id,
         "node_id": info.node_id,

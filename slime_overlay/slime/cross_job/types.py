@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import BadInput
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
 
 DEFAULT_NAMESPACE = "slime_shared"
@@ -147,6 +147,7 @@ class Payload:
     columns: tuple[str, ...] = ()  # names of the batch's columns
     source: Any = None  # where the producer's source of prompts stood after it (JSON-able), see Producer.source_before
     source_apart: bool = False  # that is large, and lies in the vault beside the payload
+    made_at: float = 0.0  # wall clock of its vault, s: when all of it was there; 0: nobody said
     stored: str = ""  # its name in the job's durable store (archive.py); its source there: source_name
 
 

@@ -276,6 +276,7 @@ class Vault:
             num_samples=header["num_samples"],
             weight_version=header.get("weight_version"),
             meta=header.get("meta") or {},
+            made_at=time.time(),
             columns=tuple(header.get("columns") or ()),
             source=header.get("source"),
             source_apart=source_apart,

@@ -1,0 +1,118 @@
+"""What people want to know of a job: how far each rollout came, what happened, who waited for what. No decision hangs
+on it. The base of the ledger; pure state, like it.
+
+    demanded ──► generating ──► published ──► claimed ──► acked ──► freed
+                                   └── lost, dropped
+
+The newest PROGRESS rollouts and EVENTS_KEPT events are remembered, and outlive the broker with the rest of the job.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from .records import DEMANDED, PAUSED, Client, Event, Job, Progress
+
+PROGRESS = 10_000
+EVENTS_KEPT = 500
+SPANS_KEPT = 20_000
+
+EVENTS = (
+    *("attached", "finished", "stopped", "failed", "dead"),  # clients
+    *("paused", "running", "draining", "requeued", "discarded", "closed"),  # its operator
+    *("lost", "dropped", "regenerated", "outdated", "resumed", "rewound", "quarantined"),  # rollouts
+    *("restarted", "vault died"),  # its broker, and what it found
+)
+"""Kinds of events: they label a metric, so there is no other."""
+
+WAITS = (
+    *("producer demand", "producer space", "producer weights", "producer pause"),
+    *("consumer data", "consumer weights", "consumer peer"),
+)
+"""Who waited for what."""
+
+_WAITS_OF = {
+    **{"claim": "consumer data", "begin_update": "consumer weights", "loaded": "consumer weights"},
+    "facts": "consumer peer",
+}
+
+Span = tuple[str, int, float, float, str]
+"""(what, rollout id, begin, end (wall clock of the client, s), role of the client)."""
+
+
+class Chronicle:
+    """See the module."""
+
+    jobs: dict[str, Job]
+    clients: dict[str, Client]
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time):
+        self._clock = clock
+        self._wall = wall
+        self.spans: dict[str, deque[Span]] = {}
+
+    def note_wait(self, client_id: str, operation: str, waited_s: float) -> None:
+        """A client waited in this operation for so long, and waits still, or just got what it wanted."""
+        client = self.clients.get(client_id)
+        job = self.jobs.get(client.info.job_id) if client is not None else None
+        if client is None or job is None:
+            return
+        if client.info.role == "producer":
+            what = self._producer_waits_for(job) if operation == "next_demand" else ""
+        elif client.info.role == "consumer" and self._drives(job, client.info.group):
+            what = _WAITS_OF.get(operation, "")
+        else:
+            what = ""
+        if what:
+            job.waited[what] = job.waited.get(what, 0.0) + waited_s
+            client.waited_s += waited_s
+
+    def note_event(self, job_id: str, kind: str, text: str) -> None:
+        """Something happened to a job that the ledger does not see."""
+        if job_id in self.jobs:
+            self._event(self.jobs[job_id], kind, text)
+
+    # ------------------------------------------------------------------ inside
+
+    def _note(self, job: Job, rollout_id: int, state: str = "", **facts: Any) -> None:
+        """What happened to a rollout; its state stays where none is given."""
+        job.seq += 1
+        old = job.progress.get(rollout_id)
+        if old is None:
+            old = Progress(state or DEMANDED, job.seq)
+        job.progress[rollout_id] = replace(old, state=state or old.state, seq=job.seq, **facts)
+        if len(job.progress) > PROGRESS:
+            del job.progress[next(iter(job.progress))]
+
+    def _event(self, job: Job, kind: str, text: str, rollout_id: int = -1) -> None:
+        job.counts[kind] = job.counts.get(kind, 0) + 1
+        number = sum(job.counts.values())
+        job.events[number] = Event(self._wall(), kind, text[:1000], rollout_id)
+        if len(job.events) > EVENTS_KEPT:
+            del job.events[next(iter(job.events))]
+
+    def _count_bytes(self, job: Job, what: str, nbytes: int) -> None:
+        job.nbytes[what] = job.nbytes.get(what, 0) + nbytes
+
+    def _take_spans(self, client: Client, spans: Iterable[tuple[str, int, float, float]]) -> None:
+        kept = self.spans.setdefault(client.info.job_id, deque(maxlen=SPANS_KEPT))
+        kept.extend((*span, client.info.role) for span in spans)
+
+    def _producer_waits_for(self, job: Job) -> str:
+        if job.control == PAUSED:
+            return "producer pause"
+        if self._full(job):
+            return "producer space"
+        if job.gate.engines and not job.gate.open:
+            return "producer weights"
+        return "producer demand"
+
+    def _drives(self, job: Job, group: str) -> bool:
+        """Whether the producer works for this group."""
+        return job.groups[group].demanded or not any(g.demanded for g in job.groups.values())
+
+    def _full(self, job: Job) -> bool:
+        """Whether the next rollout would exceed a bound; the pacing knows."""
+        return False
