@@ -1,9 +1,9 @@
 """What a job's operator may do to it. The ledger's part for the command line; pure state like the rest of it.
 
-    control        pause it, let it go on, drain it
-    requeue        take a rollout from who holds it
-    discard        let a published rollout be generated anew
-    close_group    give up on a consumer group
+control        pause it, let it go on, drain it
+requeue        take a rollout from who holds it
+discard        let a published rollout be generated anew
+close_group    give up on a consumer group
 """
 
 from .engines import Engines
