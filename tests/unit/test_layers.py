@@ -20,6 +20,7 @@ ORDER = (
     *("records_json", "archive", "journal", "mail", "recording", "communicators"),  # what durable stores hold
     "debug_files",  # of slime
     "books",
+    *("preview", "metrics"),
     *("liveness", "deposits", "vault", "keeper", "follower", "clusters", "broker"),  # the actors
     "link",
     *("weights", "member", "resources"),  # what both sides have in common
@@ -37,8 +38,9 @@ ORDER = (
         "update_groups",
     ),  # slime's side
     "replay",
-    *("gateway", "train_side", "train_group"),
+    *("tracking", "gateway", "train_side", "train_group"),
     *("hooks", "rollout_side"),
+    *("ops", "__main__"),  # for those who run it
 )
 """Imports point from right to left only. A new module takes its place here, as a decision."""
 

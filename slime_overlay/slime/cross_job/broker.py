@@ -36,7 +36,7 @@ _READS = frozenset(
     [
         *("heartbeat", "facts", "first", "loaded", "unloaded", "source_before"),
         *("get", "catalog", "listed", "versions", "get_value", "peer_verdict", "status"),
-        *("look", "detail"),
+        *("look", "detail", "store_uri"),
     ]
 )
 """Operations after which there is nothing new to be kept."""

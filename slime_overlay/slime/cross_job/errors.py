@@ -12,6 +12,7 @@
     │   └── NotOwner                 the lease is not (or no longer) this consumer's
     ├── Unreachable               4  something that should answer does not
     │   ├── ClusterUnreachable       no Ray cluster at the address
+    │   ├── NoBroker                 nobody has used cross-job in this namespace of the cluster
     │   ├── BrokerLost               the broker died and does not come back
     │   │   └── Forgotten            the broker is there, but nobody kept its memory of this client
     │   ├── PayloadLost              the vault that owned the payload is gone
@@ -100,6 +101,10 @@ class Unreachable(CrossJobError):
 
 class ClusterUnreachable(Unreachable):
     """No Ray cluster answers at the address."""
+
+
+class NoBroker(Unreachable):
+    """The cluster answers, and this namespace of it has no broker: nobody has used cross-job there."""
 
 
 class BrokerLost(Unreachable):

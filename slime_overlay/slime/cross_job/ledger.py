@@ -330,13 +330,6 @@ class Ledger(Steering):
         if owner[0] != client.info.client_id:
             raise NotOwner(f"rollout {rollout_id} is leased by the {who(self.clients[owner[0]])}")
 
-    def _give_back(self, job: Job, group: Group, rollout_id: int) -> None:
-        del group.leases[rollout_id]
-        heapq.heappush(group.ready, rollout_id)
-        job.requeued += 1
-        if rollout_id in job.rollouts and self._drives(job, group.name):
-            self._note(job, rollout_id, PUBLISHED)
-
     def _note_claimed(self, job: Job, group: Group, client: Client, located: Located) -> None:
         self._count_bytes(job, "claimed", located.payload.nbytes)
         if not self._drives(job, group.name):

@@ -19,6 +19,7 @@ from .errors import (
     ClusterUnreachable,
     CrossJobError,
     Forgotten,
+    NoBroker,
     NotStored,
     PayloadLost,
     ProtocolMismatch,
@@ -97,13 +98,17 @@ def ensure_ray(address: str | None = None, probe_s: float = 5.0, log_to_driver: 
 class Link:
     """A connection to the broker of one namespace, without identity: reads the catalogue and the status.
 
+    Args:
+        make: make a broker where there is none.
+
     Raises:
-        ClusterUnreachable, BrokerLost, ProtocolMismatch.
+        ClusterUnreachable, NoBroker, BrokerLost, ProtocolMismatch.
     """
 
-    def __init__(self, namespace: str = DEFAULT_NAMESPACE):
+    def __init__(self, namespace: str = DEFAULT_NAMESPACE, make: bool = True):
         ensure_ray()
         self.namespace = namespace
+        self._make = make
         self.store: tuple[str, str] | None = None  # (job id, URI) of the durable store, for a client whose job has one
         self.client: ClientInfo | None = None  # who asks
         self._vaults: dict[str, Any] = {}
@@ -201,12 +206,24 @@ class Link:
         self._vaults.pop(f"{VAULT_NAME}_{node_id}", None)
 
     def _broker_handle(self) -> Any:
+        if not self._make:
+            return self._broker_that_is_there()
         options: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
         options |= {"max_restarts": -1, "max_concurrency": 10_000}
         there = ray.cluster_resources()
         place = next(({name: 0.001} for name in BROKER_PLACES if name in there), {})
         actor: Any = ray.remote(Broker).options(name=BROKER_NAME, namespace=self.namespace, resources=place, **options)
         return actor.remote(self.namespace)
+
+    def _broker_that_is_there(self) -> Any:
+        try:
+            return ray.get_actor(BROKER_NAME, namespace=self.namespace)
+        except ValueError:
+            there = ", ".join(namespaces()) or "none"
+            raise NoBroker(
+                f"namespace {self.namespace!r} has no broker: no job has used cross-job there. Namespaces of this "
+                f"cluster that have one: {there} (--namespace)"
+            ) from None
 
     def _find_broker(self) -> None:
         self._broker = self._broker_handle()
@@ -246,6 +263,12 @@ class Link:
                 raise
             time.sleep(min(pause_s, deadline.left()))
             pause_s = min(2 * pause_s, 1.0)
+
+
+def namespaces() -> list[str]:
+    """Namespaces of this cluster that have a broker."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(actor["namespace"] for actor in named if actor["name"] == BROKER_NAME)
 
 
 def get(ref: Any, deadline: Deadline, what: str) -> Any:

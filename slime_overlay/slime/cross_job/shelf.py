@@ -162,6 +162,10 @@ class Shelf(Retention):
         self.get(job_id, rollout_id)
         return [*self.jobs[job_id].rollouts[rollout_id]]
 
+    def store_uri(self, job_id: str) -> str | None:
+        """URI of the job's durable store, with its password: for a reader of what lies there alone."""
+        return self._known_job(job_id).store
+
     def get_value(self, job_id: str, key: str, newer_than: int | None = None) -> LocatedValue | None:
         """Newest value of `key`; None if there is none, or none newer than `newer_than`."""
         job = self.jobs.get(job_id)

@@ -6,9 +6,11 @@ discard        let a published rollout be generated anew
 close_group    give up on a consumer group
 """
 
+import heapq
+
 from .engines import Engines
 from .errors import BadInput, Refused, RolloutNotFound
-from .records import DRAINING, FINISHED, PAUSED, RUNNING, Group, Job
+from .records import DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
 from .types import check_rollout_id
 from .verdicts import who
 
@@ -95,6 +97,13 @@ class Steering(Engines):
         self._event(job, "discarded", f"by its operator; it is generated anew, {how}", rollout_id)
         self._discard(job, rollout_id, same_prompts, again=True)
         return nbytes
+
+    def _give_back(self, job: Job, group: Group, rollout_id: int) -> None:
+        del group.leases[rollout_id]
+        heapq.heappush(group.ready, rollout_id)
+        job.requeued += 1
+        if rollout_id in job.rollouts and self._drives(job, group.name):
+            self._note(job, rollout_id, PUBLISHED)
 
     def _group(self, job: Job, name: str) -> Group:
         if name not in job.groups:

@@ -37,6 +37,7 @@ from .errors import (
     StoreUnreachable,
     Unreachable,
 )
+from .preview import preview
 from .records import TABLES
 from .snapshot import Snapshot, Tables
 from .tables import Change
@@ -138,6 +139,11 @@ class Vault:
         if token not in self._held:
             raise PayloadLost(f"vault {self._name} holds no payload {token}: it was freed, or the vault was restarted")
         return self._held[token]
+
+    async def preview(self, token: str, first: int, count: int, numbers: int, characters: int) -> dict[str, Any]:
+        """Some samples of a payload, for people; see preview.py. What is large stays here. Raises PayloadLost."""
+        parts = [await ref for ref in await self.open(token)]
+        return await asyncio.to_thread(preview, parts, first, count, numbers, characters)
 
     async def check(self, token: str) -> None:
         """Raises PayloadLost unless every part of this payload can be read here."""

@@ -1,0 +1,130 @@
+"""What a tool may see of the jobs of a namespace, and do to them. Reading never disturbs a run: no client attaches, no
+lease is taken, no broker is made; samples are cut in the vault that owns them, and only what is shown travels.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from ..archive import Archive
+from ..errors import BadInput, PayloadLost, RolloutNotFound, Unreachable
+from ..link import GONE, START_S, Deadline, Link, ensure_ray, get, namespaces
+from ..preview import MOST_CHARACTERS, MOST_NUMBERS, preview
+from ..progress import PROGRESS
+from ..stores import open_store
+from ..types import DEFAULT_NAMESPACE, Located, check_job_id
+
+STEERING = ("control", "requeue", "discard", "close_group", "forget")
+"""Operations of the broker that change a job (steering.py, shelf.py)."""
+
+
+class Viewer:
+    """See the module.
+
+    Args:
+        address: of the Ray cluster (None: RAY_ADDRESS), where this process is not connected yet.
+
+    Raises:
+        ClusterUnreachable, NoBroker, BrokerLost, ProtocolMismatch.
+    """
+
+    def __init__(self, namespace: str = DEFAULT_NAMESPACE, address: str | None = None, timeout_s: float = START_S):
+        ensure_ray(address)
+        self.namespace, self._timeout_s = namespace, timeout_s
+        self.link = Link(namespace, make=False)
+
+    @staticmethod
+    def namespaces(address: str | None = None) -> list[str]:
+        """Namespaces of the cluster that have a broker."""
+        ensure_ray(address)
+        return namespaces()
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """Status by job id, of every job; see status.job_status."""
+        return self._call("status")
+
+    def the_job(self, job_id: str | None) -> str:
+        """`job_id`; None: the only job that is not complete, or the only one. Raises RolloutNotFound, BadInput."""
+        if job_id is not None:
+            return check_job_id(job_id)
+        jobs = self.jobs()
+        open_ones = [name for name, status in jobs.items() if not status["complete"]]
+        candidates = open_ones if len(open_ones) == 1 else [*jobs]
+        if len(candidates) == 1:
+            return candidates[0]
+        if not jobs:
+            raise RolloutNotFound(f"namespace {self.namespace!r} has no jobs yet")
+        raise BadInput(f"there are several jobs, say which: --job-id {' | '.join(sorted(jobs))}")
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """See status.job_status. Raises RolloutNotFound."""
+        return self._call("status", job_id)[job_id]
+
+    def look(
+        self, job_id: str, since: int = -1, limit: int = PROGRESS, events_since: int = 0, spans: bool = False
+    ) -> dict[str, Any]:
+        """status.looked, JSON-able: "progress" is [{"rollout_id", ...Progress}], "events" [{"number", ...Event}]."""
+        found = self._call("look", job_id, since=since, limit=limit, events_since=events_since, spans=spans)
+        found["progress"] = [{"rollout_id": r, **asdict(known)} for r, known in found["progress"]]
+        found["events"] = [{"number": number, **asdict(event)} for number, event in found["events"]]
+        return found
+
+    def detail(self, job_id: str, rollout_id: int) -> dict[str, Any]:
+        """status.rollout_detail. Raises RolloutNotFound."""
+        return self._call("detail", job_id, rollout_id)
+
+    def samples(
+        self,
+        job_id: str,
+        rollout_id: int,
+        version: int | None = None,
+        first: int = 0,
+        count: int = 3,
+        numbers: int = MOST_NUMBERS,
+        characters: int = MOST_CHARACTERS,
+    ) -> dict[str, Any]:
+        """preview.preview of a published version. Raises RolloutNotFound, PayloadLost, Unreachable."""
+        located: Located = self._call("get", job_id, rollout_id, version)
+        cut = (first, count, numbers, characters)
+        payload = located.payload
+        if not payload.vault:
+            return preview(self._stored_parts(located), *cut)
+        try:
+            vault = self.link.vault(payload.vault)
+            return get(vault.preview.remote(payload.token, *cut), Deadline(self._timeout_s), "the vault")
+        except PayloadLost:
+            if payload.stored:
+                return preview(self._stored_parts(located), *cut)
+            raise
+        except GONE as error:
+            raise Unreachable(f"{payload.vault}, which holds rollout {rollout_id}, does not answer: {error}") from None
+
+    def parts(self, job_id: str, rollout_id: int, version: int | None = None) -> tuple[Located, list[Any]]:
+        """A published version and its whole parts, which come to this node. Raises as `samples`."""
+        located: Located = self._call("get", job_id, rollout_id, version)
+        if not located.payload.vault:
+            return located, self._stored_parts(located)
+        try:
+            return located, ray.get(self.link.open_refs(located.payload), timeout=600)
+        except ray.exceptions.ObjectLostError as error:
+            raise PayloadLost(f"rollout {rollout_id} of job {job_id} is lost: {error}") from None
+
+    def steer(self, operation: str, job_id: str, *args: Any) -> Any:
+        """One of STEERING. Raises what the ledger raises."""
+        if operation not in STEERING:
+            raise BadInput(f"{operation!r} is none of {', '.join(STEERING)}")
+        return self._call(operation, job_id, *args)
+
+    def archive(self, job_id: str) -> Archive:
+        """The job's payloads in its durable store. Raises BadInput: it has none."""
+        uri = self._call("store_uri", job_id)
+        if uri is None:
+            raise BadInput(f"job {job_id} has no durable store (--cross-job-store)")
+        return Archive(open_store(uri), job_id)
+
+    def _stored_parts(self, located: Located) -> list[Any]:
+        return self.archive(located.job_id).load(located.payload.stored)
+
+    def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        return self.link.call(operation, *args, timeout_s=self._timeout_s, **kwargs)
