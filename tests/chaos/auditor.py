@@ -3,7 +3,7 @@
 Written apart from slime.cross_job, of which it imports nothing: it reads files that the jobs left, and computes the
 run without faults anew, in one process, from the seed. Promises: every rollout id once, in order; the bytes that were
 published first; every prompt once; the losses of the run without faults, to the last bit; all of it to every consumer
-group; and nothing generated again that was not lost.
+group; nothing generated again that was not lost; and who looked on all the time (watcher.py) was told what is true.
 """
 
 import json
@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 from policy import PROMPTS, RANKS, first_weights, generate, gradient, step
+
+WATCHER_LOG = "watcher.log"
+DARK_S = 45.0  # that a view may be without an answer: brokers and heads restart in a third of it
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Audit:
     losses: int = 0  # rollouts that went with a vault, as the broker counts them
     republished: int = 0  # rollouts that were published more than once
     archived: int = 0  # rollouts that the second consumer group got
+    looks: int = 0  # answers to who looked on all the time
+    longest_without_answer_s: float = 0.0
 
 
 def audit(folder: Path, seed: int) -> Audit:
@@ -47,6 +52,8 @@ def audit(folder: Path, seed: int) -> Audit:
     _check_bytes(found, history, lines(folder / "published.jsonl"), lines(folder / "generated.jsonl"))
     _check_archive(found, history, lines(folder / "archived.jsonl"), lines(folder / "status.jsonl"))
     _check_losses(found, history, seed, weights)
+    if (folder / WATCHER_LOG).exists():
+        _check_view(found, history, folder)
     return found
 
 
@@ -129,6 +136,40 @@ def _check_archive(
         found.faults.append(
             f"rollouts {missing[:10]} never reached the other consumer group, and only {found.losses} were lost"
         )
+
+
+def _check_view(found: Audit, history: list[dict[str, Any]], folder: Path) -> None:
+    """What `look` and the live view told, step by step, is in the end what happened."""
+    path = folder / "viewed.json"
+    if not path.exists():
+        found.faults.append(f"who looked on came to no end: see {folder / WATCHER_LOG}")
+        return
+    viewed, status = json.loads(path.read_text()), lines(folder / "status.jsonl")[-1]
+    found.looks, found.longest_without_answer_s = viewed["looks"], round(viewed["longest_gap_s"], 1)
+    if found.longest_without_answer_s > DARK_S:
+        found.faults.append(f"who looked on got no answer for {found.longest_without_answer_s} s")
+    page = {row["rollout_id"]: row for row in viewed["page"]["rows"]}
+    newest = {line["rollout_id"]: line for line in lines(folder / "published.jsonl") if line["version"] > 0}
+    consumed = [line["rollout_id"] for line in history]
+    told = {row["rollout_id"]: row for row in viewed["rows"]}
+    over = sorted(r for r, row in told.items() if row["state"] in ("acked", "freed"))
+    if over != consumed:
+        found.faults.append(f"the view shows other rollouts as acked than took effect: {set(over) ^ set(consumed)}")
+    for rollout_id, row in told.items():
+        line = newest.get(rollout_id)
+        known = line is not None and rollout_id in consumed and row["version"] == line["version"]
+        if line is not None and known and row["weight_version"] != line["weights"]:
+            found.faults.append(f"the view says weights {row['weight_version']} of rollout {rollout_id}: {line}")
+        shown = page.get(rollout_id, {})
+        if any(shown.get(name) != row[name] for name in ("state", "seq", "version", "weight_version")):
+            found.faults.append(f"the live view shows rollout {rollout_id} as {shown}, the viewer as {row}")
+    for name in ("published", "acked", "republished", "losses", "requeued", "last_published"):
+        for shown, by in ((viewed["status"], "viewer"), (viewed["page"]["status"], "live view")):
+            if shown[name] != status[name]:
+                found.faults.append(f"the {by} says {shown[name]} {name}, the broker {status[name]}")
+    counted = sum(row["claimed"] > 0 for row in viewed["rows"])
+    if counted < len(consumed):
+        found.faults.append(f"the view saw {counted} rollouts claimed, {len(consumed)} took effect")
 
 
 def _check_losses(found: Audit, history: list[dict[str, Any]], seed: int, last: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -29,12 +30,14 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread that asks while the c
 
 import ray  # noqa: E402
 from archiver import Archiver  # noqa: E402
-from auditor import audit, lines  # noqa: E402
+from auditor import WATCHER_LOG, audit, lines  # noqa: E402
 from faults import FAULTS, Fault, Run, Taken  # noqa: E402
+from local_cluster import end_with_parent  # noqa: E402
 from machine_faults import NODE_FAULTS  # noqa: E402
 from machines import ArchiveThere, Observer, SupervisorOutside, cluster_of  # noqa: E402
 from nodes import Cluster, wait_until  # noqa: E402
-from supervisor import JOB_ID, SETTINGS, Supervisor  # noqa: E402
+from supervisor import JOB_ID, NAMESPACE, SETTINGS, Supervisor  # noqa: E402
+from watcher import ENOUGH  # noqa: E402
 
 from redis_server import RedisServer  # noqa: E402
 
@@ -167,9 +170,31 @@ def on_this_machine(args: argparse.Namespace, folder: Path) -> Iterator[Run]:
         try:
             supervisor = Supervisor(cluster.head.api, folder, args.seed, pythonpath, args.store)
             archiver = Archiver(JOB_ID, folder, **SETTINGS, **({"store": args.store} if args.store else {}))
-            yield Run(cluster, supervisor, folder, archiver, args.store)
+            with looking(cluster.head.address, folder, pythonpath, args):
+                yield Run(cluster, supervisor, folder, archiver, args.store)
         finally:
             ray.shutdown()  # before the cluster goes: Ray ends a process that has lost its cluster for a minute
+
+
+@contextlib.contextmanager
+def looking(address: str, folder: Path, pythonpath: str, args: argparse.Namespace) -> Iterator[None]:
+    """With watcher.py beside it, but where the whole cluster is to be lost, and with it who looks."""
+    if "cluster killed" in args.faults:
+        yield
+        return
+    named = ("--address", address, "--namespace", NAMESPACE, "--job-id", JOB_ID)
+    command = [sys.executable, str(HERE / "watcher.py"), "--folder", str(folder), *named]
+    with (folder / WATCHER_LOG).open("w") as log:
+        env = {**os.environ, "PYTHONPATH": pythonpath}
+        watcher = subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=end_with_parent)
+    try:
+        yield
+    finally:
+        (folder / ENOUGH).touch()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            watcher.wait(60)
+        watcher.kill()
+        watcher.wait()
 
 
 @contextlib.contextmanager
@@ -253,6 +278,8 @@ def finish(run: Run, patience_s: float) -> list[str]:
         return [f"the other consumer group did not come to its end: {run.archiver.error!r}"]
     status = run.supervisor.status()
     (run.folder / "status.jsonl").write_text(json.dumps(status) + "\n")
+    (run.folder / ENOUGH).touch()
+    wait_until(lambda: (run.folder / "viewed.json").exists() or not (run.folder / WATCHER_LOG).exists(), 60, 0.2)
     held = {name: status.get(name) for name in ("leased", "queue_depth", "held_bytes")}
     return [] if status.get("complete") and not any(held.values()) else [f"something is left: {held}"]
 
@@ -306,6 +333,8 @@ def summary(
         "losses": found.losses,
         "republished": found.republished,
         "archived": found.archived,
+        "looks": found.looks,
+        "longest_without_answer_s": found.longest_without_answer_s,
         "not_carried_out": dict(chaos.refused),
         "jobs_started": len(supervisor.jobs),
         "patience_s": round(chaos.patience_s, 1),
@@ -339,6 +368,8 @@ def text(report: dict[str, Any]) -> str:
         "losses",
         "republished",
         "archived",
+        "looks",
+        "longest_without_answer_s",
         "jobs_started",
         "minutes",
     )

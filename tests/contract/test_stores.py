@@ -274,6 +274,8 @@ def test_what_is_no_store_is_named(uri, said):
     [
         ("redis://me:secret@h:1/0", "redis://me:***@h:1/0"),
         ("redis://h:1/0?password=secret&x=1", "redis://h:1/0?password=***&x=1"),
+        ("rediss://h:1/0?x=1&ssl_password=secret", "rediss://h:1/0?x=1&ssl_password=***"),
+        ("s3://b/r?access_key=a&secret_key=b&region=eu", "s3://b/r?access_key=***&secret_key=***&region=eu"),
         ("file:///a/b", "file:///a/b"),
     ],
 )

@@ -15,6 +15,7 @@ class Invariants(Clients):
         self.leases_belong_to_the_living_and_to_one_of_a_group()
         self.the_figures_agree()
         self.what_is_over_is_not_remembered()
+        self.what_people_are_shown_is_true()
 
     def nothing_is_lost_and_nothing_leaks(self) -> None:
         """Every recorded token can be read, was lost, or its vault was told once to free it; never two of these."""
@@ -71,3 +72,35 @@ class Invariants(Clients):
             assert set(group.leases) <= outstanding
             assert set(group.acked).isdisjoint(group.leases)
             assert len(group.ready) <= job.published + job.requeued + job.losses + job.dropped + job.regenerated
+
+    def what_people_are_shown_is_true(self) -> None:
+        """`progress` says of every rollout what the model knows of it."""
+        job, life = self.ledger.jobs.get(JOB), self.life
+        if job is None or life is None:
+            return
+        assert {*life.readable, *life.lost} <= {*job.progress} or job.complete
+        for rollout_id, known in job.progress.items():
+            allowed: tuple[str, ...] = ("demanded", "generating")
+            if rollout_id in life.readable:
+                allowed = ("published", "claimed", "acked")
+            elif rollout_id in life.freed:
+                allowed = ("freed", "dropped")
+            elif rollout_id in job.done:
+                allowed = ("acked",)  # its payload went with a vault since
+            elif job.complete:
+                allowed = ("acked", "lost", "demanded", "generating")
+            elif rollout_id in life.lost:  # or acked: by the group that drives, not by another
+                allowed = ("lost", "demanded", "generating", "acked")
+            assert known.state in allowed, (rollout_id, known.state, allowed)
+            groups = job.groups.values()
+            if known.state == "claimed":
+                assert any(rollout_id in g.leases for g in groups)
+            elif known.state == "acked":
+                assert any(rollout_id in g.acked for g in groups)
+            elif known.state == "demanded":
+                assert rollout_id in job.demands or rollout_id in life.begun
+            elif known.state == "generating":
+                assert rollout_id in job.handed
+        seqs = [known.seq for known in job.progress.values()]
+        assert seqs == sorted({*seqs})
+        assert not seqs or seqs[-1] <= job.seq

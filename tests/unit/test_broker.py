@@ -145,7 +145,7 @@ def test_what_is_offered_exists_and_either_changes_something_or_does_not(broker)
 def test_hello_says_who_is_here(broker, run):
     assert run(broker.hello()) == {"protocol": PROTOCOL, "namespace": NAMESPACE, "actor_id": "actor1"}
     watches = {*broker._tasks}
-    assert len(watches) == 6
+    assert len(watches) == 7
     run(broker.hello())
     assert broker._tasks == watches
 

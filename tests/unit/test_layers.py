@@ -62,10 +62,11 @@ STRANGERS = (
 USES_RAY = frozenset(
     [
         *("deposits", "liveness", "vault", "keeper", "broker", "link", "member", "resources", "producer", "facade"),
+        *("metrics", "ops"),
         *("boxes", "replay", "gateway", "train_side", "train_group", "hooks", "update_groups", "rollout_side"),
     ]
 )
-USES_SLIME = frozenset(["boxes", "conversion", "parts", "data_source", "train_side", "rollout_side"])
+USES_SLIME = frozenset(["boxes", "conversion", "parts", "data_source", "tracking", "train_side", "rollout_side"])
 """Modules that import slime's own: they are of use on a patched checkout only."""
 FLAGS = {"settings": "..cross_job_arguments"}
 """The flags lie beside the package, so that slime's parser need not import it."""

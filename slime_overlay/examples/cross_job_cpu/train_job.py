@@ -38,8 +38,10 @@ def main() -> None:
                 rollout = consumer.claim(rollout_id)
                 batch = rollout.batch
                 claim_ms = 1e3 * (time.time() - max(asked, rollout.published_at))
-                metrics = train_step(model, optimizer, batch, recipe, rollout_id)
-                consumer.publish_weights(rollout_id + 1, export_weights(model))
+                with consumer.span("train", rollout_id):
+                    metrics = train_step(model, optimizer, batch, recipe, rollout_id)
+                with consumer.span("weights", rollout_id):
+                    consumer.publish_weights(rollout_id + 1, export_weights(model))
                 rollout.ack()
                 line = {
                     "rollout_id": rollout_id,

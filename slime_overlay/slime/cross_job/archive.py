@@ -134,6 +134,11 @@ class Archive:
         self._store.delete(left)
         return len(left) + self._store.sweep(self._job_id, older_than_s)
 
+    def forget_quarantined(self, names: Sequence[str]) -> None:
+        """Delete what is in quarantine under these names, with what it was about."""
+        self.delete(names)
+        self._store.delete([f"{self._job_id}/quarantine/{name}.json" for name in names])
+
     def quarantined(self) -> dict[str, str]:
         """Name -> why it is not read any more."""
         found = {}

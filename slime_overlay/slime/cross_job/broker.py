@@ -22,6 +22,7 @@ from .errors import CrossJobError, JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
 from .liveness import JOB_IS, is_over, job_words, over_reason
+from .metrics import Exporter
 from .records import DEAD, Client
 from .types import PROTOCOL, VAULT_NAME, ClientInfo
 
@@ -44,10 +45,10 @@ _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
-        *("requeue", "discard"),
+        *("requeue", "discard", "note_event"),
     ]
 )
-_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard"])
+_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard", "note_event"])
 """Operations that name a job, not a client."""
 _OF_ALL = ("status", "catalog", "listed")
 """Those that may name no job, and are then asked of all."""
@@ -119,6 +120,11 @@ class Broker(Clusters):
         await self._keeper.vault_here(name)
         for job_id in [*self._ledger.jobs]:
             await self._keep(job_id)
+
+    async def collect(self) -> int:
+        """Free, now, what nobody knows of in the durable stores of the jobs that are kept here; how much that was."""
+        await self.hello()
+        return await self._books.collect()
 
     # ------------------------------------------------------------------ of the jobs that are kept here
 
@@ -203,10 +209,11 @@ class Broker(Clusters):
                 await asyncio.sleep(1)
         for job_id, rollouts in missing.items():
             logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
+        exporter = Exporter(self._ledger)  # what happened until now was exported before
         for job_id in self._ledger.jobs:
             self._ledger.note_event(job_id, "restarted", "the broker was restarted, and goes on where it was")
         watches = (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect)
-        for watch in (*watches, self._watch_followers, self._serve):
+        for watch in (*watches, self._watch_followers, self._serve, exporter.watch):
             self._spawn(self._forever(watch))
         self._wake()
 

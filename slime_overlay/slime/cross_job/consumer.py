@@ -24,6 +24,7 @@ from .errors import (
 )
 from .link import START_S, Deadline
 from .member import Member, get_parts, read_source
+from .metrics import Latencies
 from .types import Located, check_rollout_id
 from .weights import KEY, pack_weights
 
@@ -69,7 +70,8 @@ class Rollout:
     @cached_property
     def parts(self) -> list[Any]:
         """All parts, zero-copy where they lie on this node. Raises PayloadLost."""
-        return get_parts(self.refs, f"rollout {self.rollout_id} of job {self._located.job_id}")
+        with self._consumer.span("transfer", self.rollout_id):
+            return get_parts(self.refs, f"rollout {self.rollout_id} of job {self._located.job_id}")
 
     @property
     def batch(self) -> Batch:
@@ -123,6 +125,7 @@ class Consumer(Member):
         self._columns = tuple(columns)
         self._unanswered: list[str] = []  # tokens of claims that may have been granted, though nobody heard it
         self._releasing = threading.Lock()
+        self._latencies = Latencies()
         super().__init__(job_id, group=group, columns=self._columns, **settings)
 
     def resume(self, rollout_id: int, source: Any = None) -> None:
@@ -174,7 +177,7 @@ class Consumer(Member):
         """
         rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
         what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
-        deadline = self._deadline(timeout_s)
+        deadline, began = self._deadline(timeout_s), time.time()
         asked: dict[str, Any] = {"grace_s": self.settings.peer_grace_s, "token": self._token(rollout_id)}
         while True:
             try:
@@ -192,6 +195,10 @@ class Consumer(Member):
                 )
             try:
                 rollout.refs  # noqa: B018  opened now: what its vault lost is generated again
+                self.add_span("claim", located.rollout_id, began, time.time())
+                if self.metrics:
+                    waited_s = time.time() - max(began, located.published_at)
+                    self._latencies.observe("claim_seconds", self.job_id, waited_s)
                 return rollout
             except (Unreachable, WaitTimeout) as error:
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
@@ -224,7 +231,8 @@ class Consumer(Member):
     def ack(self, rollout_id: int) -> None:
         """The rollout has taken effect for good; its payload may be freed. Acking twice is once. Raises NotOwner."""
         self.check()
-        self.link.call("ack", self.info.client_id, check_rollout_id(rollout_id))
+        with self.span("ack", check_rollout_id(rollout_id)):
+            self.link.call("ack", self.info.client_id, check_rollout_id(rollout_id))
 
     def release(self, rollout_id: int) -> None:
         """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""

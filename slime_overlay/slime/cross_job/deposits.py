@@ -18,6 +18,7 @@ import ray
 from .archive import Archive, new_name
 from .batch import Batch
 from .errors import BadInput, StoreFull, StoreUnreachable
+from .metrics import Latencies
 from .stores import open_store
 from .types import source_name
 
@@ -44,11 +45,22 @@ class Deposits:
 
     def __init__(self) -> None:
         self.troubles: dict[str, str] = {}  # token -> what its deposit waits for
+        self._latencies = Latencies()
         self._archives: dict[tuple[str, str, str], Archive] = {}
         self._copies: OrderedDict[str, asyncio.Future[list[Any]]] = OrderedDict()
 
-    async def save(self, how: Durably, token: str, refs: Sequence[Any], source: Any, about: Mapping[str, Any]) -> str:
+    async def save(
+        self,
+        how: Durably,
+        token: str,
+        refs: Sequence[Any],
+        source: Any,
+        about: Mapping[str, Any],
+        observed: bool = False,
+    ) -> str:
         """Write a payload, and the batch that tells where its source of prompts stood, if there is one; its name.
+
+        `observed`: how long that takes, waiting for the store included, goes into the job's figures.
 
         Raises:
             StoreFull, StoreUnreachable: that lasted longer than `patience_s`. StoreRefused. BadInput: no batches.
@@ -58,18 +70,21 @@ class Deposits:
 
         name = new_name(token)  # the same in every try: nothing is left of those before
 
-        def write() -> str:
+        def write() -> None:
             archive = self._archive(how.uri, how.job_id, how.compression)
             archive.save(name, parts, about)
             if apart is not None:
                 archive.save(source_name(name), [apart], {})
-            return name
 
-        deadline = time.monotonic() + (math.inf if how.behind else how.patience_s)
+        began = time.monotonic()
+        deadline = began + (math.inf if how.behind else how.patience_s)
         try:
             while True:
                 try:
-                    return await asyncio.to_thread(write)
+                    await asyncio.to_thread(write)
+                    if observed:
+                        self._latencies.observe("store_seconds", how.job_id, time.monotonic() - began, "write")
+                    return name
                 except (StoreFull, StoreUnreachable) as error:
                     if time.monotonic() > deadline:
                         raise
@@ -80,15 +95,16 @@ class Deposits:
         finally:
             self.troubles.pop(token, None)
 
-    async def load(self, uri: str, job_id: str, name: str) -> list[Any]:
-        """Refs to the parts of a payload, read from the store, verified, and owned by this process.
+    async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:
+        """Refs to the parts of a payload, read from the store, verified, and owned by this process; `observed` as in
+        `save`.
 
         Raises:
             PayloadDamaged, NotStored, StoreUnreachable, StoreRefused.
         """
         key = f"{job_id}/{name}"
         if key not in self._copies:
-            self._copies[key] = asyncio.ensure_future(self._read(uri, job_id, name))
+            self._copies[key] = asyncio.ensure_future(self._read(uri, job_id, name, observed))
             for old in [*self._copies][:-_COPIES]:
                 if self._copies[old].done():
                     del self._copies[old]
@@ -105,8 +121,11 @@ class Deposits:
         for key in [key for key in self._copies if key.startswith(f"{job_id}/")]:
             del self._copies[key]
 
-    async def _read(self, uri: str, job_id: str, name: str) -> list[Any]:
+    async def _read(self, uri: str, job_id: str, name: str, observed: bool) -> list[Any]:
+        began = time.monotonic()
         parts = await asyncio.to_thread(lambda: self._archive(uri, job_id, "none").load(name))
+        if observed:
+            self._latencies.observe("store_seconds", job_id, time.monotonic() - began, "read")
         return [await asyncio.to_thread(ray.put, part) for part in parts]
 
     def _archive(self, uri: str, job_id: str, compression: str) -> Archive:

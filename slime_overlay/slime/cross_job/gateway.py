@@ -165,6 +165,10 @@ class Gateway:
         """See Member.doing."""
         self._consumer.doing(activity)
 
+    def add_span(self, what: str, rollout_id: int, began: float, ended: float) -> None:
+        """See Member.add_span."""
+        self._consumer.add_span(what, rollout_id, began, ended)
+
     def stop_waiting(self) -> None:
         """The driver was asked to stop: who waits here for a rollout ends with Stopped."""
         stopping.requested.set()

@@ -119,6 +119,8 @@ class Ledger(Steering):
         self._count_bytes(job, "acked", sum(v.payload.nbytes for v in job.rollouts.get(rollout_id, [])[-1:]))
         if self._drives(job, group.name):
             self._note(job, rollout_id, ACKED, acked=self._wall())
+        else:
+            self._note_lease_over(job, group, rollout_id)
         self._settle(job, [rollout_id])
 
     def release(self, client_id: str, rollout_id: int, token: str = "") -> None:
@@ -231,22 +233,7 @@ class Ledger(Steering):
     def peer_verdict(self, client_id: str, rollout_id: int | None = None) -> dict[str, Any]:
         """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder."""
         client = self._live(client_id)
-        job, info = self.jobs[client.info.job_id], client.info
-        if info.role == "producer":
-            mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
-            candidates = [c for c in mine if c.live] or [g.last for g in job.groups.values() if g.last is not None]
-            peer = max(candidates, key=lambda c: c.attached_at, default=None)
-            found = verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
-            return self.held_back(job) or _with_words(found, self.idle(job))
-        owner = job.groups[info.group].leases.get(-1 if rollout_id is None else rollout_id)
-        if owner is not None and owner[0] != client_id:
-            found = verdict(self.clients[owner[0]], "consumer", job.job_id, self._clock(), self._wall())
-            return {**found, "message": f"it is leased: {found['message']}"}
-        found = verdict(job.producer, "producer", job.job_id, self._clock(), self._wall())
-        if found["kind"] not in ("alive", "slow"):
-            return found
-        held_back = self.held_back(job)
-        return {**found, **held_back} if held_back else _with_words(found, self.idle(job))
+        return self._count_verdict(client.info.job_id, self._peer_of(client, rollout_id))
 
     def status(self, job_id: str | None = None) -> dict[str, dict[str, Any]]:
         """Figures of one job, or of all, by job id (see status.py). Raises RolloutNotFound for an unknown job."""
@@ -269,6 +256,24 @@ class Ledger(Steering):
         return rollout_detail(job, rollout_id, self.clients)
 
     # ------------------------------------------------------------------ inside
+
+    def _peer_of(self, client: Client, rollout_id: int | None) -> dict[str, Any]:
+        job, info = self.jobs[client.info.job_id], client.info
+        if info.role == "producer":
+            mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
+            candidates = [c for c in mine if c.live] or [g.last for g in job.groups.values() if g.last is not None]
+            peer = max(candidates, key=lambda c: c.attached_at, default=None)
+            found = verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
+            return self.held_back(job) or _with_words(found, self.idle(job))
+        owner = job.groups[info.group].leases.get(-1 if rollout_id is None else rollout_id)
+        if owner is not None and owner[0] != info.client_id:
+            found = verdict(self.clients[owner[0]], "consumer", job.job_id, self._clock(), self._wall())
+            return {**found, "message": f"it is leased: {found['message']}"}
+        found = verdict(job.producer, "producer", job.job_id, self._clock(), self._wall())
+        if found["kind"] not in ("alive", "slow"):
+            return found
+        held_back = self.held_back(job)
+        return {**found, **held_back} if held_back else _with_words(found, self.idle(job))
 
     def _ended(self, job: Job, client: Client) -> None:
         if client.info.role == "producer" and client is job.producer:
@@ -347,6 +352,8 @@ class Ledger(Steering):
         for rollout_id in [r for r, known in job.progress.items() if known.state == state]:
             if state == GENERATING and rollout_id in job.demands:
                 self._note(job, rollout_id, DEMANDED)
+            elif rollout_id in job.lost:
+                self._note(job, rollout_id, LOST)
             else:
                 del job.progress[rollout_id]
 

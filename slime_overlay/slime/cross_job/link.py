@@ -13,7 +13,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import stopping
-from .broker import Broker
 from .errors import (
     BrokerLost,
     ClusterUnreachable,
@@ -28,7 +27,6 @@ from .errors import (
     WaitTimeout,
 )
 from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, ClientInfo, Payload, source_name
-from .vault import Vault
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +61,15 @@ class Deadline:
         return self.left() > 0
 
 
-def ensure_ray(address: str | None = None, probe_s: float = 5.0, log_to_driver: bool = False) -> None:
+def ensure_ray(
+    address: str | None = None, probe_s: float = 5.0, log_to_driver: bool = False, logging_level: int = logging.INFO
+) -> None:
     """Connect this process to Ray if it is not connected: to `address`, else to RAY_ADDRESS.
 
     Args:
         probe_s: how long to try whether anybody listens at the address, in seconds.
         log_to_driver: show what the actors of this job print.
+        logging_level: of what Ray itself says here.
 
     Raises:
         ClusterUnreachable: no address is known, or no cluster answers there.
@@ -90,7 +91,7 @@ def ensure_ray(address: str | None = None, probe_s: float = 5.0, log_to_driver: 
                 f"no Ray cluster at {address} ({error}): check that it runs, and the address"
             ) from None
     try:
-        ray.init(address=address, log_to_driver=log_to_driver)
+        ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging_level)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
 
@@ -111,6 +112,7 @@ class Link:
         self._make = make
         self.store: tuple[str, str] | None = None  # (job id, URI) of the durable store, for a client whose job has one
         self.client: ClientInfo | None = None  # who asks
+        self.observed = False  # the job has metrics on
         self._vaults: dict[str, Any] = {}
         self._broker: Any = None
         self._find_broker()
@@ -162,7 +164,7 @@ class Link:
         name = source_name(payload.stored) if suffix else payload.stored
         vault = self.vault_on(ray.get_runtime_context().get_node_id())
         try:
-            return get(vault.load.remote(uri, job_id, name), Deadline(_LOAD_S), "the vault")
+            return get(vault.load.remote(uri, job_id, name, self.observed), Deadline(_LOAD_S), "the vault")
         except NotStored as error:
             raise PayloadLost(f"{error}: it was freed") from None
         except GONE as error:
@@ -180,6 +182,8 @@ class Link:
         """The vault of a node, created if the node has none yet. Raises WaitTimeout when it cannot start."""
         name = f"{VAULT_NAME}_{node_id}"
         if name not in self._vaults:
+            from .vault import Vault  # whoever only looks needs neither, and is quicker without
+
             vault: Any = ray.remote(Vault)
             handle = vault.options(
                 name=name,
@@ -208,6 +212,8 @@ class Link:
     def _broker_handle(self) -> Any:
         if not self._make:
             return self._broker_that_is_there()
+        from .broker import Broker
+
         options: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
         options |= {"max_restarts": -1, "max_concurrency": 10_000}
         there = ray.cluster_resources()

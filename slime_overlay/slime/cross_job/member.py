@@ -8,7 +8,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -43,6 +44,7 @@ from .vault import FromMethod, FromRefs, Target
 
 logger = logging.getLogger(__name__)
 
+_SPANS_AT_ONCE = 1000
 _SLICE_S = 3.0  # of a hand-over, after which one looks what it waits for
 _TAKEN_RETRY_S = 5.0  # a job that was killed a moment ago still holds its job id until Ray has noticed
 
@@ -90,6 +92,9 @@ class Member:
         self._activity = "attached"
         self._fault: CrossJobError | None = None
         self._ended = threading.Event()
+        self._spans: list[tuple[str, int, float, float]] = []  # that the broker was not told yet
+        self._tracing = False
+        self.metrics = False  # whether its job has figures for Prometheus
         self.link.vault_on(self.info.node_id)  # it also keeps the broker's memory
         granted = self._attach(terms=dict(terms or {}), lasting=[*lasting], columns=[*columns])
         self._durably: Durably | None = None
@@ -141,6 +146,21 @@ class Member:
     def doing(self, activity: str) -> None:
         """Say what this client is at (one short line); it is shown to whoever waits for it."""
         self._activity = activity[:200]
+
+    @contextmanager
+    def span(self, what: str, rollout_id: int) -> Iterator[None]:
+        """Say what the block does to a rollout (train, save ...): a span of that rollout's trace, where the traces of
+        the job are on (--cross-job-traces); it costs nothing where they are off."""
+        began = time.time()
+        try:
+            yield
+        finally:
+            self.add_span(what, rollout_id, began, time.time())
+
+    def add_span(self, what: str, rollout_id: int, began: float, ended: float) -> None:
+        """Like `span`, of what is over; wall clock, seconds."""
+        if self._tracing:
+            self._spans.append((what[:50], rollout_id, began, ended))
 
     def announce(self, facts: Any) -> None:
         """Tell the other side what it needs to know of this client: small values and actor handles, no payload.
@@ -241,7 +261,10 @@ class Member:
             self.doing(f"nothing here since it waited for {what}")
 
     def _use_store(self, granted: Mapping[str, Any] | None) -> None:
-        """The job's durable store, which the other side may name later."""
+        """The job's durable store, and whether it is traced, which the other side may say later."""
+        if granted:
+            self._tracing = granted["traces"] == "on"
+            self.metrics = self.link.observed = granted["metrics"] == "on"
         if granted and granted["store"] is not None and self._durably is None:
             behind = granted["store_mode"] == WRITE_BEHIND
             self._durably = Durably(granted["store"], self.job_id, granted["compression"], behind)
@@ -339,8 +362,10 @@ class Member:
     def _beat(self) -> None:
         while not self._ended.wait(self.settings.heartbeat_s):
             try:
-                beat = ("heartbeat", self.info.client_id, self._activity)
+                spans = self._spans[:_SPANS_AT_ONCE]
+                beat = ("heartbeat", self.info.client_id, self._activity, spans)
                 self._use_store(self.link.call(*beat, timeout_s=self.settings.dead_after_s))
+                del self._spans[: len(spans)]
             except (Fenced, Forgotten, ClusterUnreachable) as error:
                 if not self._ended.is_set():
                     self._fault = error
@@ -353,6 +378,9 @@ class Member:
         if self._ended.is_set():
             return
         self._ended.set()
+        if self._spans:
+            with suppress(CrossJobError):
+                self.link.call("heartbeat", self.info.client_id, self._activity, self._spans)
         self.link.call("end", self.info.client_id, state, reason)
 
 

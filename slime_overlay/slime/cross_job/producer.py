@@ -203,7 +203,10 @@ class Producer(Member):
         repeatable: bool = True,
     ) -> Published:
         durably = self._durably_within(timeout_s)
-        target = Target(uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id, durably=durably)
+        observed = self.job_id if self.metrics else ""
+        target = Target(
+            uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id, durably=durably, observed=observed
+        )
         what = f"rollout {rollout_id}"
         located: Located = self._hand_over(target, source, node_id, timeout_s, what, repeatable)
         payload = located.payload

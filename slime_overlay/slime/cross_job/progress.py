@@ -33,6 +33,12 @@ WAITS = (
 )
 """Who waited for what."""
 
+VERDICTS = (
+    *("absent", "slow", "alive", "finished", "stopped", "failed", "dead"),  # on a peer
+    *("paused", "full"),  # on what holds it back
+)
+"""Kinds of verdicts."""
+
 _WAITS_OF = {
     **{"claim": "consumer data", "begin_update": "consumer weights", "loaded": "consumer weights"},
     "facts": "consumer peer",
@@ -92,6 +98,12 @@ class Chronicle:
         job.events[number] = Event(self._wall(), kind, text[:1000], rollout_id)
         if len(job.events) > EVENTS_KEPT:
             del job.events[next(iter(job.events))]
+
+    def _count_verdict(self, job_id: str, verdict: dict[str, Any]) -> dict[str, Any]:
+        """This verdict is told to somebody who waited."""
+        told, kind = self.jobs[job_id].verdicts, verdict["kind"]
+        told[kind] = told.get(kind, 0) + 1
+        return verdict
 
     def _count_bytes(self, job: Job, what: str, nbytes: int) -> None:
         job.nbytes[what] = job.nbytes.get(what, 0) + nbytes

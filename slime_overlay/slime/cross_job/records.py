@@ -194,6 +194,7 @@ class Job:
     counts: dict[str, int] = field(default_factory=dict)  # events by kind, since the job began
     nbytes: dict[str, int] = field(default_factory=dict)  # bytes of what was published, claimed, acked, dropped
     waited: dict[str, float] = field(default_factory=dict)  # seconds, by progress.WAITS
+    verdicts: dict[str, int] = field(default_factory=dict)  # told to whoever waited, by progress.VERDICTS
     seq: int = 0  # of Progress
     began: float = 0.0  # wall clock, seconds
 

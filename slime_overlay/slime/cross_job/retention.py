@@ -34,6 +34,9 @@ class Retention(Sources):
                 job.demands.discard(rollout_id)
                 if rollout_id not in job.done:
                     job.done[rollout_id] = self._wall()
+                    known = job.progress.get(rollout_id)
+                    if known is not None and known.state != ACKED:  # by those that do not drive the producer
+                        self._note(job, rollout_id, ACKED, acked=self._wall())
                 self._shed(job, rollout_id)
         self._make_room(job)
 

@@ -16,6 +16,7 @@ from .jobs import tell
 from .link import Deadline, ensure_ray, get
 from .producer import Producer
 from .resources import Watch
+from .tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class _Server:
 
     def __init__(self, args: Any, producer: Producer, manager: Any):
         self._args, self._producer, self._manager = args, producer, manager
+        self._tracking = Tracking(args, producer)
         self._beginning = self._in_manager(data_source.state)
         self._at: int | None = -1  # the source stands behind this generation; None: nobody knows
         self._layout: dict[str, Any] | None = None
@@ -96,6 +98,8 @@ class _Server:
             "job %s: rollout %d version %d published: %d samples, %d bytes",
             *(self._args.job_id, rollout_id, published.version, published.num_samples, published.nbytes),
         )
+        if published.version:
+            self._tracking.published(rollout_id)
 
     def _agree_on_layout(self) -> None:
         told = (self._producer.consumer_facts() or {}).get("train_parallel_config")

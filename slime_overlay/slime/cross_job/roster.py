@@ -289,6 +289,7 @@ class Roster(Chronicle):
     def _raise_peer(self, peer: Client, grace_s: float) -> None:
         if self._clock() - peer.ended_at >= grace_s:
             found = verdict(peer, peer.info.role, peer.info.job_id, self._clock(), self._wall())
+            self._count_verdict(peer.info.job_id, found)
             raise PeerFailed(found["message"], found)
 
 

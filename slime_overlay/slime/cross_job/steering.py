@@ -10,7 +10,7 @@ import heapq
 
 from .engines import Engines
 from .errors import BadInput, Refused, RolloutNotFound
-from .records import DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
+from .records import CLAIMED, DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
 from .types import check_rollout_id
 from .verdicts import who
 
@@ -102,7 +102,14 @@ class Steering(Engines):
         del group.leases[rollout_id]
         heapq.heappush(group.ready, rollout_id)
         job.requeued += 1
-        if rollout_id in job.rollouts and self._drives(job, group.name):
+        self._note_lease_over(job, group, rollout_id)
+
+    def _note_lease_over(self, job: Job, group: Group, rollout_id: int) -> None:
+        """Nobody of the group holds it; which group drives the producer may have changed since it was claimed."""
+        known = job.progress.get(rollout_id)
+        held = any(rollout_id in g.leases for g in job.groups.values())
+        claimed = known is not None and known.state == CLAIMED
+        if rollout_id in job.rollouts and (self._drives(job, group.name) or (claimed and not held)):
             self._note(job, rollout_id, PUBLISHED)
 
     def _group(self, job: Job, name: str) -> Group:

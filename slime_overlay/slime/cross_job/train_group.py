@@ -44,6 +44,14 @@ class Updates:
         self.connected = 0  # epoch of the rollout job whose engines got weights last
         self.saving = -1  # the checkpoint that was written last, or is being written
         self._watch: threading.Thread | None = None
+        self._phase: tuple[str, int, float] | None = None  # what is done to a rollout now, since when
+
+    def phase(self, what: str, rollout_id: int) -> None:
+        """What was done before is over by now; from here on `what` is done to a rollout (empty: nothing)."""
+        before, now = self._phase, time.time()
+        self._phase = (what, rollout_id, now) if what else None
+        if before is not None and self.side.settings.traces == "on":
+            self.side.gateway.add_span.remote(*before, now)
 
     def run(self, connect: Callable[[], Any], push: Callable[[], Any]) -> None:
         """Update the weights of all engines of the rollout job that is alive; again if it dies in the middle.
@@ -54,6 +62,7 @@ class Updates:
         side = self.side
         side.resources.stop()  # all ranks have started
         with side.lock:
+            self.phase("weights", max(side.trained, 0))
             while True:
                 epoch = side.ask("begin_update", side.args.num_rollout, side.weight_version, wait=True)
                 try:
@@ -77,6 +86,7 @@ class Updates:
                     continue
                 self.connected = epoch
                 break
+            self.phase("", 0)
         if self._watch is None:
             self._watch = threading.Thread(target=self._serve, args=(connect, push), daemon=True)
             self._watch.start()
@@ -85,6 +95,7 @@ class Updates:
         """The ranks are about to train on this rollout."""
         stopping.check()
         self.side.trained = max(self.side.trained, rollout_id)
+        self.phase("train", rollout_id)
         self.side.gateway.doing.remote(f"training on rollout {rollout_id}")
 
     @contextmanager
@@ -155,8 +166,10 @@ class _BufferEra:
 
     def async_save_model(self, step_id: int) -> list[Any]:
         with self.cross_job.side.lock:
+            self.cross_job.phase("save", step_id)
             refs = super().async_save_model(step_id)  # type: ignore[misc]
         ray.get(refs)
+        self.cross_job.phase("", 0)
         self.cross_job.side.saved = step_id
         self.cross_job.side.ask("saved", step_id)
         return refs
@@ -185,7 +198,9 @@ class _InParts:
 
     def save_model(self, rollout_id: int, force_sync: bool = False) -> Any:
         with self.cross_job.side.lock:
+            self.cross_job.phase("save", rollout_id)
             saved = super().save_model(rollout_id, force_sync=force_sync)  # type: ignore[misc]
+            self.cross_job.phase("", 0)
         # an asynchronous checkpoint is known to be there once the next one begins, and so is the critic's
         args = self.cross_job.side.args
         later = (getattr(args, "async_save", False) and not force_sync) or getattr(args, "use_critic", False)

@@ -32,11 +32,13 @@ from .errors import (
     Fenced,
     Forgotten,
     NotStored,
+    PayloadDamaged,
     PayloadLost,
     StoreFull,
     StoreUnreachable,
     Unreachable,
 )
+from .metrics import Latencies
 from .preview import preview
 from .records import TABLES
 from .snapshot import Snapshot, Tables
@@ -65,6 +67,7 @@ class Target:
     key: str | None = None
     version: int | None = None
     durably: Durably | None = None  # besides, in a durable store
+    observed: str = ""  # job id, where it has metrics on: how long this takes goes into its figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class Vault:
         self._broker = 0  # n-th broker that left a snapshot here
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._deposits = Deposits()
+        self._damaged: set[str] = set()  # names of what was found damaged in a durable store
+        self._latencies = Latencies()
         self._behind: dict[str, asyncio.Task[Any]] = {}  # deposits that nobody waits for, by token
         if own_process:
             _load_nothing_of_slime()
@@ -130,9 +135,16 @@ class Vault:
         self._forget_old_calls()
         return task.result() if done else self._deposits.troubles.get(target.token, "")
 
-    async def load(self, uri: str, job_id: str, name: str) -> list[Any]:
-        """Refs to the parts of a payload that lies in a durable store, whoever owned it before; see Deposits.load."""
-        return await self._deposits.load(uri, job_id, name)
+    async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:
+        """Refs to the parts of a payload that lies in a durable store, whoever owned it before; see Deposits.load.
+        What is damaged there is told to the broker, for people."""
+        try:
+            return await self._deposits.load(uri, job_id, name, observed)
+        except PayloadDamaged as error:
+            if name not in self._damaged:
+                self._damaged.add(name)
+                await self._tell("note_event", job_id, "quarantined", str(error))
+            raise
 
     async def open(self, token: str) -> list[Any]:
         """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
@@ -202,10 +214,11 @@ class Vault:
             del self._under_way[token]
 
     async def _hand_over(self, target: Target, source: FromRefs | FromMethod) -> Any:
-        apart = None
+        apart, began = None, time.monotonic()
         try:
             if isinstance(source, FromMethod):
                 header, refs, apart = await self._call(source)
+                began = time.monotonic()  # it was generated until now
             else:
                 header, refs = source.header, [await _copy(ref) for ref in source.refs]
         except _FULL as error:
@@ -220,11 +233,13 @@ class Vault:
             if durably is not None:
                 sealed(about)  # what no store can hold is refused before it is published
             if durably is not None and not durably.behind:
-                name = await self._deposits.save(durably, token, refs, apart, about)
+                name = await self._deposits.save(durably, token, refs, apart, about, bool(target.observed))
                 payload = replace(payload, stored=name)
             elif durably is not None and len(self._behind) >= _BEHIND:
                 await asyncio.wait(self._behind.values(), return_when=asyncio.FIRST_COMPLETED)
             recorded = await self._record(target, payload, refs)
+            if target.observed:
+                self._latencies.observe("publish_seconds", target.observed, time.monotonic() - began)
         except CrossJobError:
             await self.drop([token, f"{token}.source"])
             raise
@@ -232,19 +247,20 @@ class Vault:
         if recorded.payload.token == token and taken and recorded.payload.vault:
             self._records[token] = recorded
             if durably is not None and durably.behind:
-                self._behind[token] = asyncio.ensure_future(self._store(durably, about, recorded, refs, apart))
+                self._behind[token] = asyncio.ensure_future(self._store(target, about, recorded, refs, apart))
                 self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
         else:  # the same content as the version that is there, or not taken, or it lies in the store alone
             await self.drop([token, f"{token}.source"])
         return recorded
 
     async def _store(
-        self, how: Durably, about: dict[str, Any], recorded: Located | LocatedValue, refs: list[Any], apart: Any
+        self, target: Target, about: dict[str, Any], recorded: Located | LocatedValue, refs: list[Any], apart: Any
     ) -> None:
         """Write-behind: what is recorded is stored, too."""
-        token = recorded.payload.token
+        how, token = target.durably, recorded.payload.token
+        assert how is not None
         try:
-            name = await self._deposits.save(how, token, refs, apart, about)
+            name = await self._deposits.save(how, token, refs, apart, about, bool(target.observed))
             await self._tell("stored", how.job_id, recorded.serial, token, name)
             if token in self._records:
                 self._records[token] = replace(recorded, payload=replace(recorded.payload, stored=name))

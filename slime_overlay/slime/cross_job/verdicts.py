@@ -5,7 +5,7 @@ from typing import Any
 from .records import DEAD, FAILED, FINISHED, LIVE, STOPPED, Client
 
 _JOB_NAME = {"producer": "rollout job", "consumer": "train job"}
-_SLOW_AFTER_S = 5.0
+SLOW_AFTER_S = 5.0
 _LONG_S = 10.0  # an activity that lasts longer says how long
 
 
@@ -52,7 +52,7 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
     lasted_s = max(0.0, now - client.since)
     facts["activity_s"] = round(lasted_s, 3)
     if client.state == LIVE:
-        kind = "slow" if silent_s > _SLOW_AFTER_S else "alive"
+        kind = "slow" if silent_s > SLOW_AFTER_S else "alive"
         text = f"the {who(client)} gave its last sign of life {ago}, doing: {client.activity}"
         text += f", for {lasted_s:.0f} s by now" if lasted_s > _LONG_S else ""
         text += "; it may be stuck: look at its log" if kind == "slow" else "; it is still at work: allow more time"

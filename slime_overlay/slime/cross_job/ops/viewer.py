@@ -2,18 +2,20 @@
 lease is taken, no broker is made; samples are cut in the vault that owns them, and only what is shown travels.
 """
 
+import logging
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ..archive import Archive
 from ..errors import BadInput, PayloadLost, RolloutNotFound, Unreachable
 from ..link import GONE, START_S, Deadline, Link, ensure_ray, get, namespaces
 from ..preview import MOST_CHARACTERS, MOST_NUMBERS, preview
 from ..progress import PROGRESS
-from ..stores import open_store
 from ..types import DEFAULT_NAMESPACE, Located, check_job_id
+
+if TYPE_CHECKING:
+    from ..archive import Archive
 
 STEERING = ("control", "requeue", "discard", "close_group", "forget")
 """Operations of the broker that change a job (steering.py, shelf.py)."""
@@ -30,14 +32,14 @@ class Viewer:
     """
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE, address: str | None = None, timeout_s: float = START_S):
-        ensure_ray(address)
+        ensure_ray(address, logging_level=logging.ERROR)
         self.namespace, self._timeout_s = namespace, timeout_s
         self.link = Link(namespace, make=False)
 
     @staticmethod
     def namespaces(address: str | None = None) -> list[str]:
         """Namespaces of the cluster that have a broker."""
-        ensure_ray(address)
+        ensure_ray(address, logging_level=logging.ERROR)
         return namespaces()
 
     def jobs(self) -> dict[str, dict[str, Any]]:
@@ -116,11 +118,18 @@ class Viewer:
             raise BadInput(f"{operation!r} is none of {', '.join(STEERING)}")
         return self._call(operation, job_id, *args)
 
-    def archive(self, job_id: str) -> Archive:
+    def collect(self) -> int:
+        """Free what nobody knows of in durable stores; see Broker.collect."""
+        return self.link.ask("collect", Deadline(600.0))
+
+    def archive(self, job_id: str) -> "Archive":
         """The job's payloads in its durable store. Raises BadInput: it has none."""
         uri = self._call("store_uri", job_id)
         if uri is None:
             raise BadInput(f"job {job_id} has no durable store (--cross-job-store)")
+        from ..archive import Archive
+        from ..stores import open_store
+
         return Archive(open_store(uri), job_id)
 
     def _stored_parts(self, located: Located) -> list[Any]:

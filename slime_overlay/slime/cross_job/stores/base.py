@@ -22,6 +22,9 @@ from ..errors import BadInput, CrossJobError, NotStored, StoreFull, StoreRefused
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
+_SECRET = re.compile(r"([?&][^=&]*(?:password|secret|token|access_key)[^=&]*=)[^&]*", re.IGNORECASE)
+"""Parameters of a URI that nobody else is to read: a Redis' password, an object store's keys."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Data = Any | Sequence[Any]
@@ -106,8 +109,6 @@ def check_key(key: str) -> str:
 
 def without_password(uri: str) -> str:
     """The URI as it may be shown."""
-    parts = urlsplit(uri)
-    if parts.password is None and "password=" not in parts.query:
-        return uri
-    hidden = uri.replace(f":{parts.password}@", ":***@") if parts.password is not None else uri
-    return re.sub(r"password=[^&]*", "password=***", hidden)
+    password = urlsplit(uri).password
+    hidden = uri.replace(f":{password}@", ":***@") if password is not None else uri
+    return _SECRET.sub(r"\1***", hidden)

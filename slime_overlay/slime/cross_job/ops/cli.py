@@ -1,0 +1,310 @@
+"""The reading commands: jobs, status, top, ls, show, tail, wait, doctor, trace, report, web."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import BadInput, CrossJobError, HeldBack, Unreachable, WaitTimeout
+from ..records import STATES
+from . import text
+from .app import DEFAULT, Address, JobId, Json, Namespace, RolloutId, app, connected, out, out_json, say, where
+
+_PATIENCE_S = 300.0  # of what follows, while the broker does not answer
+
+
+@app.command()
+def jobs(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="of the cluster")] = False,
+    as_json: Json = False,
+) -> None:
+    """All jobs of a namespace, one line each."""
+    found: dict[str, Any] = {}
+    if everywhere:
+        from .viewer import Viewer
+
+        for name in Viewer.namespaces(where(address)):
+            found |= {f"{name}/{job}": status for job, status in connected(address, name).jobs().items()}
+    else:
+        found = connected(address, namespace).jobs()
+    if as_json:
+        out_json(found)
+    else:
+        out(text.jobs_table(found))
+
+
+@app.command()
+def status(
+    address: Address = None, namespace: Namespace = DEFAULT, job_id: JobId = None, as_json: Json = False
+) -> None:
+    """How a job stands: who is there, who waits for whom, counts, pace, the last events."""
+    viewer = connected(address, namespace)
+    found = viewer.look(viewer.the_job(job_id), limit=0)
+    if as_json:
+        out_json({**found["status"], "last_events": found["events"][-20:]})
+    else:
+        out(text.status_view(found["status"], found["events"][-6:]))
+
+
+@app.command()
+def top(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    every_s: Annotated[float, typer.Option("--every", help="seconds between two looks", min=0.1)] = 0.5,
+    once: Annotated[bool, typer.Option("--once", help="one picture, then end")] = False,
+) -> None:
+    """How a job stands, live, until Ctrl-C."""
+    from .top import run
+
+    viewer = connected(address, namespace)
+    run(viewer, viewer.the_job(job_id), every_s, once)
+
+
+@app.command()
+def ls(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    state: Annotated[list[str] | None, typer.Option("--state", "-s", help=f"only these: {', '.join(STATES)}")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-l", help="rollouts a page", min=1)] = 40,
+    before: Annotated[int | None, typer.Option("--before", help="only those with a lower id: the next page")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rollouts, the newest first, a page at a time."""
+    if wrong := [name for name in state or [] if name not in STATES]:
+        raise BadInput(f"--state {wrong[0]}: there are {', '.join(STATES)}")
+    viewer = connected(address, namespace)
+    rows = viewer.look(viewer.the_job(job_id))["progress"]
+    rows = [row for row in rows if not state or row["state"] in state]
+    rows = [row for row in rows if before is None or row["rollout_id"] < before]
+    rows.sort(key=lambda row: row["rollout_id"], reverse=True)
+    page = rows[:limit]
+    if as_json:
+        out_json({"rollouts": page, "more": len(rows) - len(page)})
+        return
+    out(text.rollouts_table(page))
+    if len(rows) > len(page):
+        say(f"{len(rows) - len(page)} more: --before {page[-1]['rollout_id']}")
+
+
+@app.command()
+def show(
+    rollout: RolloutId,
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    samples: Annotated[int, typer.Option("--samples", help="how many of them", min=0, max=1000)] = 1,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="folder or name, to read tokens with")] = None,
+    as_json: Json = False,
+) -> None:
+    """All of one rollout: times, versions, leases, columns, some samples."""
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    detail = viewer.detail(job, rollout)
+    found, texts = None, {}
+    if detail["versions"]:
+        from .export import MOST_TOKENS, read_tokens
+
+        limits = {"numbers": MOST_TOKENS} if tokenizer else {}
+        try:
+            found = viewer.samples(job, rollout, count=samples, **limits)
+        except Unreachable as error:
+            say(f"its samples cannot be read: {text.clean(error)}")
+        if tokenizer and found is not None:
+            texts = read_tokens(tokenizer, found)
+    if as_json:
+        out_json({**detail, "samples": found, "texts": texts})
+    else:
+        out(text.rollout_view(detail, found, texts))
+
+
+@app.command()
+def tail(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    last: Annotated[int, typer.Option("--last", help="begin with so many of the past", min=0)] = 10,
+    every_s: Annotated[float, typer.Option("--every", help="seconds between two looks", min=0.1)] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Follow what happens to rollouts and jobs, until the job is complete."""
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    found = viewer.look(job, limit=last)
+    events = found["events"][-last:] if last else []
+    heard = time.monotonic()
+    while True:
+        lines = [{"at": _changed(row), "rollout": row} for row in found["progress"]]
+        lines += [{"at": event["at"], "event": event} for event in events]
+        for line in sorted(lines, key=lambda line: line["at"]):
+            if as_json:
+                out_json(line, lines=True)
+            else:
+                print(_line(line), flush=True)
+        if found["status"]["complete"]:
+            return
+        number = max([e["number"] for e in found["events"]], default=sum(found["status"]["events"].values()))
+        while True:
+            time.sleep(every_s)
+            try:
+                new = viewer.look(job, since=found["seq"], events_since=number)
+                heard = time.monotonic()
+                break
+            except Unreachable as error:
+                if time.monotonic() - heard > _PATIENCE_S:
+                    raise
+                say(f"{text.clean(error, most=200)}: trying again")
+        if new["seq"] < found["seq"]:  # the job began anew
+            new = viewer.look(job, limit=last)
+        found, events = new, new["events"]
+
+
+@app.command()
+def wait(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    published: Annotated[int | None, typer.Option(help="until so many rollouts are published", min=1)] = None,
+    claimed: Annotated[int | None, typer.Option(help="until so many are claimed", min=1)] = None,
+    acked: Annotated[int | None, typer.Option(help="until so many are acked", min=1)] = None,
+    complete: Annotated[bool, typer.Option("--complete", help="until both jobs are through")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds, then exit code 5", min=0)] = 3600.0,
+    as_json: Json = False,
+) -> None:
+    """Wait until a job has come so far; ends with exit code 5 at the deadline (9: it is paused), saying why."""
+    goals = {"published": published, "claimed": claimed, "acked": acked}
+    wanted = {name: number for name, number in goals.items() if number is not None}
+    if not wanted and not complete:
+        raise BadInput("say what to wait for: --published N, --claimed N, --acked N or --complete")
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    end = time.monotonic() + timeout_s
+    found: dict[str, Any] = {}
+    while True:
+        try:
+            found = viewer.status(job)
+            if all(found[name] >= number for name, number in wanted.items()) and (found["complete"] or not complete):
+                break
+        except Unreachable:
+            if time.monotonic() > end:
+                raise
+        if time.monotonic() > end:
+            stands = {name: found[name] for name in goals}
+            kind = HeldBack if found["control"] != "running" else WaitTimeout
+            raise kind(f"job {job} did not come so far within {timeout_s:g} s: {stands}; {found['headline']['text']}")
+        if found and found["complete"]:
+            raise WaitTimeout(f"job {job} is complete, and came to { {name: found[name] for name in wanted} } only")
+        time.sleep(min(0.5, max(0.05, end - time.monotonic())))
+    if as_json:
+        out_json(found)
+    else:
+        print(text.clean(found["headline"]["text"]))
+
+
+@app.command()
+def doctor(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    store: Annotated[str | None, typer.Option("--store", help="URI of a durable store to try, too")] = None,
+    slime: Annotated[Path | None, typer.Option("--slime", help="a checkout of slime to look at")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="seconds in all", min=1)] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Find what goes wrong in the field: cluster, token, broker, memory, clocks, jobs, leases, stores, versions."""
+    from dataclasses import asdict
+
+    from .doctor import diagnose
+
+    folder = None if slime is None else str(slime)
+    findings = diagnose(where(address), namespace, job_id, store=store, slime=folder, timeout_s=timeout_s)
+    if as_json:
+        out_json([asdict(finding) for finding in findings])
+    else:
+        out(text.findings_table([asdict(finding) for finding in findings]))
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    last: Annotated[int, typer.Option("--last", help="so many rollouts, the newest", min=1)] = 50,
+    otlp: Annotated[str | None, typer.Option("--otlp", help="send them there instead, as http://HOST:4318")] = None,
+) -> None:
+    """One span tree a rollout, as a file for Perfetto or chrome://tracing on stdout, or by OTLP.
+
+    What the two jobs did in detail (transfer, train, save) is known where --cross-job-traces on was given to them.
+    """
+    from . import traces
+
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    spans = traces.spans_of(viewer.look(job, spans=True), last)
+    if otlp is None:
+        print(text.dumps(traces.chrome(job, spans)))
+    else:
+        say(f"{traces.send(otlp, job, spans)} spans sent to {otlp}")
+
+
+@app.command()
+def report(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    to: Annotated[Path, typer.Option("--out", help="the file to be written")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write a page of a run: throughput, waits, staleness, reward, faults."""
+    from .report import write_report
+
+    viewer = connected(address, namespace)
+    figures = write_report(viewer, viewer.the_job(job_id), to)
+    if as_json:
+        out_json(figures)
+    say(f"written: {to}")
+
+
+@app.command()
+def web(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    host: Annotated[str, typer.Option(help="to listen on; others than loopback need a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="to listen on; 0: any", min=0, max=65535)] = 8270,
+    allow_control: Annotated[
+        bool, typer.Option("--allow-control", help="let the page pause, resume, drain ...")
+    ] = False,
+) -> None:
+    """Serve the live view, until Ctrl-C."""
+    from .viewer import Viewer
+    from .web import serve
+
+    connected(address, namespace)  # so that what is wrong is said here
+    try:
+        serve(lambda: Viewer(namespace), host=host, port=port, allow_control=allow_control, job_id=job_id)
+    except OSError as error:
+        raise CrossJobError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _changed(row: dict[str, Any]) -> float:
+    return max(row[name] for name in ("demanded", "begun", "published", "claimed", "acked"))
+
+
+def _line(line: dict[str, Any]) -> str:
+    if "event" in line:
+        event = line["event"]
+        rollout = "" if event["rollout_id"] < 0 else f" rollout {event['rollout_id']}"
+        return f"{text.clock_text(event['at'])}  {event['kind']:<12}{rollout} {text.clean(event['text'], most=300)}"
+    row = line["rollout"]
+    facts = [f"weights {row['weight_version']}"] if row["weight_version"] is not None else []
+    facts += [f"{row['staleness']} behind"] if row["staleness"] else []
+    facts += [f"reward {row['reward']:.4g}"] if row["reward"] is not None else []
+    facts += [text.bytes_text(row["nbytes"])] if row["nbytes"] else []
+    return f"{text.clock_text(line['at'])}  {row['state']:<12} rollout {row['rollout_id']} {', '.join(facts)}"

@@ -1,0 +1,140 @@
+"""The steering commands. Each says what will happen, and asks on a terminal (`--yes`: does not)."""
+
+from typing import Annotated
+
+import typer
+
+from ..errors import BadInput
+from .app import DEFAULT, Address, JobId, Json, Namespace, RolloutId, Yes, app, connected, out_json, say, sure
+from .text import bytes_text, clean
+
+Group = Annotated[str, typer.Option("--group", "-g", help="the consumer group")]
+
+
+@app.command()
+def pause(address: Address = None, namespace: Namespace = DEFAULT, job_id: JobId = None, yes: Yes = False) -> None:
+    """Generate nothing new for now; what is published can be trained on."""
+    _control(address, namespace, job_id, yes, "paused", "nothing new is generated until `resume`")
+
+
+@app.command()
+def resume(address: Address = None, namespace: Namespace = DEFAULT, job_id: JobId = None, yes: Yes = False) -> None:
+    """Go on, after `pause` or `drain`."""
+    _control(address, namespace, job_id, yes, "running", "rollouts are generated again")
+
+
+@app.command()
+def drain(address: Address = None, namespace: Namespace = DEFAULT, job_id: JobId = None, yes: Yes = False) -> None:
+    """Finish what is out, save, and let both jobs end; nothing is freed."""
+    words = "what is generated now is finished and trained on, then both jobs end with exit code 0; nothing is freed"
+    _control(address, namespace, job_id, yes, "draining", words)
+
+
+@app.command()
+def requeue(
+    rollout: RolloutId,
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    group: Group = "train",
+    yes: Yes = False,
+) -> None:
+    """Take a leased rollout from who holds it: it can be claimed again."""
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    holder = viewer.detail(job, rollout)["groups"].get(group, {}).get("held_by", "")
+    words = f"rollout {rollout} of job {job} is taken from the {clean(holder)}, which is refused when it acks it"
+    sure(words if holder else f"rollout {rollout} of job {job} seems to be leased by nobody of group {group}", yes)
+    say(f"taken from the {clean(viewer.steer('requeue', job, rollout, group))}")
+
+
+@app.command()
+def drop(
+    rollout: RolloutId,
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    same_prompts: Annotated[
+        bool, typer.Option("--same-prompts", help="generate it anew from the same prompts")
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Throw a published rollout away, before anybody trains on it; it is generated anew, from new prompts."""
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    how = "the same prompts" if same_prompts else "new prompts"
+    sure(f"rollout {rollout} of job {job} is freed, and generated anew from {how}", yes)
+    say(f"{bytes_text(viewer.steer('discard', job, rollout, same_prompts))} freed")
+
+
+@app.command("close-group")
+def close_group(
+    group: Annotated[str, typer.Argument(metavar="GROUP")],
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    yes: Yes = False,
+) -> None:
+    """Give up on a consumer group that will not come back: it holds nothing back any more."""
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    sure(f"group {clean(group)} of job {job} is through: what only it has not acked is freed", yes)
+    say(f"{len(viewer.steer('close_group', job, group))} rollouts had not been acked by it")
+
+
+@app.command()
+def gc(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    forget: Annotated[list[str] | None, typer.Option("--forget", help="a job: all that it holds goes")] = None,
+    yes: Yes = False,
+) -> None:
+    """Free, now, what nobody knows of in durable stores; with --forget JOB all that a job holds, and its memory."""
+    viewer = connected(address, namespace)
+    for job in forget or []:
+        status = viewer.status(job)
+        held = f"{status['retained']} rollouts, {bytes_text(status['held_bytes'])}"
+        sure(f"job {job} is forgotten: {held}, where it stood, and what it stored", yes)
+        viewer.steer("forget", job)
+        say(f"job {job} is forgotten")
+    if not forget:
+        sure("what writers that died left in durable stores, older than 10 minutes, is deleted", yes)
+        say(f"{viewer.collect()} freed")
+
+
+@app.command()
+def quarantine(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    job_id: JobId = None,
+    delete: Annotated[list[str] | None, typer.Option("--delete", help="names to be deleted; all: every one")] = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """What was found damaged in the durable store, and why; --delete NAME removes it for good."""
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    archive = viewer.archive(job)
+    found = archive.quarantined()
+    if not delete:
+        if as_json:
+            out_json(found)
+            return
+        for name, why in found.items():
+            print(f"{clean(name)}: {clean(why)}")
+        say(f"{len(found)} payloads of job {job} in quarantine")
+        return
+    names = [*found] if delete == ["all"] else delete
+    if unknown := [name for name in names if name not in found]:
+        raise BadInput(f"{clean(unknown[0])} is not in quarantine: there are {', '.join(map(clean, found)) or 'none'}")
+    sure(f"{len(names)} damaged payloads of job {job} are deleted, with the reasons", yes)
+    archive.forget_quarantined(names)
+    say(f"{len(names)} deleted")
+
+
+def _control(address: str | None, namespace: str, job_id: str | None, yes: bool, wanted: str, words: str) -> None:
+    viewer = connected(address, namespace)
+    job = viewer.the_job(job_id)
+    sure(f"job {job}: {words}", yes)
+    before = viewer.steer("control", job, wanted)
+    say(f"job {job} is {wanted}; it was {before}")

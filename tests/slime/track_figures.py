@@ -1,0 +1,48 @@
+"""Tracks three rollouts of a job with slime's own logging: track_figures.py FOLDER. For test_tracking.py.
+
+slime, wandb (offline) and TensorBoard are real, and so is the ledger; no Ray runs: the producer is a stand-in that
+knows the ledger's status only.
+"""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.tracking import Tracking
+from slime.cross_job.types import ClientInfo, Payload
+
+ROLLOUTS = 3
+
+
+def arguments(folder: str) -> SimpleNamespace:
+    """Those of slime's arguments that its tracking reads."""
+    wandb: dict[str, Any] = {"use_wandb": True, "wandb_mode": "offline", "wandb_key": None, "wandb_dir": folder}
+    wandb |= {"wandb_random_suffix": False, "wandb_group": "exp", "wandb_team": None, "wandb_project": "cross-job"}
+    tensorboard = {"use_tensorboard": True, "tb_project_name": None, "tb_experiment_name": None}
+    return SimpleNamespace(**wandb, **tensorboard, rank=0)
+
+
+def main(folder: str) -> None:
+    args = arguments(folder)
+    try:
+        from slime.utils.logging_utils import finish_tracking, init_tracking
+    except ImportError:  # slime before v0.3
+        import wandb
+        from slime.utils.wandb_utils import init_wandb_primary
+
+        init_tracking, finish_tracking = init_wandb_primary, lambda args: wandb.finish()
+    init_tracking(args)
+    ledger = Ledger()
+    for client_id, role, group in (("p", "producer", ""), ("c", "consumer", "train")):
+        ledger.attach(ClientInfo(client_id, "exp", role, group=group))
+    producer: Any = SimpleNamespace(job_id="exp", metrics=True, status=lambda: ledger.status("exp")["exp"])
+    tracking = Tracking(args, producer)
+    for rollout_id in range(ROLLOUTS):
+        ledger.publish("p", rollout_id, Payload(f"t{rollout_id}", "vault/1", 100))
+        tracking.published(rollout_id)
+    finish_tracking(args)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

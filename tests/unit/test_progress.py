@@ -1,0 +1,353 @@
+"""What people see of a job: how far rollouts came, who waited, what happened; and what an operator may do to it."""
+
+import pytest
+
+from slime.cross_job import progress
+from slime.cross_job.errors import Refused, RolloutNotFound
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.records import STATES, Job
+from slime.cross_job.status import bottleneck, headline, looked
+
+from .ledger_hands import Clock, attach, publish, restarted, train, weights
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Ledger:
+    ledger = Ledger(clock, wall=clock)
+    attach(ledger, "p", max_ahead=1)
+    attach(ledger, "c")
+    return ledger
+
+
+def state(ledger: Ledger, rollout_id: int) -> str:
+    return ledger.jobs["exp"].progress[rollout_id].state
+
+
+def kinds(ledger: Ledger) -> list[str]:
+    return [event.kind for event in ledger.jobs["exp"].events.values()]
+
+
+def test_a_rollout_goes_its_way(ledger, clock):
+    ledger.demand("c", 0)
+    assert state(ledger, 0) == "demanded"
+    clock.now += 1
+    ledger.next_demand("p")
+    assert state(ledger, 0) == "generating"
+    clock.now += 5
+    publish(ledger, 0, made_at=clock.now - 1, meta={"reward": 0.5}, weight_version=0, num_samples=4)
+    assert state(ledger, 0) == "published"
+    weights(ledger, 2)
+    clock.now += 2
+    ledger.claim("c", 0)
+    assert state(ledger, 0) == "claimed"
+    clock.now += 3
+    ledger.ack("c", 0)
+    known = ledger.jobs["exp"].progress[0]
+    assert (known.demanded, known.begun, known.made, known.published) == (1000, 1001, 1005, 1006)
+    assert (known.claimed, known.acked, known.state) == (1008, 1011, "freed")
+    assert (known.reward, known.weight_version, known.staleness, known.nbytes, known.num_samples) == (0.5, 0, 2, 10, 4)
+    assert ledger.jobs["exp"].nbytes == {"published": 10, "claimed": 10, "acked": 10}
+
+
+def test_what_is_generated_ahead_was_begun_before_it_was_demanded(ledger, clock):
+    ledger.demand("c", 0)
+    ledger.next_demand("p")
+    publish(ledger, 0)
+    assert ledger.next_demand("p") == 1
+    clock.now += 4
+    ledger.demand("c", 1)
+    assert (state(ledger, 1), ledger.jobs["exp"].progress[1].demanded) == ("generating", 1004)
+
+
+def test_a_lease_that_ends_puts_it_back(ledger):
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    ledger.end("c", "dead", "killed")
+    assert state(ledger, 0) == "published"
+    attach(ledger, "c2")
+    ledger.claim("c2", 0)
+    assert ledger.jobs["exp"].progress[0].claims == 2
+
+
+def test_what_is_lost_says_so_and_is_published_again(ledger):
+    publish(ledger, 0, "t0")
+    ledger.payload_lost("exp", "t0")
+    assert (state(ledger, 0), kinds(ledger)[-1]) == ("lost", "lost")
+    ledger.claim("c", 0)
+    ledger.next_demand("p")
+    assert state(ledger, 0) == "generating"
+    publish(ledger, 0, "t0b")
+    known = ledger.jobs["exp"].progress[0]
+    assert (known.state, known.losses, known.version) == ("published", 1, 2)
+
+
+def test_going_back_shows_what_is_handed_out_again(ledger):
+    ledger.jobs["exp"].retain = 5
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+    train(ledger, 0, 1)
+    ledger.demand("c", 5)
+    ledger.resume("c", 1)
+    assert [state(ledger, r) for r in range(3)] == ["acked", "published", "published"]
+    assert 5 not in ledger.jobs["exp"].progress
+    assert kinds(ledger)[-1] == "rewound"
+
+
+def test_a_producer_that_ends_generates_nothing(ledger):
+    ledger.demand("c", 0)
+    ledger.next_demand("p")
+    ledger.end("p", "failed", "boom")
+    assert state(ledger, 0) == "demanded"
+    assert kinds(ledger) == ["attached", "attached", "failed"]
+
+
+def test_other_groups_change_nothing_of_it(ledger):
+    attach(ledger, "ca", group="archive")
+    ledger.demand("c", 0)
+    publish(ledger, 0)
+    ledger.claim("ca", 0)
+    assert state(ledger, 0) == "published"
+    ledger.claim("c", 0)
+    ledger.ack("c", 0)
+    assert state(ledger, 0) == "acked"
+    ledger.ack("ca", 0)
+    assert state(ledger, 0) == "freed"
+
+
+def test_what_is_too_stale_is_dropped(ledger):
+    job = ledger.jobs["exp"]
+    job.max_staleness, job.on_stale = 0, "drop"
+    publish(ledger, 0, weight_version=0)
+    weights(ledger, 3)
+    assert ledger.claim("c") is None
+    assert (state(ledger, 0), kinds(ledger)[-1], job.nbytes["dropped"]) == ("dropped", "dropped", 10)
+
+
+def test_waits_count_for_who_caused_them(ledger):
+    job = ledger.jobs["exp"]
+    ledger.note_wait("p", "next_demand", 2.0)
+    job.control = "paused"
+    ledger.note_wait("p", "next_demand", 1.0)
+    job.control = "running"
+    job.gate.producer_is(1)
+    ledger.note_wait("p", "next_demand", 4.0)
+    ledger.note_wait("c", "claim", 8.0)
+    ledger.note_wait("c", "begin_update", 0.5)
+    attach(ledger, "ca", group="archive")
+    ledger.demand("c", 0)
+    ledger.note_wait("ca", "claim", 100.0)
+    ledger.note_wait("nobody", "claim", 100.0)
+    ledger.note_wait("exp", "get_value", 100.0)
+    assert job.waited == {
+        **{"producer demand": 2.0, "producer pause": 1.0, "producer weights": 4.0},
+        **{"consumer data": 8.0, "consumer weights": 0.5},
+    }
+    assert set(job.waited) < set(progress.WAITS)
+    ledger.next_demand("p")
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    known = job.progress[0]
+    assert (known.producer_waited_s, known.consumer_waited_s) == (7.0, 8.5)
+    assert ledger.clients["c"].waited_s == 0.0
+
+
+def test_a_full_job_waits_for_space(ledger):
+    ledger.jobs["exp"].max_bytes = 15
+    publish(ledger, 0)
+    ledger.note_wait("p", "next_demand", 3.0)
+    assert ledger.jobs["exp"].waited == {"producer space": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("consumer_s", "producer_s", "elapsed_s", "expected"),
+    [(5, 0, 10, 0.5), (0, 9, 10, -0.9), (3, 3, 10, 0.0), (50, 0, 10, 1.0), (0, 50, 10, -1.0), (1, 0, 0, None)],
+)
+def test_the_bottleneck_is_one_number(consumer_s, producer_s, elapsed_s, expected):
+    assert bottleneck(consumer_s, producer_s, elapsed_s) == expected
+
+
+def test_recent_figures_are_those_of_the_last_rollouts(ledger, clock):
+    for rollout_id in range(40):
+        ledger.demand("c", rollout_id)
+        ledger.next_demand("p")
+        clock.now += 2.0
+        ledger.note_wait("c", "claim", 2.0)
+        publish(ledger, rollout_id, num_samples=8, meta={"reward": rollout_id / 10})
+        ledger.claim("c", rollout_id)
+        clock.now += 2.0
+        ledger.ack("c", rollout_id)
+        ledger.heartbeat("p", "generating")
+        ledger.heartbeat("c", "training")
+    status = ledger.status("exp")["exp"]
+    recent = status["recent"]
+    assert recent["rollouts"] == 32
+    assert recent["per_minute"] == pytest.approx(60 * 32 / 126, rel=1e-3)
+    assert recent["samples_per_s"] == pytest.approx(8 * 32 / 126, rel=1e-3)
+    assert recent["bottleneck"] == pytest.approx(64 / 126, abs=1e-3)
+    assert recent["reward"] == pytest.approx(sum(range(8, 40)) / 320)
+    assert "generation is the bottleneck" in status["headline"]["text"]
+
+
+def said(ledger: Ledger, clock: Clock) -> tuple[str, str]:
+    job = ledger.jobs["exp"]
+    found = headline(job, ledger.status("exp")["exp"]["recent"], clock.now)
+    return found["level"], found["text"]
+
+
+def test_the_headline_says_what_matters_most(clock):
+    ledger = Ledger(clock, wall=clock)
+    attach(ledger, "c")
+    assert said(ledger, clock) == ("warning", "no rollout job has attached yet")
+    attach(ledger, "p")
+    assert said(ledger, clock)[0] == "ok"
+    ledger.control("exp", "paused")
+    assert said(ledger, clock) == ("warning", "paused, as its operator wants")
+    clock.now += 10
+    ledger.heartbeat("c", "x")
+    assert said(ledger, clock) == ("warning", "the rollout job gives no sign of life for 10 s")
+    ledger.end("p", "dead", "killed")
+    clock.now += 7
+    assert said(ledger, clock) == ("error", "the rollout job is dead for 7 s: killed; start it again")
+    attach(ledger, "p2")
+    ledger.heartbeat("c", "x")
+    ledger.end("c", "stopped", "asked to")
+    assert said(ledger, clock) == ("warning", "the train job has stopped: asked to")
+
+
+def test_a_view_asks_for_what_is_new(ledger, clock):
+    for rollout_id in range(5):
+        publish(ledger, rollout_id)
+    first = ledger.look("exp")
+    assert [r for r, _ in first["progress"]] == [0, 1, 2, 3, 4]
+    assert ledger.look("exp", since=first["seq"])["progress"] == []
+    ledger.claim("c", 1)
+    ledger.claim("c", 0)
+    number = first["events"][-1][0]
+    new = ledger.look("exp", since=first["seq"], events_since=number)
+    assert [(r, known.state) for r, known in new["progress"]] == [(1, "claimed"), (0, "claimed")]
+    assert new["events"] == []
+    assert [r for r, _ in ledger.look("exp", limit=2)["progress"]] == [1, 0]
+    ledger.end("p", "failed", "boom")
+    assert [event.kind for _, event in ledger.look("exp", events_since=number)["events"]] == ["failed"]
+
+
+def test_memory_is_bounded(ledger, monkeypatch):
+    monkeypatch.setattr(progress, "PROGRESS", 3)
+    monkeypatch.setattr(progress, "EVENTS_KEPT", 4)
+    for rollout_id in range(9):
+        publish(ledger, rollout_id)
+        ledger.control("exp", ("paused", "running")[rollout_id % 2])
+    job = ledger.jobs["exp"]
+    assert [*job.progress] == [6, 7, 8]
+    assert [*job.events] == [8, 9, 10, 11]
+    assert sum(job.counts.values()) == 11
+
+
+def test_a_broker_that_restarts_knows_all_of_it(ledger):
+    ledger.demand("c", 0)
+    ledger.next_demand("p")
+    located = publish(ledger, 0, meta={"reward": 1.0})
+    ledger.claim("c", 0)
+    again = restarted(ledger, located)
+    old, new = (book.look("exp") for book in (ledger, again))
+    assert new["progress"] == old["progress"]
+    assert new["events"] == old["events"]
+    assert new["status"]["waited"] == old["status"]["waited"]
+
+
+def test_the_words_are_a_closed_set(ledger):
+    assert set(kinds(ledger)) <= set(progress.EVENTS)
+    assert len({*progress.EVENTS}) == len(progress.EVENTS) < 30
+    assert state(ledger_with_one(ledger), 0) in STATES
+
+
+def ledger_with_one(ledger: Ledger) -> Ledger:
+    publish(ledger, 0)
+    return ledger
+
+
+def test_spans_are_kept_for_a_while(ledger):
+    ledger.heartbeat("c", "training", [("train", 0, 1.0, 2.0)])
+    assert ledger.look("exp", spans=True)["spans"] == [("train", 0, 1.0, 2.0, "consumer")]
+    assert "spans" not in ledger.look("exp")
+
+
+# ---------------------------------------------------------------------- steering
+
+
+def test_requeue_takes_a_lease_away(ledger):
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    assert "consumer of job exp" in ledger.requeue("exp", 0)
+    assert (state(ledger, 0), kinds(ledger)[-1], ledger.jobs["exp"].requeued) == ("published", "requeued", 1)
+    with pytest.raises(Exception, match="leased by"):
+        ledger.ack("c", 0)
+    assert ledger.claim("c").rollout_id == 0
+
+
+def test_requeue_refuses_what_nobody_holds(ledger):
+    publish(ledger, 0)
+    with pytest.raises(Refused, match="nobody of group 'train'"):
+        ledger.requeue("exp", 0)
+    with pytest.raises(RolloutNotFound, match="has no consumer group 'x'"):
+        ledger.requeue("exp", 0, "x")
+
+
+@pytest.mark.parametrize("same_prompts", [False, True])
+def test_discard_has_it_generated_anew(ledger, same_prompts):
+    ledger.demand("c", 0)
+    ledger.next_demand("p")
+    publish(ledger, 0, source="after 0")
+    assert ledger.discard("exp", 0, same_prompts) == 10
+    assert ("exp", [*ledger.take_drops()]) == ("exp", [("v1/a", "t0")])
+    assert state(ledger, 0) == "demanded"
+    assert ledger.next_demand("p") == 0
+    assert ledger.source_before("p", 0)[0] == (0 if same_prompts else 1)
+    job = ledger.jobs["exp"]
+    assert (job.regenerated, job.dropped) == ((1, 0) if same_prompts else (0, 1))
+
+
+def test_discard_refuses_what_is_held_or_trained_on(ledger):
+    ledger.jobs["exp"].retain = 5
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    with pytest.raises(Refused, match="requeue"):
+        ledger.discard("exp", 0)
+    ledger.ack("c", 0)
+    with pytest.raises(Refused, match="taken effect"):
+        ledger.discard("exp", 0)
+    with pytest.raises(RolloutNotFound):
+        ledger.discard("exp", 7)
+
+
+def test_detail_says_who_holds_it(ledger):
+    publish(ledger, 0)
+    publish(ledger, 0, "other")
+    attach(ledger, "ca", group="archive")
+    ledger.claim("c", 0)
+    found = ledger.detail("exp", 0)
+    assert [v["version"] for v in found["versions"]] == [1, 2]
+    assert found["groups"]["train"]["state"] == "leased"
+    assert "consumer of job exp" in found["groups"]["train"]["held_by"]
+    assert found["groups"]["archive"] == {"state": "open", "version": None, "held_by": ""}
+    with pytest.raises(RolloutNotFound):
+        ledger.detail("exp", 9)
+
+
+def test_5000_rollouts_are_looked_at_quickly(ledger):
+    """A guard against what grows with the square: the figures are in the README."""
+    import time
+
+    job: Job = ledger.jobs["exp"]
+    job.retain = 10_000
+    for rollout_id in range(5000):
+        publish(ledger, rollout_id)
+    began = time.perf_counter()
+    for _ in range(5):
+        looked(job, 0.0, 0.0, -1, 10_000, 0)
+    assert (time.perf_counter() - began) / 5 < 0.25

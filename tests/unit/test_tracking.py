@@ -1,0 +1,101 @@
+"""The job's figures under `cross_job/`, at pins of slime with a logging of their own and without; stand-ins for its
+module, for wandb, and for the producer, which is asked for the real ledger's status."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime.cross_job.tracking import Tracking, named
+
+from .ledger_hands import publish
+
+
+class Asked:
+    """Stands for a Producer: it has the status of the real ledger."""
+
+    job_id = "exp"
+
+    def __init__(self, ledger: Any, metrics: bool = True):
+        self.ledger, self.metrics, self.asked = ledger, metrics, 0
+
+    def status(self) -> dict[str, Any]:
+        self.asked += 1
+        return self.ledger.status("exp")["exp"]
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> SimpleNamespace:
+    """Stands for wandb; `logged` and `defined` are what it was told."""
+    stand_in: Any = ModuleType("wandb")
+    stand_in.logged, stand_in.defined = [], []
+    stand_in.log = stand_in.logged.append
+    stand_in.define_metric = lambda *args, **kwargs: stand_in.defined.append((args, kwargs))
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.setitem(sys.modules, "slime.utils.logging_utils", None)
+    return stand_in
+
+
+@pytest.fixture
+def slimes(monkeypatch, wandb) -> list[tuple[Any, dict[str, float], str]]:
+    """Stands for slime.utils.logging_utils of v0.3 on; what it was told."""
+    told: list[tuple[Any, dict[str, float], str]] = []
+    module: Any = ModuleType("slime.utils.logging_utils")
+    module.log = lambda args, metrics, step_key: told.append((args, metrics, step_key))
+    monkeypatch.setitem(sys.modules, "slime.utils.logging_utils", module)
+    return told
+
+
+def test_figures_have_names_in_one_folder(pair):
+    publish(pair, 0)
+    found = named(pair.status("exp")["exp"])
+    assert found["cross_job/rollouts_total/published"] == 1
+    assert found["cross_job/queue_rollouts"] == 1
+    assert found["cross_job/wait_seconds_total/producer/demand"] == 0
+    assert all(name.startswith("cross_job/") for name in found)
+
+
+def test_slimes_own_logging_gets_them_where_there_is_one(pair, slimes, wandb):
+    args = SimpleNamespace(use_wandb=False, use_tensorboard=True)
+    publish(pair, 0)
+    Tracking(args, Asked(pair)).published(7)
+    ((told_args, metrics, step_key),) = slimes
+    assert (told_args, step_key, metrics["rollout/step"]) == (args, "rollout/step", 7)
+    assert metrics["cross_job/rollouts_total/published"] == 1
+    assert not wandb.defined, "wandb is not used"
+
+
+def test_an_older_slime_has_wandb_alone(pair, wandb):
+    tracking = Tracking(SimpleNamespace(use_wandb=True), Asked(pair))
+    for rollout_id in range(2):
+        tracking.published(rollout_id)
+    assert [told["rollout/step"] for told in wandb.logged] == [0, 1]
+    assert wandb.defined == [(("cross_job/*",), {"step_metric": "rollout/step"})]
+
+
+@pytest.mark.parametrize(
+    ("args", "metrics"),
+    [
+        (SimpleNamespace(use_wandb=False), True),
+        (SimpleNamespace(), True),
+        (SimpleNamespace(use_wandb=True, use_tensorboard=True), False),
+    ],
+)
+def test_nobody_is_asked_where_nobody_wants_to_know(pair, wandb, args, metrics):
+    producer = Asked(pair, metrics)
+    Tracking(args, producer).published(0)
+    assert (producer.asked, wandb.logged) == (0, [])
+
+
+def test_a_failure_is_said_once_and_hurts_nobody(pair, wandb, caplog):
+    def fail(told: Any) -> None:
+        raise OSError("disk full")
+
+    wandb.log = fail
+    tracking = Tracking(SimpleNamespace(use_wandb=True), Asked(pair))
+    for rollout_id in range(3):
+        tracking.published(rollout_id)
+    assert [record.getMessage() for record in caplog.records] == [
+        "job exp: its figures are not in wandb or TensorBoard (said once): OSError: disk full"
+    ]
