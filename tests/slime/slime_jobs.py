@@ -1,5 +1,6 @@
 """slime's jobs on a local cluster: single, or split in a rollout and a train job, as the tests start and read them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class Run:
     probe: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # of single_job.slime_arguments
     env: dict[str, str] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()  # more flags of both jobs
     jobs: list[SubmittedJob] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,11 +88,13 @@ class Run:
 
     def rollout_job(self, *extra: str, script: str = "cross_job_rollout.py", **options: Any) -> SubmittedJob:
         """The rollout half."""
-        return self.start(script, *CROSS_JOB, self.name, "--cross-job-role", "rollout", *extra, **options)
+        flags = (*CROSS_JOB, self.name, "--cross-job-role", "rollout", *self.extra, *extra)
+        return self.start(script, *flags, **options)
 
     def train_job(self, *extra: str, script: str = "train.py", **options: Any) -> SubmittedJob:
         """The train half: slime's own train.py or train_async.py."""
-        return self.start(script, *CROSS_JOB, self.name, "--cross-job-role", "train", *extra, **options)
+        flags = (*CROSS_JOB, self.name, "--cross-job-role", "train", *self.extra, *extra)
+        return self.start(script, *flags, **options)
 
     def replay_job(self, *words: str) -> SubmittedJob:
         """cross_job_replay.py of the patched slime."""
@@ -112,6 +116,16 @@ class Run:
     def steps(self, *what: str) -> list[tuple[Any, ...]]:
         """One tuple of the named figures for each optimizer step that was logged, in order."""
         return [tuple(line[name] for name in what) for line in single_job.read_log(self.folders.log, "train")]
+
+    def asked(self, address: str, *words: str) -> str:
+        """What `python -m slime.cross_job` of the patched slime says of this run, on the cluster at `address`."""
+        command = [sys.executable, "-m", "slime.cross_job", *words, "--job-id", self.name, "--address", address]
+        done = subprocess.run(command, env=self._of_a_shell(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _of_a_shell(self) -> dict[str, str]:
+        return {**os.environ, **self.environment()}
 
     def stop(self) -> None:
         """Stop what still runs."""

@@ -1,9 +1,11 @@
 """A job that is killed and started again: the other goes on, and training ends as if nothing had happened."""
 
+import json
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray_jobs import SubmittedJob, wait_for
@@ -14,8 +16,10 @@ KILLED_AT = 3  # while this rollout is being generated
 
 @pytest.fixture
 def run(pin, new_run, tmp_path) -> Run:
-    """Saves after every second rollout."""
-    return new_run(pin, "run", options={"save": tmp_path / "saved", "save_interval": 2})
+    """Saves after every second rollout, and tells what it does to each."""
+    made: Run = new_run(pin, "run", options={"save": tmp_path / "saved", "save_interval": 2})
+    made.extra = ("--cross-job-traces", "on")
+    return made
 
 
 def stop_at(run: Run, what: str, number: int) -> Path:
@@ -36,8 +40,34 @@ def kill_there(hold: Path, job: SubmittedJob, *jobs: SubmittedJob) -> None:
     hold.unlink()
 
 
+def shown_as_it_was(run: Run, address: str, dead: str) -> None:
+    """What the command line tells of the whole run, after the fact, is what its jobs did."""
+    status = json.loads(run.asked(address, "status", "--json"))
+    assert status["complete"]
+    assert status["acked"] + status["covered"] == ROLLOUTS
+    assert status["events"]["dead"] == 1
+    told = [event["text"] for event in status["last_events"] if event["kind"] == "dead"]
+    assert f"the {dead} of job {run.name}" in told[0]
+    rows = json.loads(run.asked(address, "ls", "--json"))["rollouts"]
+    assert [(row["rollout_id"], row["state"]) for row in rows[::-1]] == [(r, "freed") for r in range(ROLLOUTS)]
+    assert [row["weight_version"] for row in rows[::-1]] == [*range(ROLLOUTS)]
+    rewards = {row["rollout_id"]: row["reward"] for row in rows}
+    for rollout_id, reward in run.steps("rollout_id", "raw_reward"):
+        assert rewards[rollout_id] == pytest.approx(reward)
+    spans = {(event["name"], event["tid"] - 1) for event in traced(run, address)}
+    for rollout_id in range(ROLLOUTS):
+        named = {name for name, row in spans if row == rollout_id}
+        assert {"generate", "publish", "claim", "train", "weights"} <= named, rollout_id
+    assert "save" in {name for name, _ in spans}
+
+
+def traced(run: Run, address: str) -> list[dict[str, Any]]:
+    made = json.loads(run.asked(address, "trace"))
+    return [event for event in made["traceEvents"] if event["ph"] == "X"]
+
+
 @at_pins("v0.3.1", again=("079dbcf",))
-def test_a_rollout_job_that_was_killed(pin, run, single):
+def test_a_rollout_job_that_was_killed(pin, run, single, cluster):
     """The trainer waits, gives its weights to the new engines, and gets the rollout that was lost in the making."""
     hold = stop_at(run, "rollout", KILLED_AT)
     first, train = run.rollout_job(), run.train_job()
@@ -48,10 +78,11 @@ def test_a_rollout_job_that_was_killed(pin, run, single):
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
     published = [f"rollout {r} version" in second.logs for r in range(ROLLOUTS)]
     assert published == [r >= KILLED_AT for r in range(ROLLOUTS)], "what had been published was generated again"
+    shown_as_it_was(run, cluster.address, dead="producer")
 
 
 @at_pins("079dbcf", again=("v0.3.1",))
-def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
+def test_a_train_job_that_was_killed(pin, run, single, tmp_path, cluster):
     """It goes on from its checkpoint with the rollouts behind it, the same bytes, none of them generated again."""
     hold = stop_at(run, "rollout", KILLED_AT)
     rollout, first = run.rollout_job(), run.train_job()
@@ -64,6 +95,7 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path):
     assert steps[3:] == expected[2:]
     for rollout_id in range(ROLLOUTS):
         assert rollout.logs.count(f"rollout {rollout_id} version") == 1, "it was generated again"
+    shown_as_it_was(run, cluster.address, dead="consumer")
 
 
 @at_pins(again=("079dbcf",))

@@ -80,7 +80,7 @@ class Invariants(Clients):
             return
         assert {*life.readable, *life.lost} <= {*job.progress} or job.complete
         for rollout_id, known in job.progress.items():
-            allowed: tuple[str, ...] = ("demanded", "generating")
+            allowed: tuple[str, ...] = ("demanded", "generating", "acked")  # acked: by another group than wants it
             if rollout_id in life.readable:
                 allowed = ("published", "claimed", "acked")
             elif rollout_id in life.freed:
@@ -89,7 +89,7 @@ class Invariants(Clients):
                 allowed = ("acked",)  # its payload went with a vault since
             elif job.complete:
                 allowed = ("acked", "lost", "demanded", "generating")
-            elif rollout_id in life.lost:  # or acked: by the group that drives, not by another
+            elif rollout_id in life.lost:
                 allowed = ("lost", "demanded", "generating", "acked")
             assert known.state in allowed, (rollout_id, known.state, allowed)
             groups = job.groups.values()

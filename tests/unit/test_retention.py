@@ -2,7 +2,7 @@
 
 from slime.cross_job.ledger import Ledger
 
-from .ledger_hands import attach, figures, publish, restarted, train
+from .ledger_hands import attach, figures, publish, restarted, train, weights
 
 
 def ids(ledger: Ledger) -> list[int]:
@@ -109,3 +109,18 @@ def test_a_retry_by_a_vault_that_was_restarted_makes_no_second_version(ledger):
     assert ledger.take_drops() == [], "the new one holds it under the same token"
     assert ledger.take_store_drops() == [("exp", "n0"), ("exp", "n0-source")]
     assert ledger.source_before("p", 1)[1].stored == "n0-again"
+
+
+def test_what_was_acked_before_it_was_thrown_away_is_freed_when_it_comes_again(ledger):
+    """Too stale for one group while another one held it, which then acked it; published anew for nobody any more."""
+    attach(ledger, "p", max_staleness=0, on_stale="drop")
+    attach(ledger, "c")
+    attach(ledger, "ca", group="archive")
+    publish(ledger, 0, weight_version=0)
+    ledger.claim("c", 0)
+    weights(ledger, 1)
+    assert ledger.claim("ca", 0) is None
+    ledger.ack("c", 0)
+    ledger.end("ca", "finished")
+    publish(ledger, 0, "t0-again", weight_version=1)
+    assert figures(ledger, "retained", "queue_depth", "freed") == [0, 0, 1]

@@ -23,7 +23,6 @@ from .records import (
     FINISHED,
     GENERATING,
     LOST,
-    PUBLISHED,
     Client,
     Group,
     Job,
@@ -177,7 +176,7 @@ class Ledger(Steering):
                 job.lost.add(undone)
                 job.losses += 1
         for undone in again:
-            self._note(job, undone, LOST if undone in job.lost else PUBLISHED, acked=0.0)
+            self._note_open(job, undone)
         for leased in [*group.leases]:
             self._give_back(job, group, leased)
         covered = sorted(r for r in {*job.rollouts, *job.lost} if r < rollout_id and r not in group.acked)

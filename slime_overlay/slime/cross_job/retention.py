@@ -48,6 +48,8 @@ class Retention(Sources):
             job.covered += 1
         if covering:
             self._note(job, rollout_id, ACKED, acked=self._wall())
+        acked = any(rollout_id in group.acked for group in job.groups.values())  # perhaps before it was thrown away
+        if acked and rollout_id not in job.done:
             self._settle(job, [rollout_id])
 
     def _shed(self, job: Job, rollout_id: int) -> None:

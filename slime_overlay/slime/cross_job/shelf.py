@@ -70,7 +70,8 @@ class Shelf(Retention):
             client.answered["publish"] = (payload.token, located)
             why = f"not taken: weights {payload.weight_version} made it, it was begun for weights {begun}"
             self._event(job, "outdated", why, rollout_id)
-            self._note(job, rollout_id, DEMANDED)
+            if rollout_id not in job.rollouts:
+                self._note_open(job, rollout_id)
             return True, located
         number = job.again.get(rollout_id, 1) + 1 if rollout_id in job.ever else 1
         located = Located(job.job_id, rollout_id, number, payload, self._wall(), client.epoch, job.serial)
@@ -292,6 +293,14 @@ class Shelf(Retention):
         job.lost.discard(rollout_id)
         if rollout_id in job.done:
             self._shed(job, rollout_id)
+
+    def _note_open(self, job: Job, rollout_id: int) -> None:
+        """It was acked, or being generated, and is not any more."""
+        state = PUBLISHED if rollout_id in job.rollouts else LOST if rollout_id in job.lost else DEMANDED
+        if state == DEMANDED and rollout_id not in job.demands:
+            job.progress.pop(rollout_id, None)
+        else:
+            self._note(job, rollout_id, state, acked=0.0)
 
     def _note_published(self, job: Job, located: Located) -> None:
         payload, reward = located.payload, located.payload.meta.get("reward")

@@ -48,6 +48,7 @@ def take_job(ledger: Ledger, job: Job, clients: list[Client]) -> list[int]:
     """Let a ledger know a job as its journal in a durable store says; returns the rollouts that are not there."""
     ledger.jobs[job.job_id] = job
     ledger.take_clients(clients)
+    job.held_bytes = 0
     for record in sorted(job.records.values(), key=lambda record: record.serial):
         ledger.put_back(job, record)
     return ledger.reconcile(job)
@@ -69,6 +70,7 @@ def restore(
         ledger.jobs[found.job.job_id] = found.job
         for name, entries in tables.items():
             setattr(found.job, name, Table(entries))
+        found.job.held_bytes = 0  # until a vault says that it has them
     for found in {found.job.job_id: found for found, _ in sorted(snapshots, key=lambda pair: pair[0].order)}.values():
         ledger.take_clients(found.clients)
     for known in ledger.jobs.values():

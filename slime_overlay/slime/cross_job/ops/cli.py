@@ -242,15 +242,15 @@ def trace(
 
     What the two jobs did in detail (transfer, train, save) is known where --cross-job-traces on was given to them.
     """
-    from . import traces
+    from .traces import chrome, send, spans_of
 
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
-    spans = traces.spans_of(viewer.look(job, spans=True), last)
+    spans = spans_of(viewer.look(job, spans=True), last)
     if otlp is None:
-        print(text.dumps(traces.chrome(job, spans)))
+        print(text.dumps(chrome(job, spans)))
     else:
-        say(f"{traces.send(otlp, job, spans)} spans sent to {otlp}")
+        say(f"{send(otlp, job, spans)} spans sent to {otlp}")
 
 
 @app.command()

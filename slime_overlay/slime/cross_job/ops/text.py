@@ -22,6 +22,7 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # controls, format (bidi, zero w
 _LEVELS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _STATE_STYLES = {"lost": "red", "dropped": "yellow", "claimed": "cyan", "published": "blue", "generating": "magenta"}
 _NONE = "-"
+_BLOCKED = "not looked at: it needs"
 _ADVICE = (("why it matters", "why"), ("what to do", "do"))
 
 
@@ -127,16 +128,21 @@ def events_table(events: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def findings_table(findings: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """`doctor`: what was found, the worst first; what is well is a line."""
+    """`doctor`: what was found, the worst first; what is well is a line, and so is all that could not be looked at."""
     order = ("error", "warning", "note", "ok")
     body: list[RenderableType] = []
+    waiting: dict[str, list[str]] = {}
     for found in sorted(findings, key=lambda found: order.index(found["severity"])):
+        if found["what"].startswith(_BLOCKED):
+            waiting.setdefault(found["what"], []).append(found["check"])
+            continue
         style = _LEVELS.get(found["severity"], "")
         place = f" [{clean(found['where'])}]" if found["where"] else ""
         head = f"{found['severity']:<8} {clean(found['check'])}{place}: {clean(found['what'])}"
         body.append(Text(head, style="" if found["severity"] == "ok" else style))
         if found["severity"] != "ok":
             body += [Text(f"         {name}: {clean(found[key])}") for name, key in _ADVICE if found[key]]
+    body += [Text(f"note     {', '.join(map(clean, checks))}: {clean(what)}") for what, checks in waiting.items()]
     return Group(*body)
 
 
