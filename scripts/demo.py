@@ -32,6 +32,8 @@ from recipe import Recipe  # noqa: E402
 from slime.cross_job.errors import BadInput, ClusterUnreachable, CrossJobError  # noqa: E402
 from slime.cross_job.jobs import run  # noqa: E402
 from slime.cross_job.link import Link  # noqa: E402
+from slime.cross_job.ops.report import write_report  # noqa: E402
+from slime.cross_job.ops.viewer import Viewer  # noqa: E402
 from slime.cross_job.types import check_job_id  # noqa: E402
 
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -224,6 +226,8 @@ def main() -> None:
         while after > 1.05 * before and time.monotonic() < deadline:
             time.sleep(0.2)
             after = store_bytes()
+        if seen:
+            write_report(Viewer(), args.job_id, args.out / "report.html")
         states = {role: client.get_job_status(job).value for role, job in jobs.items()}
         for role, job in jobs.items():
             (args.out / f"{role}.log").write_text(client.get_job_logs(job))
@@ -254,6 +258,8 @@ def finish(args: argparse.Namespace, summary: dict[str, Any], seen: list[dict[st
     for key, value in summary.items():
         print(f"{key:27} {value}")
     print(f"picture: {args.out / 'demo.png'}")
+    if seen:
+        print(f"report: {args.out / 'report.html'}")
     wrong = [f"the {role} job is {state}: see {args.out}/{role}.log" for role, state in summary["states"].items()]
     wrong = [text for text in wrong if "SUCCEEDED" not in text]
     wrong += [f"{summary[k]} rollouts {k}" for k in ("lost", "duplicated") if summary[k]]

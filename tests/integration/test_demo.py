@@ -76,6 +76,7 @@ def test_two_demos_at_once_are_equal_step_by_step_and_leave_nothing(tmp_path):
         assert (summary["lost"], summary["duplicated"], summary["staleness_max"]) == (0, 0, 0)
         assert summary["object_store_bytes_after"] <= 1.05 * summary["object_store_bytes_before"]
         assert (tmp_path / name / "demo.png").read_bytes()[1:4] == b"PNG"
+        assert "<title>" in (tmp_path / name / "report.html").read_text()
         addresses.append(cluster_address(output))
         lines = [json.loads(line) for line in (tmp_path / name / "train.jsonl").read_text().splitlines()]
         rewards.append([(line["rollout_id"], line["reward"], line["entropy"], line["grad_norm"]) for line in lines])

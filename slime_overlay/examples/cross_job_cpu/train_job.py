@@ -38,6 +38,7 @@ def main() -> None:
                 rollout = consumer.claim(rollout_id)
                 batch = rollout.batch
                 claim_ms = 1e3 * (time.time() - max(asked, rollout.published_at))
+                consumer.doing(f"training on rollout {rollout_id}")
                 with consumer.span("train", rollout_id):
                     metrics = train_step(model, optimizer, batch, recipe, rollout_id)
                 with consumer.span("weights", rollout_id):

@@ -1,7 +1,7 @@
 """A job's figures for people, tools and audits, as JSON-able dicts. Pure functions over the ledger's records."""
 
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from .progress import WAITS
@@ -147,8 +147,8 @@ def looked(job: Job, now: float, wall: float, since: int, limit: int, events_sin
     change first; whoever asks next says `since` this `seq`. `events` are [number, Event] after `events_since`. A `seq`
     that is less than before says that the job began anew: ask again, for all.
     """
-    newest = reversed(job.progress.data.items())
-    fresh = [[r, known] for r, known in islice(newest, limit) if known.seq > since]
+    newest = takewhile(lambda item: item[1].seq > since, reversed(job.progress.data.items()))
+    fresh = [[r, known] for r, known in islice(newest, limit)]
     events = [[number, event] for number, event in job.events.data.items() if number > events_since]
     return {
         "status": job_status(job, now, wall),

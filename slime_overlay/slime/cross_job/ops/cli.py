@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import BadInput, CrossJobError, HeldBack, Unreachable, WaitTimeout
+from ..errors import BadInput, HeldBack, Unreachable, WaitTimeout
 from ..records import STATES
 from . import text
 from .app import DEFAULT, Address, JobId, Json, Namespace, RolloutId, app, connected, out, out_json, say, where
@@ -281,16 +281,31 @@ def web(
     allow_control: Annotated[
         bool, typer.Option("--allow-control", help="let the page pause, resume, drain ...")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="another name of it, as behind a proxy")
+    ] = None,
 ) -> None:
     """Serve the live view, until Ctrl-C."""
+    from .access import ray_token
     from .viewer import Viewer
     from .web import serve
 
     connected(address, namespace)  # so that what is wrong is said here
-    try:
-        serve(lambda: Viewer(namespace), host=host, port=port, allow_control=allow_control, job_id=job_id)
-    except OSError as error:
-        raise CrossJobError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+    def ready(url: str) -> None:
+        say(f"live view at {url}{'' if allow_control else ' (read-only)'}")
+        if ray_token() is not None:
+            say(f"it asks for Ray's token: open {url}?token=TOKEN once")
+
+    serve(
+        lambda: Viewer(namespace, timeout_s=10),
+        host=host,
+        port=port,
+        allow_control=allow_control,
+        job_id=job_id,
+        allowed_hosts=allowed_host or (),
+        ready=ready,
+    )
 
 
 def _changed(row: dict[str, Any]) -> float:
