@@ -37,7 +37,7 @@ def test_evaluation_and_the_data_source_are_the_rollout_jobs(pin, new_run):
         assert saved == ["global_dataset_state_dict_0.pt", "global_dataset_state_dict_1.pt"]
 
 
-@at_pins("079dbcf", again=("v0.3.1",))
+@at_pins(again=("079dbcf", "v0.3.1"))
 def test_a_single_job_with_the_switch_trains_as_before_and_lets_others_read(pin, new_run, single):
     tapped = new_run(pin, "tapped")
     reader = tapped.start_script("reader.py", tapped.name, str(ROLLOUTS))

@@ -67,7 +67,7 @@ def records(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-@at_pins("v0.3.1", "v0.1.0")
+@at_pins("v0.3.1", again=("v0.1.0",))
 def test_wandb_holds_the_figures_of_each_rollout(pin, checkout, tmp_path):
     pytest.importorskip("wandb")
     steps = in_wandb(tracked(checkout(pin), tmp_path))
