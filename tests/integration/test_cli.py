@@ -80,7 +80,7 @@ def test_reading(a_run, tmp_path):
     assert run.job_id in ask("jobs", "--all-namespaces")
     status = asked("status", *here)
     assert (status["published"], status["claimed"], status["acked"], status["demanded"]) == (2, 2, 1, 1)
-    assert status["headline"]["level"] == "ok"
+    assert status["standing"][0]["level"] == "ok"
     assert [event["kind"] for event in status["last_events"]] == ["attached", "attached"]
     assert "2 published, 2 claimed, 1 acked" in ask("status", *here)
     assert "rollout job" in ask("top", "--once", *here)
@@ -135,7 +135,7 @@ def test_reading(a_run, tmp_path):
 
 def steady(status: dict[str, Any]) -> dict[str, Any]:
     """What does not change with time alone."""
-    moving = ("idle_s", "oldest_queued_s", "producer", "consumers", "headline", "waited")
+    moving = ("idle_s", "oldest_queued_s", "producer", "consumers", "standing", "waited")
     return {name: value for name, value in status.items() if name not in moving}
 
 

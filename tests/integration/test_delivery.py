@@ -77,7 +77,7 @@ def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
     claimed.release()
     after = consumer.status()
     changing = {"claimed", "requeued", "producer", "consumers", "events", "bytes", "idle_s", "oldest_queued_s"}
-    changing |= {"waited", "recent", "bottleneck", "headline"}
+    changing |= {"waited", "recent", "bottleneck", "standing"}
     assert {k: v for k, v in after.items() if k not in changing} == {
         k: v for k, v in before.items() if k not in changing
     }

@@ -95,7 +95,7 @@ def test_the_whole_of_a_job_is_shown_and_follows_what_happens(viewer, browser):
         browser.until("document.querySelector('#verdict-main').textContent.includes('Paused by its operator')")
         browser.until("document.querySelector('#events').textContent.includes('the job is paused now')")
         viewer.ledger.end("p-exp", "dead", "its node left the cluster")
-        browser.until("document.querySelector('#verdict').dataset.level === 'bad'")
+        browser.until("document.querySelector('#verdict').dataset.level === 'error'")
         assert "The rollout job is dead" in browser.text("#verdict-main")
         assert "its node left the cluster" in browser.text("#verdict-main")
         assert browser.text(".job[data-state=dead] .standing b") == "dead"

@@ -271,6 +271,18 @@ def test_the_overlay_is_made_of_namespace_packages():
     assert [path for path in packages if not path.is_relative_to(PACKAGE)] == []
 
 
+def test_the_command_line_says_what_it_needs_and_nothing_else_loads_it():
+    code = "import sys; sys.modules['typer'] = None; from slime.cross_job.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(OVERLAY)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "pip install typer rich" in done.stderr
+    for path in PACKAGE.rglob("*.py"):
+        if not path.is_relative_to(PACKAGE / "ops") and path.name != "__main__.py":
+            assert not {"typer", "rich", "aiohttp"} & outside_imports(path.read_text(), lazy_too=True), path
+
+
 def test_the_facade_of_names_holds_names_only():
     source = (OVERLAY / "slime" / "utils" / "cross_job_utils.py").read_text()
     assert len(source.splitlines()) < 100

@@ -6,7 +6,7 @@ from slime.cross_job import progress
 from slime.cross_job.errors import Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.records import STATES, Job
-from slime.cross_job.status import bottleneck, headline, looked
+from slime.cross_job.status import bottleneck, looked
 
 from .ledger_hands import Clock, attach, publish, restarted, train, weights
 
@@ -190,33 +190,52 @@ def test_recent_figures_are_those_of_the_last_rollouts(ledger, clock):
     assert recent["samples_per_s"] == pytest.approx(8 * 32 / 126, rel=1e-3)
     assert recent["bottleneck"] == pytest.approx(64 / 126, abs=1e-3)
     assert recent["reward"] == pytest.approx(sum(range(8, 40)) / 320)
-    assert "generation is the bottleneck" in status["headline"]["text"]
+    assert "generation is the bottleneck" in status["standing"][0]["text"]
 
 
-def said(ledger: Ledger, clock: Clock) -> tuple[str, str]:
-    job = ledger.jobs["exp"]
-    found = headline(job, ledger.status("exp")["exp"]["recent"], clock.now)
-    return found["level"], found["text"]
+def said(ledger: Ledger) -> list[tuple[str, str]]:
+    return [(one["level"], one["text"]) for one in ledger.status("exp")["exp"]["standing"]]
 
 
-def test_the_headline_says_what_matters_most(clock):
+def test_what_matters_most_is_said_first(clock):
     ledger = Ledger(clock, wall=clock)
     attach(ledger, "c")
-    assert said(ledger, clock) == ("warning", "no rollout job has attached yet")
+    absent = ("warning", "No rollout job has attached yet: start it with --job-id exp.")
+    nobody_knows = ("ok", "No rollout has been claimed yet: nobody knows who waits for whom.")
+    assert said(ledger) == [absent, nobody_knows]
     attach(ledger, "p")
-    assert said(ledger, clock)[0] == "ok"
+    assert said(ledger) == [nobody_knows]
     ledger.control("exp", "paused")
-    assert said(ledger, clock) == ("warning", "paused, as its operator wants")
+    assert said(ledger)[0] == ("warning", "Paused by its operator: nothing new is generated until it is resumed.")
     clock.now += 10
     ledger.heartbeat("c", "x")
-    assert said(ledger, clock) == ("warning", "the rollout job gives no sign of life for 10 s")
+    silent = "The rollout job gives no sign of life for 10 s, doing: attached. Look at its log."
+    assert ("warning", silent) in said(ledger)
     ledger.end("p", "dead", "killed")
     clock.now += 7
-    assert said(ledger, clock) == ("error", "the rollout job is dead for 7 s: killed; start it again")
+    assert said(ledger)[0] == ("error", "The rollout job is dead, for 7 s: killed. Start it again.")
     attach(ledger, "p2")
+    publish(ledger, 3, producer="p2")
+    ledger.payload_lost("exp", "t3")
     ledger.heartbeat("c", "x")
     ledger.end("c", "stopped", "asked to")
-    assert said(ledger, clock) == ("warning", "the train job has stopped: asked to")
+    texts = [text for _, text in said(ledger)]
+    assert "The train job stopped as asked (asked to): start it to go on." in texts
+    assert "1 rollouts are lost with a vault (3): generated again on demand." in texts
+    clock.now += 700
+    ledger.heartbeat("p2", "x")
+    assert "Nothing has happened to a rollout for 12 min." in [text for _, text in said(ledger)]
+    attach(ledger, "c2", group="archive")
+    ledger.end("c2", "failed", "boom")
+    assert said(ledger)[0] == ("error", "The consumer group archive failed, 0 s ago: boom. Start it again.")
+
+
+def test_a_complete_job_has_nothing_else_to_say(ledger):
+    publish(ledger, 0)
+    train(ledger, 0)
+    for client in ("p", "c"):
+        ledger.end(client, "finished")
+    assert said(ledger) == [("ok", "Complete: 1 rollouts took effect.")]
 
 
 def test_a_view_asks_for_what_is_new(ledger, clock):

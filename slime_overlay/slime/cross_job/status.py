@@ -8,24 +8,18 @@ from .progress import WAITS
 from .records import (
     ACKED,
     CLAIMED,
-    DEAD,
-    FAILED,
-    FINISHED,
     FREED,
-    RUNNING,
     SETTINGS,
-    STOPPED,
     Client,
     Job,
     Progress,
 )
 from .stores.base import without_password
 from .types import Located
-from .verdicts import SLOW_AFTER_S, who
+from .verdicts import standing, who
 
 _COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "delayed", "losses")
 _WINDOW = 32  # rollouts over which rates are taken
-_ONE_SIDED = 0.1  # share of the time, from which one of them is the bottleneck
 
 
 def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
@@ -38,7 +32,8 @@ def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
 
     `oldest_queued_s` is the age of the oldest rollout in the queue, `idle_s` the time since anything happened to a
     rollout, `waited` the seconds by who waited for what (progress.WAITS), `bottleneck` whom the other side waits for,
-    see `bottleneck`; `recent` says what held over the last rollouts that were claimed.
+    see `bottleneck`; `recent` says what held over the last rollouts that were claimed; `standing` says how the job
+    stands, in sentences, what matters most first: [{"level": "error" | "warning" | "ok", "text"}].
     """
     queue = [r for r in job.rollouts if r not in job.done]
     newest_weights = job.weights_now
@@ -47,6 +42,7 @@ def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
     values = sum(value.payload.nbytes for value in job.values.values())
     recent = _recent(job)
     newest = next(reversed(job.progress.data.values()), None)
+    idle_s = round(max(0.0, wall - _last_change(newest)), 3) if newest else None
     return {
         "job_id": job.job_id,
         "complete": job.complete,
@@ -73,12 +69,12 @@ def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
         "held_bytes": job.held_bytes + values,
         "bytes": {what: job.nbytes.get(what, 0) for what in ("published", "claimed", "acked", "dropped")},
         "oldest_queued_s": round(max(0.0, wall - oldest.published_at), 3) if oldest else 0.0,
-        "idle_s": round(max(0.0, wall - _last_change(newest)), 3) if newest else None,
+        "idle_s": idle_s,
         "waited": {what: round(job.waited.get(what, 0.0), 3) for what in WAITS},
         "recent": recent,
         "bottleneck": recent["bottleneck"],
         "verdicts": dict(job.verdicts),
-        "headline": headline(job, recent, now),
+        "standing": standing(job, recent, now, idle_s),
         "events": dict(job.counts),
         "restarts": {
             "producer": max(0, job.producer_epoch - 1),
@@ -100,44 +96,6 @@ def bottleneck(consumer_waited_s: float, producer_waited_s: float, elapsed_s: fl
     if elapsed_s <= 0:
         return None
     return round(max(-1.0, min(1.0, (consumer_waited_s - producer_waited_s) / elapsed_s)), 3)
-
-
-def headline(job: Job, recent: dict[str, Any], now: float) -> dict[str, str]:
-    """How the job stands, in one sentence: {"level": "ok" | "warning" | "error", "text"}."""
-    if job.complete:
-        return {"level": "ok", "text": f"complete: {job.acked + job.covered} rollouts took effect"}
-    producer = job.producer
-    drivers = [g for g in job.groups.values() if g.demanded] or [*job.groups.values()]
-    consumer = max((g.last for g in drivers if g.last is not None), key=lambda c: c.live, default=None)
-    for client, name in ((producer, "rollout job"), (consumer, "train job")):
-        if client is None:
-            return {"level": "warning", "text": f"no {name} has attached yet"}
-        if client.state in (FAILED, DEAD):
-            ago = f"for {now - client.ended_at:.0f} s"
-            text = f"the {name} is {client.state} {ago}: {client.reason}; start it again"
-            return {"level": "error", "text": text}
-        if client.state == STOPPED:
-            return {"level": "warning", "text": f"the {name} has stopped: {client.reason or 'as asked'}"}
-        if client.live and now - client.last_beat > SLOW_AFTER_S:
-            silent_s = now - client.last_beat
-            return {"level": "warning", "text": f"the {name} gives no sign of life for {silent_s:.0f} s"}
-    assert producer is not None
-    assert consumer is not None
-    if job.control != RUNNING:
-        return {"level": "warning", "text": f"{job.control}, as its operator wants"}
-    if producer.state == FINISHED or consumer.state == FINISHED:
-        which = "rollout job" if producer.state == FINISHED else "train job"
-        return {"level": "ok", "text": f"the {which} is through"}
-    share = recent["bottleneck"]
-    if share is None:
-        return {"level": "ok", "text": "both jobs are there, and nothing was trained on yet"}
-    waiting = f"{recent['consumer_waited_share']:.0%} of its time"
-    if share > _ONE_SIDED:
-        return {"level": "ok", "text": f"training waits for rollouts, {waiting}: generation is the bottleneck"}
-    waiting = f"{recent['producer_waited_share']:.0%} of its time"
-    if share < -_ONE_SIDED:
-        return {"level": "ok", "text": f"generation waits for training, {waiting}: training is the bottleneck"}
-    return {"level": "ok", "text": "both jobs are at work, neither waits much longer than the other"}
 
 
 def looked(job: Job, now: float, wall: float, since: int, limit: int, events_since: int) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from .records import DEAD, FAILED, FINISHED, LIVE, STOPPED, Client
+from .records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, STOPPED, Client, Job
 
 _JOB_NAME = {"producer": "rollout job", "consumer": "train job"}
 SLOW_AFTER_S = 5.0
+OK, WARNING, ERROR = "ok", "warning", "error"
+_ONE_SIDED = 0.1  # share of the time, from which one of them is the bottleneck
+_IDLE_S = 600.0
 _LONG_S = 10.0  # an activity that lasts longer says how long
 
 
@@ -71,3 +74,63 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
             f"Start the {name} again: what it had published is still there"
         )
     return {"kind": kind, "message": text, **facts}
+
+
+def standing(job: Job, recent: dict[str, Any], now: float, idle_s: float | None) -> list[dict[str, str]]:
+    """How a job stands, in sentences for its operator, what matters most first: [{"level", "text"}], where a level is
+    error, warning or ok. `recent` and `idle_s` are those of its status."""
+    if job.complete:
+        return [{"level": OK, "text": f"Complete: {job.acked + job.covered} rollouts took effect."}]
+    said = [*_of_its_operator(job), *_of_its_clients(job, now)]
+    if job.lost:
+        some = ", ".join(map(str, sorted(job.lost)[:8])) + (", …" if len(job.lost) > 8 else "")
+        said.append((WARNING, f"{len(job.lost)} rollouts are lost with a vault ({some}): generated again on demand."))
+    if idle_s is not None and idle_s > _IDLE_S:
+        said.append((WARNING, f"Nothing has happened to a rollout for {idle_s / 60:.0f} min."))
+    said.append((OK, _balance(recent)))
+    said.sort(key=lambda one: (ERROR, WARNING, OK).index(one[0]))
+    return [{"level": level, "text": text} for level, text in said]
+
+
+def _of_its_operator(job: Job) -> list[tuple[str, str]]:
+    words = {
+        PAUSED: "Paused by its operator: nothing new is generated until it is resumed.",
+        DRAINING: "Draining: what is out is finished, then both jobs end.",
+    }
+    return [(WARNING, words[job.control])] if job.control in words else []
+
+
+def _of_its_clients(job: Job, now: float) -> list[tuple[str, str]]:
+    groups = [
+        (("train job" if name == "train" else f"consumer group {name}"), g.last) for name, g in job.groups.items()
+    ]
+    said = []
+    for name, client in [("rollout job", job.producer), *(groups or [("train job", None)])]:
+        if client is None:
+            said.append((WARNING, f"No {name} has attached yet: start it with --job-id {job.job_id}."))
+            continue
+        reason, ago = client.reason[:300], f"{now - client.ended_at:.0f} s"
+        if client.state == DEAD:
+            said.append((ERROR, f"The {name} is dead, for {ago}: {reason or 'nobody knows why'}. Start it again."))
+        elif client.state == FAILED:
+            said.append((ERROR, f"The {name} failed, {ago} ago: {reason or 'no reason given'}. Start it again."))
+        elif client.state == STOPPED:
+            said.append((WARNING, f"The {name} stopped as asked ({reason or 'no reason given'}): start it to go on."))
+        elif client.state == FINISHED:
+            said.append((OK, f"The {name} is through."))
+        elif (silent_s := now - client.last_beat) > SLOW_AFTER_S:
+            text = f"The {name} gives no sign of life for {silent_s:.0f} s, doing: {client.activity}. Look at its log."
+            said.append((WARNING, text))
+    return said
+
+
+def _balance(recent: dict[str, Any]) -> str:
+    share = recent["bottleneck"]
+    if share is None:
+        return "No rollout has been claimed yet: nobody knows who waits for whom."
+    by = f"({share:+.2f} over the last {recent['rollouts']} rollouts)"
+    if share > _ONE_SIDED:
+        return f"Training waits for rollouts: generation is the bottleneck {by}."
+    if share < -_ONE_SIDED:
+        return f"Generation waits for training: training is the bottleneck {by}."
+    return f"Balanced: neither job waits much longer for the other {by}."

@@ -114,7 +114,7 @@ def main(words: list[str] | None = None) -> None:
     os.environ.setdefault("SLIME_CROSS_JOB_LOG_LEVEL", "ERROR")
     code = 0
     try:
-        app(words, standalone_mode=True)
+        app(words, standalone_mode=True, prog_name="slime-cross-job")
     except CrossJobError as error:
         from .text import clean
 

@@ -195,14 +195,16 @@ def wait(
         if time.monotonic() > end:
             stands = {name: found[name] for name in goals}
             kind = HeldBack if found["control"] != "running" else WaitTimeout
-            raise kind(f"job {job} did not come so far within {timeout_s:g} s: {stands}; {found['headline']['text']}")
+            raise kind(
+                f"job {job} did not come so far within {timeout_s:g} s: {stands}; {found['standing'][0]['text']}"
+            )
         if found and found["complete"]:
             raise WaitTimeout(f"job {job} is complete, and came to { {name: found[name] for name in wanted} } only")
         time.sleep(min(0.5, max(0.05, end - time.monotonic())))
     if as_json:
         out_json(found)
     else:
-        print(text.clean(found["headline"]["text"]))
+        print(text.clean(found["standing"][0]["text"]))
 
 
 @app.command()

@@ -78,7 +78,7 @@ def jobs_table(jobs: Mapping[str, Mapping[str, Any]]) -> RenderableType:
             *map(_number, figures),
             _number(recent["per_minute"]),
             _number(recent["reward"]),
-            _headline(status),
+            _standing(status["standing"][0]),
         )
     return table if jobs else Text("no jobs yet")
 
@@ -113,7 +113,7 @@ def status_view(status: Mapping[str, Any], events: Sequence[Mapping[str, Any]] =
     ):
         grid.add_row(Text(name, style="dim"), Text(text))
     title = Text(f"{clean(status['job_id'])}  {'complete' if status['complete'] else status['control']}", style="bold")
-    body: list[RenderableType] = [_headline(status), Text(), who, Text(), grid]
+    body: list[RenderableType] = [*map(_standing, status["standing"]), Text(), who, Text(), grid]
     if events:
         body += [Text(), events_table(events)]
     return Panel(Group(*body), title=title, title_align="left")
@@ -228,8 +228,7 @@ def state_text(state: str) -> Text:
     return Text(state if state in STATES else clean(state), style=_STATE_STYLES.get(state, ""))
 
 
-def _headline(status: Mapping[str, Any]) -> Text:
-    said = status["headline"]
+def _standing(said: Mapping[str, str]) -> Text:
     return Text(clean(said["text"]), style=_LEVELS.get(said["level"], ""))
 
 

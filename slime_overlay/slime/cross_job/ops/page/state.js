@@ -3,7 +3,6 @@
 const STATES = ["demanded", "generating", "published", "claimed", "acked", "freed"];
 const GONE = ["lost", "dropped"];
 const SLOW_S = 5; // silence of a job that is alive
-const IDLE_S = 60; // without anything happening to a rollout
 
 const state = {
   live: true,
@@ -113,69 +112,10 @@ function standing(client) {
   return client.state === "live" && client.silent_s > SLOW_S ? "slow" : client.state;
 }
 
-/** {level, glyph, text, more}: what an operator should know first. */
+const GLYPHS = { error: "\u2715", warning: "!", ok: "\u25c6" };
+
+/** {level, glyph, text, more}: what an operator should know first; the broker says it. */
 function verdict(status) {
-  const said = [...clientVerdicts(status)];
-  if (status.complete) {
-    said.unshift(["good", "\u2713", `Complete: ${plural(status.acked, "rollout was", "rollouts were")} acked.`]);
-  }
-  if (status.control === "paused" && !status.complete) {
-    said.unshift(["warn", "\u2016", "Paused by its operator: nothing new is generated."]);
-  } else if (status.control === "draining" && !status.complete) {
-    said.unshift(["warn", "\u2016", "Draining: what is out is finished, then both jobs end."]);
-  }
-  if (status.lost.length) {
-    const some = status.lost.slice(0, 8).join(", ") + (status.lost.length > 8 ? ", \u2026" : "");
-    said.push(["warn", "!", `${plural(status.lost.length, "rollout is", "rollouts are")} lost with ` +
-      `a vault (${some}): generated again once demanded.`]);
-  }
-  if (!status.complete) {
-    if (isNumber(status.idle_s) && status.idle_s > IDLE_S) {
-      said.push(["warn", "!", `Nothing has happened to a rollout for ${seconds(status.idle_s)}.`]);
-    }
-    said.push(bottleneckVerdict(status));
-  }
-  const rank = { bad: 0, warn: 1, good: 2, calm: 3 };
-  said.sort((a, b) => rank[a[0]] - rank[b[0]]);
-  const [level, glyph, text] = said[0];
-  return { level, glyph, text, more: said.slice(1).map((item) => item[2]) };
-}
-
-function* clientVerdicts(status) {
-  const all = [["rollout job", status.producer], ...Object.entries(status.consumers).map(
-    ([name, client]) => [name === "train" ? "train job" : `consumer group ${name}`, client])];
-  for (const [name, client] of all) {
-    const how = standing(client);
-    const heard = client ? `last heard ${seconds(client.silent_s)} before these figures` : "";
-    if (how === "absent" && !status.complete) {
-      yield ["warn", "\u25cb", `No ${name} has attached yet: start it with --job-id ${status.job_id}.`];
-    } else if (how === "dead") {
-      yield ["bad", "\u2715", `The ${name} is dead, ${heard}: ${cut(client.reason) || "no reason known"}.`];
-    } else if (how === "failed") {
-      yield ["bad", "\u2715", `The ${name} failed, ${heard}: ${cut(client.reason) || "no reason given"}.`];
-    } else if (how === "slow") {
-      yield ["warn", "\u25d0", `The ${name} has been silent for ${seconds(client.silent_s)}, doing: ` +
-        `${client.activity}. It may be stuck: look at its log.`];
-    } else if (how === "stopped") {
-      yield ["warn", "\u25a0", `The ${name} stopped as asked${client.reason ? `: ${client.reason}` : ""}. ` +
-        "Start it again to go on."];
-    } else if (how === "finished" && !status.complete) {
-      yield ["calm", "\u2713", `The ${name} finished${client.reason ? `: ${client.reason}` : ""}.`];
-    }
-  }
-  if (!Object.keys(status.consumers).length && !status.complete) {
-    yield ["warn", "\u25cb", `No train job has attached yet: start it with --job-id ${status.job_id}.`];
-  }
-}
-
-/** The card of the job has all of it. */
-const cut = (reason) => (reason && reason.length > 300 ? `${reason.slice(0, 300)}\u2026` : reason);
-
-function bottleneckVerdict(status) {
-  const b = status.bottleneck;
-  if (!isNumber(b)) return ["calm", "\u00b7", "No rollout has been claimed yet: nobody knows who waits for whom."];
-  const by = `(${signed(b)} over the last ${plural(status.recent.rollouts, "rollout")})`;
-  if (b >= 0.2) return ["calm", "\u25b6", `Training waits for rollouts: generation is the bottleneck ${by}.`];
-  if (b <= -0.2) return ["calm", "\u25c0", `Generation waits for training: training is the bottleneck ${by}.`];
-  return ["good", "\u25c6", `Balanced: neither job waits much for the other ${by}.`];
+  const [first, ...others] = status.standing;
+  return { level: first.level, glyph: GLYPHS[first.level] || "", text: first.text, more: others.map((one) => one.text) };
 }
