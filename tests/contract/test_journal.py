@@ -47,7 +47,8 @@ def again(store) -> Ledger:
 
 def figures(ledger: Ledger) -> dict:
     status = ledger.status("exp")["exp"]
-    return {name: value for name, value in status.items() if name not in ("producer", "consumers")}
+    since = ("producer", "consumers", "idle_s", "oldest_queued_s", "standing")
+    return {name: value for name, value in status.items() if name not in since}
 
 
 def test_a_job_without_a_journal_is_none(store):
@@ -213,3 +214,15 @@ def test_no_password_is_in_the_journal(store, ledger):
     ledger.attach(ClientInfo("c2", "exp", "consumer", group="other"), store="redis://:secret@h/0")
     keep(Journal(store, "exp"), ledger)
     assert all(b"secret" not in store.get(key).to_pybytes() for key in store.keys("exp/journal"))
+
+
+def test_what_is_remembered_for_people_makes_no_long_way_back(store, ledger, monkeypatch):
+    """Whoever takes over reads the entries since the last whole one: a few hundred, however long the job ran."""
+    monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 10)
+    journal = Journal(store, "exp")
+    for rollout_id in range(40):
+        ledger.demand("c", rollout_id)
+        keep(journal, ledger)
+    assert len(ledger.jobs["exp"].progress) == 40
+    assert journal._since_whole < 10
+    assert [*again(store).jobs["exp"].progress] == [*range(40)]

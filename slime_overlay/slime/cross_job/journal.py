@@ -16,7 +16,7 @@ from typing import Any
 
 from .archive import opened, sealed
 from .errors import BadInput, Fenced, NotStored, PayloadDamaged, StoreRefused
-from .records import TABLES, Client, Job
+from .records import FOR_PEOPLE, TABLES, Client, Job
 from .records_json import decode, encode
 from .stores import Store
 from .tables import Change, Mark, Table
@@ -24,7 +24,7 @@ from .tables import Change, Mark, Table
 logger = logging.getLogger(__name__)
 
 _OLD_AT_ONCE = 32  # entries that go with each that is written: who waits for it does not wait for thousands
-_WHOLE_EVERY = 500  # entries, or twice as many as there are rows, whichever is more
+_WHOLE_EVERY = 500  # entries, or twice as many as there are rows of what is retained, whichever is more
 
 
 class Journal:
@@ -105,7 +105,7 @@ class Journal:
         changes. Those are serialised where they are written, by `Entry.write` in any thread, because all of a job with
         thousands of rollouts take a second."""
         tables = {name: getattr(job, name) for name in TABLES}
-        rows = sum(len(table) for table in tables.values())
+        rows = sum(len(table) for name, table in tables.items() if name not in FOR_PEOPLE)
         whole = not self._marks or self._since_whole >= max(_WHOLE_EVERY, 2 * rows)
         changes = {name: table.since(None if whole else self._marks[name]) for name, table in tables.items()}
         empty: dict[str, Any] = {name: Table() for name in TABLES}

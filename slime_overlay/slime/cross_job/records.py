@@ -206,7 +206,10 @@ class Job:
 
 
 TABLES = ("done", "positions", "sources", "records", "progress", "events")
-"""Fields of Job that grow with what is retained; vaults are told only what changes in them."""
+"""Fields of Job that grow; vaults are told only what changes in them."""
+
+FOR_PEOPLE = ("progress", "events")
+"""Those of them that are bounded, and that nothing hangs on."""
 
 SETTINGS = (
     *("max_ahead", "retain", "retain_s", "retain_bytes", "max_bytes", "max_staleness", "on_stale"),
