@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import BadInput, HeldBack, Unreachable, WaitTimeout
+from ..errors import BadInput, ClusterUnreachable, HeldBack, Unreachable, WaitTimeout
 from ..records import STATES
 from . import text
 from .app import DEFAULT, Address, JobId, Json, Namespace, RolloutId, app, connected, out, out_json, say, where
@@ -154,8 +154,8 @@ def tail(
                 new = viewer.look(job, since=found["seq"], events_since=number)
                 heard = time.monotonic()
                 break
-            except Unreachable as error:
-                if time.monotonic() - heard > _PATIENCE_S:
+            except (Unreachable, WaitTimeout) as error:
+                if time.monotonic() - heard > _PATIENCE_S or isinstance(error, ClusterUnreachable):
                     raise
                 say(f"{text.clean(error, most=200)}: trying again")
         if new["seq"] < found["seq"]:  # the job began anew
@@ -189,10 +189,10 @@ def wait(
             found = viewer.status(job)
             if all(found[name] >= number for name, number in wanted.items()) and (found["complete"] or not complete):
                 break
-        except Unreachable:
-            if time.monotonic() > end:
+        except (Unreachable, WaitTimeout) as error:
+            if time.monotonic() > end or isinstance(error, ClusterUnreachable):
                 raise
-        if time.monotonic() > end:
+        if found and time.monotonic() > end:
             stands = {name: found[name] for name in goals}
             kind = HeldBack if found["control"] != "running" else WaitTimeout
             raise kind(

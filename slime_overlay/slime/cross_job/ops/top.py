@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ..errors import Unreachable
+from ..errors import ClusterUnreachable, Unreachable, WaitTimeout
 from . import text
 from .app import console
 
@@ -35,7 +35,9 @@ def run(viewer: Any, job_id: str, every_s: float, once: bool) -> None:
                 new = viewer.look(job_id, since=seq, events_since=number)
                 if new["seq"] < seq:  # the job began anew
                     new, rows, events = viewer.look(job_id), {}, []
-            except Unreachable as error:
+            except ClusterUnreachable:
+                raise
+            except (Unreachable, WaitTimeout) as error:
                 trouble = str(error)
                 continue
             heard, trouble = time.monotonic(), ""
