@@ -49,6 +49,7 @@ def cluster_address(output):
     return re.search(r"Ray cluster at (\S+),", output).group(1)
 
 
+@pytest.mark.again
 def test_two_demos_at_once_are_equal_step_by_step_and_leave_nothing(tmp_path):
     runs = {}
     for name in ("one", "two"):
@@ -113,6 +114,7 @@ def test_a_killed_job_fails_the_demo_and_the_other_job_says_why(tmp_path, victim
     assert processes_with(str(tmp_path)) == []
 
 
+@pytest.mark.again
 def test_a_demo_that_is_terminated_leaves_nothing(tmp_path):
     run = demo("--rollouts", 1000, "--out", tmp_path)
     wait_for(lambda: (tmp_path / "train.jsonl").exists() and (tmp_path / "train.jsonl").read_text(), 120)

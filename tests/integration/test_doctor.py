@@ -104,15 +104,15 @@ def test_somebody_who_is_no_ray():
 def test_somebody_who_begins_like_ray_and_hangs():
     began = time.monotonic()
     with listener(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) as address:
-        assert_no_cluster(diagnose(address, "ns", timeout_s=4.5), "Ray does not come through")
-    assert time.monotonic() - began < 6.5
+        assert_no_cluster(diagnose(address, "ns", timeout_s=10), "Ray does not come through")
+    assert time.monotonic() - began < 15
 
 
 def test_the_time_of_all_is_kept_and_what_was_not_looked_at_is_said():
     began = time.monotonic()
     with listener(b"") as address:
         found = diagnose(address, "ns", timeout_s=2.5)
-    assert time.monotonic() - began < 4.5
+    assert time.monotonic() - began < 8
     assert "the time of 2.5 s was over" in worst(found, "cluster").what, shown(found)
     assert worst(found, "versions").severity in ("ok", "warning"), "what it had found by then is lost"
 
@@ -174,6 +174,14 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def program_of(pid: int) -> bytes:
+    """Empty where it has ended since."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:
+        return b""
+
+
 @pytest.fixture(scope="module")
 def ill(driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Two jobs, and what doctor found while they were well; while they were paused and one was stopped by SIGSTOP;
@@ -181,7 +189,7 @@ def ill(driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     name, folder = "doctor-ill", tmp_path_factory.mktemp("ill")
     store = f"file://{folder}/store"
     client = JobSubmissionClient(driver.api)
-    options = [name, name, "--store", store, "--dead-after-s", 14]
+    options = [name, name, "--store", store, "--dead-after-s", 40]
     producer, consumer = (Job(client, "doctor_job.py", role, *options) for role in ("producer", "consumer"))
     pid, node_id = producer.said()["pid"], producer.said()["node_id"]
     consumer.said()
@@ -190,7 +198,7 @@ def ill(driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     seen["left"] = [path.name for path in (folder / "store").iterdir()]
     viewer.steer("control", name, "paused")
     with stopped(pid):
-        wait_for(lambda: viewer.status(name)["producer"]["silent_s"] > 7.2, 60)
+        wait_for(lambda: viewer.status(name)["producer"]["silent_s"] > 20.5, 90)
         seen["silent"] = diagnose(driver.address, name, name)
         seen["still"] = viewer.status(name)["producer"]["state"]
     archive = Archive(open_store(store), name)
@@ -230,7 +238,7 @@ def test_a_lease_that_is_about_to_end(ill):
     lease = worst(ill["silent"], "leases")
     assert lease.severity == "warning", shown(ill["silent"])
     assert f"the rollout job (pid {ill['pid']} " in lease.what
-    assert "after 14 s it counts as dead" in lease.what
+    assert "after 40 s it counts as dead" in lease.what
     assert helpful(lease)
     assert worst(ill["dead"], "leases").severity == "ok", shown(ill["dead"])
 
@@ -382,7 +390,7 @@ def test_a_head_that_hangs(sick, sickness, monkeypatch):
     """The last of those that need this cluster."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    (gcs,) = [pid for pid in sick.pids() if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]]
+    (gcs,) = [pid for pid in sick.pids() if b"gcs_server" in program_of(pid)]
     began = time.monotonic()
     os.kill(gcs, signal.SIGSTOP)
     try:

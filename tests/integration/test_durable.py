@@ -30,7 +30,11 @@ def new_cluster() -> LocalCluster:
     return LocalCluster(env={"PYTHONPATH": PYTHONPATH})
 
 
-@pytest.mark.parametrize(("store", "mode"), [("file", "write-through"), ("redis", "write-behind")], indirect=["store"])
+@pytest.mark.parametrize(
+    ("store", "mode"),
+    [("file", "write-through"), pytest.param("redis", "write-behind", marks=pytest.mark.again)],
+    indirect=["store"],
+)
 def test_a_cluster_that_is_lost_entirely_loses_nothing_that_was_stored(store, mode, tmp_path):
     job_id = f"lost-{uuid.uuid4().hex[:6]}"
     options = ["--mode", mode, "--compression", "zstd" if mode == "write-behind" else "none"]

@@ -33,7 +33,7 @@ def machines(folder: Path) -> Iterator[NodeCluster]:
         yield cluster
 
 
-@at_pins("v0.3.1")
+@at_pins(again=("v0.3.1",))
 def test_two_jobs_on_two_machines_train_as_one_job_on_one(pin, single, checkout, tmp_path, monkeypatch):
     """Engines and training ranks are apart, and yet every figure of every step is that of slime's single job."""
     if reason := why_not(redis=False):

@@ -40,6 +40,7 @@ def where(run: Run) -> tuple[str, ...]:
     return ("--store", f"file://{run.root}/store", "--recording", "kept")
 
 
+@pytest.mark.again
 def test_a_recorded_run_trains_again_to_the_last_bit(recorded: Run, new_run: Callable[..., Run]):
     """Without a rollout job: the figures, and the weights after every step."""
     again = new_run(PIN, "again", options=recorded.options)

@@ -139,7 +139,7 @@ def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp
     assert run.steps(*FIGURES) == single(pin)
 
 
-@at_pins("v0.3.1", again=("079dbcf",))
+@at_pins(again=("v0.3.1", "079dbcf"))
 def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     """SIGTERM: the rollout that is being generated is finished, what was trained is saved; both end well."""
     hold = stop_at(run, "rollout", KILLED_AT)
