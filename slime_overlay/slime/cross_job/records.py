@@ -37,7 +37,7 @@ STATES = (DEMANDED, GENERATING, PUBLISHED, CLAIMED, ACKED, FREED, LOST, DROPPED)
 """How far a rollout came, as the group that drives the producer sees it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes `replace` three times slower: nobody changes one all the same
 class Progress:
     """How far a rollout came, and when (the broker's wall clock, seconds; 0: not yet). For people: the ledger decides
     nothing by it."""
