@@ -22,6 +22,7 @@ FLAGS = {
     ),
     *("cross_job_timeout_s", "cross_job_resources_s", "cross_job_max_bytes", "cross_job_max_staleness"),
     *("cross_job_on_stale", "cross_job_store", "cross_job_store_mode", "cross_job_compression"),
+    *("cross_job_metrics", "cross_job_traces"),
 }
 
 LOOK = """
