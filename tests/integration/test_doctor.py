@@ -357,7 +357,7 @@ def test_an_object_store_that_is_too_small_for_the_rollouts(sickness):
     found = worst(sickness, "object store")
     assert found.severity == "warning", shown(sickness)
     assert f"it has {STORE_BYTES // 10**6} MB" in found.what
-    assert "rollouts of up to 40 MB" in found.what
+    assert "rollouts of up to 40.0 MB" in found.what
     assert "--object-store-memory 200000000 or more" in found.do
 
 
@@ -375,7 +375,7 @@ def test_a_small_dev_shm(sick, sickness):
     assert "instead of /dev/shm because /dev/shm has only" in log, "Ray uses it all the same: this is no witness"
     found = worst(sickness, "shared memory")
     assert found.severity == "error", shown(sickness)
-    assert "/dev/shm has 40 MB" in found.what
+    assert "/dev/shm has 40.0 MB" in found.what
     assert helpful(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from auditor import audit, without_faults
+from auditor import DARK_S, WATCHER_LOG, audit, without_faults
 from points import arm, disarm, point
 from policy import PROMPTS, first_weights, generate
 
@@ -152,3 +152,51 @@ def test_a_point_does_nothing_unless_it_is_armed(tmp_path, monkeypatch):
     assert killed == [9]
     assert (tmp_path / "taken-fault-1").exists(), "the witness"
     assert not disarm(tmp_path, "saved")
+
+
+def viewed(folder: Path, change: Callable[[dict[str, Any]], None] = lambda told: None) -> list[str]:
+    """Faults that the auditor finds where somebody looked on, and was told the truth but for `change`."""
+    figures = dict.fromkeys(("published", "acked", "last_published"), STEPS)
+    figures |= {"republished": 0, "losses": 0, "requeued": 0}
+    published = [{"rollout_id": r, "sha": f"s{r}", "version": 1, "weights": r} for r in range(STEPS)]
+    (folder / "published.jsonl").write_text("".join(json.dumps(line) + "\n" for line in published))
+    (folder / "status.jsonl").write_text(json.dumps(figures) + "\n")
+
+    def rows() -> Lines:
+        facts = {"state": "freed", "version": 1, "claimed": 9.0}
+        return [{"rollout_id": r, "seq": r, "weight_version": r, **facts} for r in range(STEPS)]
+
+    told = {"looks": 9, "longest_gap_s": 1.0, "status": {**figures}, "rows": rows()}
+    told["page"] = {"status": {**figures}, "rows": rows()}
+    change(told)
+    (folder / WATCHER_LOG).touch()
+    (folder / "viewed.json").write_text(json.dumps(told))
+    return audit(folder, SEED).faults
+
+
+def test_who_looked_on_and_was_told_the_truth(history, write):
+    assert viewed(write(history)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda told: told["rows"][2].update(state="claimed"), "shows other rollouts as acked"),
+        (lambda told: told["rows"].pop(), "shows other rollouts as acked"),
+        (lambda told: told["rows"][3].update(weight_version=2), "says weights 2 of rollout 3"),
+        (lambda told: told["page"]["rows"][4].update(state="lost"), "the live view shows rollout 4"),
+        (lambda told: told["page"]["rows"].pop(), "the live view shows rollout 5"),
+        (lambda told: told["status"].update(acked=STEPS + 1), f"the viewer says {STEPS + 1} acked"),
+        (lambda told: told["page"]["status"].update(losses=1), "the live view says 1 losses"),
+        (lambda told: told["rows"][0].update(claimed=0.0), f"saw {STEPS - 1} rollouts claimed"),
+        (lambda told: told.update(longest_gap_s=DARK_S + 1), "got no answer for"),
+    ],
+)
+def test_who_looked_on_and_was_told_something_else(history, write, change, fault):
+    assert any(fault in found for found in viewed(write(history), change))
+
+
+def test_who_looked_on_came_to_no_end(history, write):
+    folder = write(history)
+    (folder / WATCHER_LOG).touch()
+    assert any("came to no end" in fault for fault in audit(folder, SEED).faults)

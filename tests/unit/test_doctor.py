@@ -122,7 +122,7 @@ def test_a_job_that_stands_still_says_who_waits_for_whom(more, words):
     found = only([checks.progress("exp", status(idle_s=checks.STUCK_S + 1, **more))])
     assert found.severity == "warning"
     assert words in found.what
-    assert "rollout job 'at work' for 3 s" in found.what
+    assert "rollout job 'at work' for 3.0 s" in found.what
 
 
 def test_a_job_whose_rollouts_take_an_hour_does_not_stand_still_after_ten_minutes():
@@ -169,7 +169,7 @@ def test_the_namespaces_that_have_a_broker_are_named():
 def test_a_broker_that_was_restarted():
     assert only(checks.broker_stands("ns", 1, 0.01, {"count": 0})).severity == "ok"
     _, found = checks.broker_stands("ns", 1, 0.01, {"count": 3, "at": 1000.0, "now": 1100.0})
-    assert (found.severity, "3 times; the last time 100 s ago" in found.what) == ("warning", True)
+    assert (found.severity, "3 times; the last time 100.0 s ago" in found.what) == ("warning", True)
     assert checks.broker_stands("ns", 1, 0.01, {"count": 3, "at": 0.0, "now": 9000.0})[1].severity == "note"
 
 
@@ -218,7 +218,7 @@ def test_object_stores(largest, ahead, held, severity):
 def test_spilling():
     now = replace(WELL, metrics={"spilled": 3.0 * GB, "ever_spilled": 5.0 * GB})
     found = only(nodes.spilling([now]))
-    assert (found.severity, "3 GB of objects lie on disk" in found.what, "5 GB went" in found.what) == (
+    assert (found.severity, "3.0 GB of objects lie on disk" in found.what, "5.0 GB went" in found.what) == (
         "warning",
         True,
         True,

@@ -14,7 +14,7 @@ import pytest
 
 from slime.cross_job.errors import BadInput, BrokerLost, NoBroker
 from slime.cross_job.ops.access import Door, host_is_ours, is_loopback, ray_token
-from slime.cross_job.ops.web import WebView, serve
+from slime.cross_job.ops.web import WebView
 from viewer_stand_in import HOSTILE, ViewerStandIn
 
 POLL_S = 0.1
@@ -420,19 +420,3 @@ def test_a_port_that_is_taken_is_told(viewer):
         taken.listen()
         with pytest.raises(BadInput, match=r"cannot listen at 127\.0\.0\.1, port \d+ .*choose another"):
             WebView(lambda: viewer, port=taken.getsockname()[1])
-
-
-def test_serve_says_where_and_ends_when_it_is_told(viewer):
-    stop, urls = threading.Event(), []
-    thread = threading.Thread(target=serve, args=(lambda: viewer,), kwargs={"stop": stop, "ready": urls.append})
-    thread.start()
-    until(lambda: urls)
-    host, _, port = urls[0].removeprefix("http://").rstrip("/").partition(":")
-    with socket.create_connection((host, int(port)), 5):
-        pass
-    stop.set()
-    thread.join(10)
-    assert not thread.is_alive()
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection((host, int(port)), 5)
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("cross-job") and t.is_alive()]

@@ -290,24 +290,23 @@ def web(
     """Serve the live view, until Ctrl-C."""
     from .access import ray_token
     from .viewer import Viewer
-    from .web import serve
+    from .web import WebView
 
     connected(address, namespace)  # so that what is wrong is said here
-
-    def ready(url: str) -> None:
-        say(f"live view at {url}{'' if allow_control else ' (read-only)'}")
-        if ray_token() is not None:
-            say(f"it asks for Ray's token: open {url}?token=TOKEN once")
-
-    serve(
+    view = WebView(
         lambda: Viewer(namespace, timeout_s=10),
         host=host,
         port=port,
         allow_control=allow_control,
         job_id=job_id,
         allowed_hosts=allowed_host or (),
-        ready=ready,
     )
+    with view:
+        say(f"live view at {view.url}{'' if allow_control else ' (read-only)'}")
+        if ray_token() is not None:
+            say(f"it asks for Ray's token: open {view.url}?token=TOKEN once")
+        while not view.wait(0.25):
+            pass
 
 
 def _changed(row: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, STOPPED
 from ..types import PROTOCOL
+from .text import span_text
 
 SEVERITIES = ("error", "warning", "note", "ok")
 STUCK_S = 600.0
@@ -69,7 +70,7 @@ def broker_stands(namespace: str, jobs: int, answered_s: float, restarted: Mappi
             Finding(
                 "broker",
                 "warning" if ago_s < _LONG_RESTART_S else "note",
-                f"it was restarted {restarted['count']} times; the last time {span(ago_s)} ago",
+                f"it was restarted {restarted['count']} times; the last time {span_text(ago_s)} ago",
                 "a broker that dies again and again holds up both jobs each time, for seconds",
                 "look for its end in the events of its node: out of memory, or a node that went away",
                 namespace,
@@ -219,7 +220,7 @@ def progress(job_id: str, status: Status) -> Finding:
     per_minute = status["recent"]["per_minute"]
     limit_s = max(STUCK_S, STUCK_TIMES * 60 / per_minute) if per_minute else STUCK_S
     stuck = idle_s is not None and idle_s > limit_s
-    since = f"nothing happened to a rollout {'yet' if idle_s is None else f'for {span(idle_s)}'}"
+    since = f"nothing happened to a rollout {'yet' if idle_s is None else f'for {span_text(idle_s)}'}"
     full = status["max_bytes"] is not None and status["held_bytes"] >= status["max_bytes"]
     if full:
         return Finding(
@@ -236,7 +237,7 @@ def progress(job_id: str, status: Status) -> Finding:
     return Finding(
         "progress",
         "warning",
-        f"{since}, more than {span(limit_s)}: {_waiting(status)}; {acts}",
+        f"{since}, more than {span_text(limit_s)}: {_waiting(status)}; {acts}",
         "a step may take long, or one of them hangs; GPUs stand idle on the other side",
         "look at the log of the one that is waited for, and at its stack (py-spy dump --pid ...)",
         job_id,
@@ -283,32 +284,19 @@ def leases(job_id: str, status: Status) -> list[Finding]:
 # ------------------------------------------------------------------ words
 
 
-def span(seconds: float) -> str:
-    """A length of time for people."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def size(nbytes: float) -> str:
-    """A number of bytes for people."""
-    for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= of:
-            return f"{nbytes / of:.3g} {unit}"
-    return f"{nbytes:.0f} bytes"
-
-
 def _last(name: str, client: Status | None) -> str:
     if client is None:
         return f"{name} never attached"
     reason = f": {client['reason']}" if client["reason"] else ""
     job = client["submission_id"] or client["ray_job_id"]
     who = f" (Ray job {job}, pid {client['pid']} on {client['host'] or '?'})"
-    return f"{name}{who} is {client['state']}{reason}; it was last heard {span(client['silent_s'])} ago"
+    return f"{name}{who} is {client['state']}{reason}; it was last heard {span_text(client['silent_s'])} ago"
 
 
 def _doing(name: str, client: Status) -> str:
     if client["state"] != LIVE:
         return f"{name} {client['state']}"
-    return f"{name} {client['activity']!r} for {span(client['activity_s'])}"
+    return f"{name} {client['activity']!r} for {span_text(client['activity_s'])}"
 
 
 def _numbers(ids: Sequence[int]) -> str:

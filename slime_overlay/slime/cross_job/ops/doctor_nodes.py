@@ -15,7 +15,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from .doctor_checks import Finding, size, span
+from .doctor_checks import Finding
+from .text import bytes_text, span_text
 
 SKEW_S = 1.0
 """Clocks that differ by more are told: ages, waits and staleness are differences of two nodes' clocks, and a heartbeat
@@ -195,9 +196,9 @@ def object_store(nodes: Sequence[Node], needs: Sequence[Need]) -> list[Finding]:
                 Finding(
                     "object store",
                     "error" if alone else "warning",
-                    f"it has {size(node.store_bytes)}; job {need.job_id} has rollouts of up to "
-                    f"{size(need.largest_bytes)}, {need.max_ahead + 2} of them at a time "
-                    f"(--cross-job-max-ahead {need.max_ahead}), and holds {size(need.held_bytes)} now",
+                    f"it has {bytes_text(node.store_bytes)}; job {need.job_id} has rollouts of up to "
+                    f"{bytes_text(need.largest_bytes)}, {need.max_ahead + 2} of them at a time "
+                    f"(--cross-job-max-ahead {need.max_ahead}), and holds {bytes_text(need.held_bytes)} now",
                     "what does not fit goes to disk, and comes back from it for every reader: slow, until the disk "
                     "is full",
                     f"start the node with --object-store-memory {_round(most)} or more, or lower "
@@ -209,8 +210,8 @@ def object_store(nodes: Sequence[Node], needs: Sequence[Need]) -> list[Finding]:
         return found
     least = min((node.store_bytes for node in nodes), default=0)
     known = [need.bytes for need in needs if need.largest_bytes]
-    asked = f"jobs need up to {size(max(known))} at a time" if known else "no job's rollouts are known"
-    return [Finding("object store", "ok", f"the smallest has {size(least)}; {asked}")]
+    asked = f"jobs need up to {bytes_text(max(known))} at a time" if known else "no job's rollouts are known"
+    return [Finding("object store", "ok", f"the smallest has {bytes_text(least)}; {asked}")]
 
 
 def _round(nbytes: int) -> int:
@@ -229,8 +230,8 @@ def spilling(nodes: Sequence[Node]) -> list[Finding]:
             Finding(
                 "spilling",
                 "warning" if now or fallback else "note",
-                f"{size(now)} of objects lie on disk, and {size(fallback)} in files beside the object store; "
-                f"{size(ever)} went to disk since the node started",
+                f"{bytes_text(now)} of objects lie on disk, and {bytes_text(fallback)} in files beside the object "
+                f"store; {bytes_text(ever)} went to disk since the node started",
                 "its object store is too small for what runs there: every read of what was spilled waits for the disk",
                 "give the node a larger --object-store-memory, or keep less (--cross-job-retain, "
                 "--cross-job-max-bytes)",
@@ -252,7 +253,8 @@ def shared_memory(nodes: Sequence[Node]) -> list[Finding]:
         if node.shm is None:
             continue
         total, free = node.shm
-        seen = f"/dev/shm has {size(total)}, {size(free)} free; the object store {size(node.store_bytes)}"
+        seen = f"/dev/shm has {bytes_text(total)}, {bytes_text(free)} free"
+        seen += f"; the object store {bytes_text(node.store_bytes)}"
         if total < node.store_bytes:
             why = "Ray then keeps the object store in files under /tmp, on disk: all that is published is slow"
             found.append(Finding("shared memory", "error", seen, why, do, node.name))
@@ -263,7 +265,7 @@ def shared_memory(nodes: Sequence[Node]) -> list[Finding]:
     known = [node.shm for node in nodes if node.shm is not None]
     if not known:
         return [Finding("shared memory", "note", "not looked at: no node told of its /dev/shm")]
-    return found or [Finding("shared memory", "ok", f"the smallest /dev/shm has {size(min(known)[0])}")]
+    return found or [Finding("shared memory", "ok", f"the smallest /dev/shm has {bytes_text(min(known)[0])}")]
 
 
 def disks(nodes: Sequence[Node]) -> list[Finding]:
@@ -272,7 +274,7 @@ def disks(nodes: Sequence[Node]) -> list[Finding]:
         Finding(
             "disk",
             "error",
-            f"the disk of Ray's session has {size(node.disk[1])} free of {size(node.disk[0])}",
+            f"the disk of Ray's session has {bytes_text(node.disk[1])} free of {bytes_text(node.disk[0])}",
             f"above {_DISK_FULL:.0%} Ray writes no objects to it any more: a full object store then fails",
             "free some, or start Ray with --temp-dir on a larger disk",
             node.name,
@@ -283,7 +285,7 @@ def disks(nodes: Sequence[Node]) -> list[Finding]:
     known = [node.disk[1] for node in nodes if node.disk is not None]
     if not known:
         return [Finding("disk", "note", "not looked at: no node told of its disk")]
-    return found or [Finding("disk", "ok", f"the fullest disk of Ray's sessions has {size(min(known))} free")]
+    return found or [Finding("disk", "ok", f"the fullest disk of Ray's sessions has {bytes_text(min(known))} free")]
 
 
 def clocks(nodes: Sequence[Node]) -> list[Finding]:
@@ -299,7 +301,7 @@ def clocks(nodes: Sequence[Node]) -> list[Finding]:
                 Finding(
                     "clocks",
                     "error" if proven_s > SKEW_BAD_S else "warning",
-                    f"its clock is {span(abs(offset_s)) if proven_s > 9 else f'{abs(offset_s):.1f} s'} "
+                    f"its clock is {span_text(abs(offset_s)) if proven_s > 9 else f'{abs(offset_s):.1f} s'} "
                     f"{'ahead of' if offset_s > 0 else 'behind'} this machine's (± {node.uncertain_s:.2f} s)",
                     "ages, waits and staleness are differences between nodes' clocks; from minutes on, what was "
                     "just written to a durable store may be taken for old, and freed",

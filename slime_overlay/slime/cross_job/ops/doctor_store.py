@@ -14,7 +14,8 @@ from ..archive import Archive
 from ..errors import BadInput, CrossJobError, StoreFull, StoreRefused
 from ..stores import Store, open_store
 from ..stores.base import without_password
-from .doctor_checks import Finding, size
+from .doctor_checks import Finding
+from .text import bytes_text
 
 SLOW_S, BAD_S = 0.5, 2.0
 """Seconds that a few bytes may take: the broker writes its journal before it answers a change, so that every publish,
@@ -62,7 +63,7 @@ def _timed(store: Store, key: str, opened_s: float) -> list[Finding]:
             took[nbytes] = (put_s, time.monotonic() - began - put_s)
             if not same:
                 store.delete([key])
-                what = f"{size(nbytes)} came back as something else than was written"
+                what = f"{bytes_text(nbytes)} came back as something else than was written"
                 why = "a store that changes what it keeps loses rollouts: they end in quarantine"
                 do = "use another store; look for what stands between"
                 return [Finding(_CHECK, "error", what, why, do, store.shown)]

@@ -294,40 +294,6 @@ class WebView:
             future.exception()  # so that nobody calls it forgotten
 
 
-def serve(
-    viewer_factory: Callable[[], View],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    allow_control: bool = False,
-    token: str | None = None,
-    job_id: str | None = None,
-    poll_s: float = 1.0,
-    allowed_hosts: Sequence[str] = (),
-    ready: Callable[[str], None] | None = None,
-    stop: threading.Event | None = None,
-) -> None:
-    """Serve until `stop` is set, or this thread is interrupted. `ready` is called with the URL once it can be opened.
-
-    Arguments and errors: see WebView.
-    """
-    view = WebView(
-        viewer_factory,
-        host=host,
-        port=port,
-        allow_control=allow_control,
-        token=token,
-        job_id=job_id,
-        poll_s=poll_s,
-        allowed_hosts=allowed_hosts,
-    )
-    with view:
-        if ready is not None:
-            ready(view.url)
-        while not (stop is not None and stop.is_set()) and not view.wait(0.25):
-            pass
-
-
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises BadInput."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
