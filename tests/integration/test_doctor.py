@@ -356,7 +356,7 @@ def test_the_right_token(sickness):
 def test_an_object_store_that_is_too_small_for_the_rollouts(sickness):
     found = worst(sickness, "object store")
     assert found.severity == "warning", shown(sickness)
-    assert f"it has {STORE_BYTES // 10**6} MB" in found.what
+    assert f"it has {STORE_BYTES / 1e6:.1f} MB" in found.what
     assert "rollouts of up to 40.0 MB" in found.what
     assert "--object-store-memory 200000000 or more" in found.do
 
@@ -382,7 +382,7 @@ def test_a_small_dev_shm(sick, sickness):
 def test_a_clock_that_is_ahead(sickness):
     found = worst(sickness, "clocks")
     assert found.severity == "warning", shown(sickness)
-    assert "its clock is 90 s ahead of this machine's" in found.what
+    assert "its clock is 90.0 s ahead of this machine's" in found.what
     assert helpful(found)
 
 
