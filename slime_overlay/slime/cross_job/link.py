@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import stopping
 from .errors import (
+    BadInput,
     BrokerLost,
     ClusterUnreachable,
     CrossJobError,
@@ -61,6 +62,17 @@ class Deadline:
         return self.left() > 0
 
 
+def check_address(address: str) -> str:
+    """Return the address of a Ray cluster. Raises BadInput: it is one of Ray's Client, where the state API, named
+    actors of other jobs and zero-copy reads are not to be had."""
+    if address.startswith("ray://"):
+        raise BadInput(
+            f"{address} is an address of Ray's Client, which cross-job cannot use: give HOST:PORT of the cluster "
+            "(port 6379 by default) on one of its nodes, or submit a job (`ray job submit`)"
+        )
+    return address
+
+
 def ensure_ray(
     address: str | None = None, probe_s: float = 5.0, log_to_driver: bool = False, logging_level: int = logging.INFO
 ) -> None:
@@ -72,7 +84,7 @@ def ensure_ray(
         logging_level: of what Ray itself says here.
 
     Raises:
-        ClusterUnreachable: no address is known, or no cluster answers there.
+        ClusterUnreachable: no address is known, or no cluster answers there. BadInput: see check_address.
     """
     if ray.is_initialized():
         return
@@ -82,7 +94,7 @@ def ensure_ray(
             "this process belongs to no Ray cluster: call ray.init(address='HOST:PORT'), set RAY_ADDRESS, or start it "
             "with `ray job submit`"
         )
-    host, _, port = address.rpartition(":")
+    host, _, port = check_address(address).rpartition(":")
     if host and port.isdigit() and "/" not in address:
         try:
             socket.create_connection((host, int(port)), probe_s).close()
