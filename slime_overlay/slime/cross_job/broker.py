@@ -68,14 +68,22 @@ class Broker(Clusters):
         self._drops: dict[str, list[str]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: asyncio.Task[None] | None = None
+        self._began_at = 0.0
 
     async def hello(self) -> dict[str, Any]:
         """Who is here: {"protocol", "namespace", "actor_id"}. Begins, with what the vaults remember."""
-        if self._begun is None:
-            self._begun = asyncio.get_running_loop().create_task(self._begin())
-        await asyncio.shield(self._begun)
+        await asyncio.shield(self._beginning())
         actor_id = ray.get_runtime_context().get_actor_id()
         return {"protocol": self._protocol, "namespace": self._namespace, "actor_id": actor_id}
+
+    async def starting(self) -> dict[str, Any] | None:
+        """None: it has begun, and answers. Else, at once, what it waits for while it begins: {"waits_for": [{"vault",
+        "node_id", "silent_s"}], "since_s": how long it has been at it, "message": all of it in words}."""
+        if self._beginning().done():
+            return None
+        since_s = asyncio.get_running_loop().time() - self._began_at
+        message = f"the broker of namespace {self._namespace!r} was restarted {since_s:.0f} s ago and is beginning"
+        return {"waits_for": [], "since_s": since_s, "message": message}
 
     async def attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
@@ -197,6 +205,12 @@ class Broker(Clusters):
         return lost
 
     # ------------------------------------------------------------------ inside
+
+    def _beginning(self) -> asyncio.Task[None]:
+        if self._begun is None:
+            loop = asyncio.get_running_loop()
+            self._begun, self._began_at = loop.create_task(self._begin()), loop.time()
+        return self._begun
 
     async def _begin(self) -> None:
         await self._know_the_cluster()

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import BadInput
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
 
 DEFAULT_NAMESPACE = "slime_shared"
