@@ -1,16 +1,23 @@
 """What a vault keeps for a broker that restarts: snapshots of jobs, their tables, the records of payloads."""
 
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
 import pytest
 import ray
 
-from slime.cross_job.errors import Fenced, PayloadLost
+from slime.cross_job.deposits import Durably
+from slime.cross_job.errors import CrossJobError, Fenced, PayloadLost, Refused, StoreFull
 from slime.cross_job.records import Job
 from slime.cross_job.snapshot import Snapshot
 from slime.cross_job.tables import Change
 from slime.cross_job.types import Payload
-from slime.cross_job.vault import Target, Vault
+from slime.cross_job.producer import returned
+from slime.cross_job.vault import FromMethod, FromRefs, Target, Vault
 
-from .ray_stand_in import Ref, attach_both, batch, from_refs, payload
+from .ray_stand_in import Actor, Ref, attach_both, batch, from_refs, payload
 
 
 def snapshot_of(job_id: str, broker: int, serial: int) -> Snapshot:
@@ -101,5 +108,66 @@ def test_a_vault_can_tell_whether_a_payload_is_readable(vault, broker, run):
         vault._held["t0"] = [*vault._held["t0"], Ref(ray.exceptions.ObjectLostError("ab" * 28, None, ""))]
         with pytest.raises(PayloadLost, match="lost payload t0"):
             await vault.check("t0")
+
+    run(test())
+
+
+class Value:
+    """What is published, to see when nobody holds it any more."""
+
+
+@pytest.mark.parametrize("kind", ["store full", "refused", "no pickle in a store", "its method raised"])
+def test_a_hand_over_that_failed_lets_go_of_its_payload_at_once(vault, broker, run, kind):
+    """Its outcome is remembered for a while: without the frames, whose variables hold the refs."""
+    seen: list[weakref.ref[Any]] = []
+
+    def value() -> Value:
+        made = Value()
+        seen.append(weakref.ref(made))
+        return made
+
+    async def hand_over(token: str) -> None:
+        refs, error, target = [Ref(value())], CrossJobError, Target(token, "p", rollout_id=0)
+        source: FromRefs | FromMethod = FromRefs(refs, {"nbytes": 1, "num_samples": -1})
+        if kind == "store full":
+            refs.append(Ref(ray.exceptions.OutOfDiskError("full")))
+            error = StoreFull
+        elif kind == "refused":
+            target, error = Target(token, "p", key="k", version=-7), Refused
+        elif kind == "no pickle in a store":
+            source.header["meta"] = {"an": np.arange(2)}
+            target = Target(token, "p", rollout_id=0, durably=Durably("memory://x", "exp"))
+        else:
+            raised = ray.exceptions.RayTaskError("generate", "traceback", KeyError("reward")).as_instanceof_cause()
+            source, error = FromMethod(Actor(raised, value(), None), "generate", (value(),), {}, parts=1), KeyError
+        for _ in range(2):  # the second joins the first, or asks again because the answer was lost
+            with pytest.raises(error):
+                await vault.hand_over(target, source, 30)
+
+    async def test() -> None:
+        await attach_both(broker)
+        await broker.call("put_value", "c", "k", payload("weights"), 3)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(3):
+                await hand_over(f"t{number}")
+            assert len(vault._under_way) == 3, "asked again, it says the same"
+            assert seen
+            assert [ref() for ref in seen if ref() is not None] == []
+        finally:
+            gc.enable()
+
+    run(test())
+    assert run(vault.stats()) == {"payloads": 0, "nbytes": 0, "behind": 0}
+
+
+def test_an_error_that_nobody_expected_leaves_no_payload_behind(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        vault._tell = None
+        with pytest.raises(TypeError):
+            await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
 
     run(test())

@@ -12,6 +12,7 @@ Besides it keeps what a broker that restarts must know: the record of each paylo
 """
 
 import asyncio
+import copy
 import logging
 import sys
 import threading
@@ -89,6 +90,25 @@ class FromMethod:
     parts: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a hand-over came to that failed: its error without the frames that it passed through, whose variables would
+    keep the payload alive as long as it is remembered."""
+
+    error: Exception
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failure":
+        bare = _anew(error)
+        links: list[BaseException | None] = [error]
+        while links:
+            link = links.pop()
+            if link is not None and link.__traceback__ is not None:
+                link.__traceback__ = None
+                links += [link.__context__, link.__cause__, getattr(link, "cause", None)]
+        return cls(bare)
+
+
 class Vault:
     """See the module. Undecorated, so that it can be tested without Ray; `link.py` makes the actor."""
 
@@ -129,11 +149,16 @@ class Vault:
                 raise PayloadLost(
                     f"vault {self._name} knows nothing of {target.token}: it died meanwhile; publish again"
                 )
-            task = asyncio.get_running_loop().create_task(self._hand_over(target, source))
+            task = asyncio.get_running_loop().create_task(self._outcome_of(target, source))
             self._under_way[target.token] = task
         done, _ = await asyncio.wait([task], timeout=wait_s)
         self._forget_old_calls()
-        return task.result() if done else self._deposits.troubles.get(target.token, "")
+        if not done:
+            return self._deposits.troubles.get(target.token, "")
+        outcome = task.result()
+        if isinstance(outcome, _Failure):
+            raise _anew(outcome.error)
+        return outcome
 
     async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:
         """Refs to the parts of a payload that lies in a durable store, whoever owned it before; see Deposits.load.
@@ -213,6 +238,12 @@ class Vault:
         for token in [t for t, task in self._under_way.items() if task.done()][:-_REMEMBERED_CALLS]:
             del self._under_way[token]
 
+    async def _outcome_of(self, target: Target, source: FromRefs | FromMethod) -> Any:
+        try:
+            return await self._hand_over(target, source)
+        except Exception as error:
+            return _Failure.of(error)
+
     async def _hand_over(self, target: Target, source: FromRefs | FromMethod) -> Any:
         apart, began = None, time.monotonic()
         try:
@@ -240,7 +271,7 @@ class Vault:
             recorded = await self._record(target, payload, refs)
             if target.observed:
                 self._latencies.observe("publish_seconds", target.observed, time.monotonic() - began)
-        except CrossJobError:
+        except BaseException:
             await self.drop([token, f"{token}.source"])
             raise
         taken = not isinstance(recorded, Located) or recorded.version > 0
@@ -379,6 +410,14 @@ def _load_nothing_of_slime() -> None:
     """
     for package in ("ray", "utils", "rollout", "backends"):
         sys.modules.setdefault(f"slime.{package}", None)  # type: ignore[arg-type]
+
+
+def _anew(error: Exception) -> Exception:
+    """The same error without the frames that it passed through."""
+    try:
+        return copy.copy(error)
+    except Exception:  # of a class whose arguments its copy does not know; Ray could not carry it, either
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _about(target: Target, payload: Payload) -> dict[str, Any]:
