@@ -36,7 +36,8 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "store": (
         str,
         "URI of a durable store, besides the object store, for what is published and how the experiment stands: "
-        "file:///a/shared/folder, redis://HOST:PORT/DB, or what pyarrow.fs reaches (default: none)",
+        "file:///a/shared/folder, redis://HOST:PORT/DB, or what pyarrow.fs reaches; everybody who sees processes and "
+        "jobs sees a password in it, see the next two (default: none)",
     ),
     "store_mode": (
         str,
@@ -68,6 +69,14 @@ SETTINGS: dict[str, tuple[type, str]] = {
 }
 """Field of Settings -> its type and help. Absent flags are None: the defaults stay those of Settings."""
 
+STORE_SOURCES: dict[str, str] = {
+    "store_env": "name of the environment variable that holds the URI of the durable store, on every node where a "
+    "process of the job reads its arguments (default: none)",
+    "store_file": "path of the file that holds the URI of the durable store, on the same nodes (default: none)",
+}
+"""Where else the field `store` of Settings may come from, and the help of the flag. What parsed arguments hold is the
+name or the path, never the URI: slime prints its arguments and gives them to wandb."""
+
 
 def flag(name: str) -> str:
     """The flag of a field of Settings."""
@@ -80,6 +89,8 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument("--job-id", default=None, help="name of the experiment, the same in its rollout and train job")
     for name, (kind, text) in SETTINGS.items():
         group.add_argument(flag(name), type=kind, default=None, help=text)
+    for name, text in STORE_SOURCES.items():
+        group.add_argument(flag(name), default=None, help=text)
     return parser
 
 
@@ -108,7 +119,9 @@ def check_arguments(args: Any) -> None:
     Raises:
         slime.cross_job.errors.BadInput: names the flags.
     """
-    given = [flag(name) for name in SETTINGS if getattr(args, f"cross_job_{name}", None) is not None]
+    given = [
+        flag(name) for name in (*SETTINGS, *STORE_SOURCES) if getattr(args, f"cross_job_{name}", None) is not None
+    ]
     given += ["--cross-job-role"] if args.cross_job_role else []
     if args.enable_cross_job_communication or given or args.job_id:
         from slime.cross_job import arguments

@@ -21,7 +21,14 @@ FLAGS = {
         "cross_job_peer_grace_s",
     ),
     *("cross_job_timeout_s", "cross_job_resources_s", "cross_job_max_bytes", "cross_job_max_staleness"),
-    *("cross_job_on_stale", "cross_job_store", "cross_job_store_mode", "cross_job_compression"),
+    *(
+        "cross_job_on_stale",
+        "cross_job_store",
+        "cross_job_store_env",
+        "cross_job_store_file",
+        "cross_job_store_mode",
+        "cross_job_compression",
+    ),
     *("cross_job_metrics", "cross_job_traces"),
 }
 

@@ -19,6 +19,7 @@ from slime.cross_job.errors import BadInput, CrossJobError, PeerFailed, WaitTime
 from slime.cross_job.records import DROP, REGENERATE, SETTINGS, WAIT, WRITE_BEHIND, WRITE_THROUGH, Job
 from slime.cross_job.settings import ON_STALE, STORE_MODES, Settings, add_arguments
 from slime.cross_job.types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
+from slime.cross_job_arguments import STORE_SOURCES
 
 FLAGS = frozenset(
     [
@@ -32,6 +33,8 @@ FLAGS = frozenset(
         "--cross-job-max-staleness",
         "--cross-job-on-stale",
         "--cross-job-store",
+        "--cross-job-store-env",
+        "--cross-job-store-file",
         "--cross-job-store-mode",
         "--cross-job-compression",
         "--cross-job-metrics",
@@ -193,6 +196,60 @@ def test_every_flag_arrives():
     assert {name: getattr(Settings(**given), name) for name in given} == given
 
 
+SECRET = "redis://:hunter2@host:6379/0"
+
+
+def test_a_store_comes_from_one_of_three_sources_and_arguments_never_hold_what_two_of_them_hold(tmp_path, monkeypatch):
+    (tmp_path / "store").write_text(SECRET + "\n")
+    monkeypatch.setenv("STORE", SECRET)
+    parser = add_arguments(argparse.ArgumentParser())
+    for words in (["--cross-job-store-env", "STORE"], ["--cross-job-store-file", str(tmp_path / "store")]):
+        args = parser.parse_args(words)
+        settings = Settings.from_args(args)
+        assert settings.store == SECRET
+        assert settings == Settings(store=SECRET)
+        assert "hunter2" not in f"{args} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"store": "file:///a", "store_env": "STORE"}, "--cross-job-store and --cross-job-store-env say the same"),
+        ({"store_env": "STORE", "store_file": "x"}, "--cross-job-store-env and --cross-job-store-file say"),
+        ({"store_env": "NOWHERE"}, "--cross-job-store-env NOWHERE: there is no such environment variable"),
+        ({"store_env": "PASSWORD"}, "--cross-job-store-env PASSWORD: the variable must hold one URI"),
+        ({"store_env": "TWO"}, "must hold one URI"),
+        ({"store_env": "EMPTY"}, "must hold one URI"),
+        ({"store_env": SECRET}, "wants a name or a path, and was given a URI"),
+        ({"store_file": SECRET}, "wants a name or a path, and was given a URI"),
+        ({"store_file": "{tmp}/absent"}, "absent cannot be read on .*No such file"),
+        ({"store_file": "{tmp}"}, "cannot be read on .*directory"),
+        ({"store_file": "{tmp}/password"}, "password: the file must hold one URI"),
+        ({"store_file": "{tmp}/bytes"}, "it is no text"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_without_showing_what_it_holds(given, said, tmp_path, monkeypatch):
+    for name, value in {"STORE": SECRET, "PASSWORD": "hunter2", "TWO": f"{SECRET} {SECRET}", "EMPTY": " "}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "password").write_text("hunter2")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfehunter2")
+    args = {f"cross_job_{name}": value.replace("{tmp}", str(tmp_path)) for name, value in given.items()}
+    with pytest.raises(BadInput, match=said) as refused:
+        Settings.from_args(SimpleNamespace(**args))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_password_on_the_command_line_is_warned_of_once_and_not_shown(caplog):
+    args = SimpleNamespace(cross_job_store="redis://:hunter3@host:6379/0")
+    assert Settings.from_args(args) == Settings.from_args(args)
+    (warning,) = caplog.messages
+    assert "give --cross-job-store-env NAME" in warning
+    assert "redis://:***@host:6379/0" in warning
+    caplog.clear()
+    Settings.from_args(SimpleNamespace(cross_job_store="redis://host:6379/0"))
+    assert not caplog.messages
+
+
 def test_the_help_says_the_defaults():
     text = add_arguments(argparse.ArgumentParser()).format_help()
     text = re.sub(r"\s+", " ", text)
@@ -200,8 +257,8 @@ def test_the_help_says_the_defaults():
         name = flag.removeprefix("--cross-job-").replace("-", "_")
         shown = re.search(rf"{flag} [A-Z_]+ [^-].*?\(default: ([^)]+)\)", text)
         assert shown, flag
-        default = getattr(Settings(), name)
-        assert shown[1] == (OF_THE_JOB[name] if default is None else str(default)), flag
+        default = getattr(Settings(), "store" if name in STORE_SOURCES else name)
+        assert shown[1] == (OF_THE_JOB.get(name, "none") if default is None else str(default)), flag
 
 
 @pytest.mark.parametrize(

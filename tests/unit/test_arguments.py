@@ -40,6 +40,7 @@ def test_a_job_without_a_role_may_be_any_slime_job():
         (["--job-id", "exp"], {}, "--job-id without --enable-cross-job-communication"),
         (["--cross-job-role", "train"], {}, "--cross-job-role without --enable-cross-job-communication"),
         (["--cross-job-retain", "0"], {}, "--cross-job-retain without --enable-cross-job-communication"),
+        (["--cross-job-store-env", "X"], {}, "--cross-job-store-env without --enable-cross-job-communication"),
         (SWITCH[:1], {}, "no job id"),
         ([*SWITCH, "--cross-job-max-ahead", "-1"], {}, "--cross-job-max-ahead -1 is too small"),
         (ROLE, {"colocate": True}, "--colocate does not go with --cross-job-role train"),

@@ -338,6 +338,15 @@ def test_settings_of_the_job_must_agree_while_the_other_side_lives(ledger, clock
     assert ledger.jobs["exp"].max_ahead == 0
 
 
+def test_stores_that_differ_are_compared_with_their_passwords_and_shown_without(ledger):
+    attach(ledger, "producer", store="redis://:hunter2@host:6379/0")
+    with pytest.raises(Refused, match=r"redis://:\*\*\*@host:6379/0 in both, with different credentials"):
+        attach(ledger, "consumer", store="redis://:hunter3@host:6379/0")
+    with pytest.raises(Refused, match=r"is file:///run1 here and redis://:\*\*\*@host:6379/0 there"):
+        attach(ledger, "consumer", store="file:///run1")
+    attach(ledger, "consumer", store="redis://:hunter2@host:6379/0")
+
+
 def test_the_newest_value_wins_and_older_ones_are_freed(ledger, pair):
     _, consumer = pair
     assert ledger.get_value("exp", "weights") is None

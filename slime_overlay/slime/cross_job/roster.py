@@ -231,7 +231,7 @@ class Roster(Chronicle):
             if other is leaving:
                 continue
             found = [
-                f"{flag(name)} is {_shown(value)} here and {_shown(other.stated[name])} there"
+                f"{flag(name)} is {_both(value, other.stated[name])}"
                 for name, value in stated.items()
                 if other.stated.get(name, value) != value
             ]
@@ -301,5 +301,6 @@ def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     ]
 
 
-def _shown(value: Any) -> Any:
-    return without_password(value) if isinstance(value, str) else value
+def _both(here: Any, there: Any) -> str:
+    one, other = (without_password(value) if isinstance(value, str) else value for value in (here, there))
+    return f"{one} here and {other} there" if one != other else f"{one} in both, with different credentials"

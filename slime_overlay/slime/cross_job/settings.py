@@ -1,12 +1,18 @@
 """All settings of cross-job, one frozen dataclass, read from the command line in one place."""
 
 import argparse
-from dataclasses import dataclass, fields
+import logging
+import os
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from ..cross_job_arguments import add_settings, flag
+from ..cross_job_arguments import STORE_SOURCES, add_settings, flag
 from .errors import BadInput
 from .types import DEFAULT_NAMESPACE
+
+logger = logging.getLogger(__name__)
 
 ON_STALE = ("wait", "drop", "regenerate")
 STORE_MODES = ("write-through", "write-behind")
@@ -31,7 +37,10 @@ class Settings:
     max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
     max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
     on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate
-    store: str | None = None  # URI of a durable store, see stores/ (None: object store only)
+    # not in the repr: it may hold a password
+    store: str | None = field(
+        default=None, repr=False
+    )  # URI of a durable store, see stores/ (None: object store only)
     store_mode: str | None = None  # write-through: published means stored; write-behind: stored soon
     compression: str | None = None  # of what is stored: none | lz4 | zstd
     metrics: str | None = None  # on | off: figures for Prometheus
@@ -82,9 +91,80 @@ class Settings:
 
     @classmethod
     def from_args(cls, args: Any) -> "Settings":
-        """Read the `cross_job_*` attributes of `args` (slime's, or any argparse namespace); absent: defaults."""
+        """Read the `cross_job_*` attributes of `args` (slime's, or any argparse namespace); absent: defaults.
+
+        Raises:
+            BadInput: see the class and store_uri.
+        """
         given = {f.name: getattr(args, f"cross_job_{f.name}", None) for f in fields(cls)}
+        variable, file = (getattr(args, f"cross_job_{name}", None) for name in STORE_SOURCES)
+        given["store"] = store_uri(given["store"], variable, file)
         return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+def store_uri(
+    uri: str | None, variable: str | None, file: str | None, option: str = "--cross-job-store"
+) -> str | None:
+    """The URI of a durable store, from the one source that is given; None: none is.
+
+    A command line is seen by everybody on the machine (`ps`) and on the cluster (`ray job list`, the dashboard), hence
+    the other two sources, and a warning where the command line holds a password.
+
+    Args:
+        uri: from the command line.
+        variable: name of the environment variable that holds it.
+        file: path of the file that holds it.
+        option: the flag of `uri`; those of the other sources are the same with -env and -file.
+
+    Raises:
+        BadInput: several are given, or the variable or the file holds no URI. No message shows what they hold.
+    """
+    given = {"": uri, "-env": variable, "-file": file}
+    named = [option + end for end, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise BadInput(f"{' and '.join(named)} say the same in several ways: give one of them")
+    if uri is not None:
+        _warn_of_password(uri, option)
+        return uri
+    for end in ("-env", "-file"):
+        if "://" in (given[end] or ""):  # as where a shell has put in what the variable holds
+            raise BadInput(f"{option}{end} wants a name or a path, and was given a URI, which is not shown here")
+    if variable is not None:
+        if variable not in os.environ:
+            raise BadInput(
+                f"{option}-env {variable}: there is no such environment variable in this process. Set it where Ray is "
+                "started on this node (--env of a job would show it), or put the URI into a file: "
+                f"{option}-file PATH"
+            )
+        return _checked_uri(os.environ[variable], f"{option}-env {variable}: the variable")
+    if file is not None:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise BadInput(f"{option}-file {file} cannot be read on {os.uname().nodename}: {why}") from None
+        return _checked_uri(text, f"{option}-file {file}: the file")
+    return None
+
+
+def _checked_uri(text: str, what: str) -> str:
+    uri = text.strip()
+    if "://" not in uri or len(uri.split()) != 1:
+        raise BadInput(f"{what} must hold one URI, such as redis://:PASSWORD@HOST:6379/0, and nothing else")
+    return uri
+
+
+@cache
+def _warn_of_password(uri: str, option: str) -> None:
+    """Once a process."""
+    from .stores.base import without_password
+
+    if uri != without_password(uri):
+        logger.warning(
+            "%s %s has a password in it, which `ps`, `ray job list` and Ray's dashboard show to others: put the URI "
+            "into an environment variable of the nodes and give %s-env NAME, or into a file and give %s-file PATH",
+            *(option, without_password(uri), option, option),
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
