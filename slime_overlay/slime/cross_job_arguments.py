@@ -5,6 +5,7 @@ is said where they are used: `cross_job/settings.py` for the settings, `cross_jo
 """
 
 import argparse
+import re
 from typing import Any
 
 SETTINGS: dict[str, tuple[type, str]] = {
@@ -76,6 +77,16 @@ STORE_SOURCES: dict[str, str] = {
 }
 """Where else the field `store` of Settings may come from, and the help of the flag. What parsed arguments hold is the
 name or the path, never the URI: slime prints its arguments and gives them to wandb."""
+
+
+_PASSWORD = re.compile(
+    r"^(?!file:)\w[\w+.-]*://[^@]*:[^@]*@|[?&][^=&]*(password|secret|token|access_key)[^=&]*=", re.IGNORECASE
+)
+
+
+def holds_password(uri: str) -> bool:
+    """Whether a URI holds a password or a key, also one that would have to be quoted; in doubt, yes."""
+    return _PASSWORD.search(uri) is not None
 
 
 def flag(name: str) -> str:

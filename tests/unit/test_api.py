@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import slime.cross_job
-from slime.cross_job import errors
+from slime.cross_job import errors, settings
 from slime.cross_job.errors import BadInput, CrossJobError, PeerFailed, WaitTimeout
 from slime.cross_job.records import DROP, REGENERATE, SETTINGS, WAIT, WRITE_BEHIND, WRITE_THROUGH, Job
 from slime.cross_job.settings import ON_STALE, STORE_MODES, Settings, add_arguments
 from slime.cross_job.types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
-from slime.cross_job_arguments import STORE_SOURCES
+from slime.cross_job_arguments import STORE_SOURCES, holds_password
 
 FLAGS = frozenset(
     [
@@ -240,14 +240,34 @@ def test_a_source_that_is_none_is_refused_without_showing_what_it_holds(given, s
 
 
 def test_a_password_on_the_command_line_is_warned_of_once_and_not_shown(caplog):
-    args = SimpleNamespace(cross_job_store="redis://:hunter3@host:6379/0")
+    settings._warn_of_password.cache_clear()
+    args = SimpleNamespace(cross_job_store=SECRET)
     assert Settings.from_args(args) == Settings.from_args(args)
     (warning,) = caplog.messages
+    assert warning.startswith("--cross-job-store has a password in it")
     assert "give --cross-job-store-env NAME" in warning
-    assert "redis://:***@host:6379/0" in warning
-    caplog.clear()
-    Settings.from_args(SimpleNamespace(cross_job_store="redis://host:6379/0"))
-    assert not caplog.messages
+    assert "hunter2" not in warning
+
+
+@pytest.mark.parametrize(
+    ("uri", "held"),
+    [
+        (SECRET, True),
+        ("rediss://user:pa/ss@host:6379/0", True),
+        ("redis://:pa#ss@host", True),
+        ("redis://:pa?ss@host", True),
+        ("s3://KEY:sec/ret@bucket/run", True),
+        ("s3://bucket/run?endpoint_override=a&secret_key=x", True),
+        ("unix:///socket?db=0&password=x", True),
+        ("redis://host:6379/0", False),
+        ("redis://user@host:6379/0", False),
+        ("s3://bucket/run@1", False),
+        ("file:///shared/a:b@c", False),
+        ("file:///shared/run1", False),
+    ],
+)
+def test_which_uris_hold_a_password(uri, held):
+    assert holds_password(uri) is held
 
 
 def test_the_help_says_the_defaults():

@@ -187,7 +187,7 @@ def test_only_these_modules_know_slime():
 
 def test_the_flags_need_no_line_of_the_package():
     source = (OVERLAY / "slime" / "cross_job_arguments.py").read_text()
-    assert outside_imports(source, lazy_too=False) == {"argparse", "typing"}
+    assert outside_imports(source, lazy_too=False) == {"argparse", "re", "typing"}
 
 
 def test_only_these_modules_know_ray():

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..cross_job_arguments import STORE_SOURCES, add_settings, flag
+from ..cross_job_arguments import STORE_SOURCES, add_settings, flag, holds_password
 from .errors import BadInput
 from .types import DEFAULT_NAMESPACE
 
@@ -124,7 +124,8 @@ def store_uri(
     if len(named) > 1:
         raise BadInput(f"{' and '.join(named)} say the same in several ways: give one of them")
     if uri is not None:
-        _warn_of_password(uri, option)
+        if holds_password(uri):
+            _warn_of_password(option)
         return uri
     for end in ("-env", "-file"):
         if "://" in (given[end] or ""):  # as where a shell has put in what the variable holds
@@ -155,16 +156,13 @@ def _checked_uri(text: str, what: str) -> str:
 
 
 @cache
-def _warn_of_password(uri: str, option: str) -> None:
+def _warn_of_password(option: str) -> None:
     """Once a process."""
-    from .stores.base import without_password
-
-    if uri != without_password(uri):
-        logger.warning(
-            "%s %s has a password in it, which `ps`, `ray job list` and Ray's dashboard show to others: put the URI "
-            "into an environment variable of the nodes and give %s-env NAME, or into a file and give %s-file PATH",
-            *(option, without_password(uri), option, option),
-        )
+    logger.warning(
+        "%s has a password in it, which `ps`, `ray job list` and Ray's dashboard show to others: put the URI into an "
+        "environment variable of the nodes and give %s-env NAME, or into a file and give %s-file PATH",
+        *(option, option, option),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
