@@ -1,0 +1,300 @@
+"""The suites behind .ci/run: those worth most first, within a time, on a machine of whatever speed.
+
+A machine is as many times slower as the suites that it ran took longer than QUIET_S says. A suite that does not fit
+into the time left is left out, and the table at the end says so. What fails in a suite that ran fails the whole run.
+
+Of a running suite, silence is bounded; so is its time, as a multiple of what it should take on this machine. A suite
+that is stopped only because the whole time is over, with no test failed until then, is "cut", and fails nothing.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET_S = 78 * 60.0
+SILENCE_S = 300.0  # without output, on the quiet machine; the longest single test takes half of that
+TIMES = 3.0  # a suite that takes so many times longer than it should here is stopped
+END_S = 120.0  # for a suite that was told to end
+QUIET_S = {
+    "environments": 240,
+    "static": 60,
+    "unit": 170,
+    "demo": 90,
+    "chaos": 270,
+    "chaos with a store": 150,
+    "cluster": 600,
+    "two jobs": 240,
+    "contract": 120,
+    "patches": 90,
+    "integration": 300,
+    "slime core": 420,
+    "tools": 300,
+    "slime": 600,
+}
+"""Seconds that each suite takes on the quiet machine: 2 cores, nothing else on them. Each run ends with the table that
+it measured, to be pasted here."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A command, and how it is run.
+
+    Args:
+        fixed: its time depends on the network or on given minutes, not on the machine.
+        beside: it waits most of the time, so it runs beside the others, at a lower priority.
+        alone: it looks at clocks, so it is not started before those that run beside have ended.
+        silence_s: how long it may be without output on the quiet machine.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    fixed: bool = False
+    beside: bool = False
+    alone: bool = False
+    silence_s: float = SILENCE_S
+
+
+def suites(out: Path) -> list[Suite]:
+    """All suites, in order of worth. They write to the folder `out`."""
+    integration, slime = "tests/integration/test_", "tests/slime/test_"
+    two_jobs = [f"{integration}{name}.py" for name in ("two_jobs", "delivery")]
+    tools = [f"{integration}{name}.py" for name in ("cli", "doctor", "metrics", "web")]
+    core = [f"{slime}{name}.py" for name in ("same_training", "survival")]
+    environments = "(. scripts/env.sh) && ENVIRONMENT=slime && . scripts/env.sh"
+    kills = "cluster killed,vault killed,broker killed,train driver killed"
+    chaos = ("scripts/chaos.sh", "--json", str(out / "chaos.json"), "--minutes")
+    return [
+        Suite("environments", ("bash", "-c", environments), fixed=True, silence_s=1200),
+        Suite("static", ("scripts/check.sh",)),
+        Suite("unit", _tests("unit")),
+        Suite("demo", ("scripts/demo.sh", "--out", str(out), "--json", str(out / "summary.json"))),
+        Suite("chaos", (*chaos, "3", "--seed", "0"), fixed=True, beside=True),
+        Suite(
+            "chaos with a store",
+            (*chaos, "1", "--seed", "1", "--store", "file", "--least", "2", "--faults", kills),
+            fixed=True,
+            beside=True,
+        ),
+        Suite("cluster", _tests("cluster"), beside=True, silence_s=1200),
+        Suite("two jobs", _tests("integration", *two_jobs)),
+        Suite("contract", _tests("contract")),
+        Suite("patches", _tests("patches")),
+        Suite("integration", _tests("integration", "tests/integration", *_without([*two_jobs, *tools]))),
+        Suite("slime core", _tests("slime", *core), alone=True),
+        Suite("tools", _tests("integration", *tools), alone=True),
+        Suite("slime", _tests("slime", "tests/slime", *_without(core)), alone=True),
+    ]
+
+
+def _tests(suite: str, *words: str) -> tuple[str, ...]:
+    return ("scripts/test.sh", suite, *words, "-q", "-m", "not again", "--durations=15")
+
+
+def _without(paths: Iterable[str]) -> list[str]:
+    return [f"--ignore={path}" for path in paths]
+
+
+# ------------------------------------------------------------------ what is decided
+
+
+@dataclass
+class Result:
+    """What came of a suite. `state`: passed, failed, cut or left out."""
+
+    suite: Suite
+    state: str
+    seconds: float = 0.0
+    why: str = ""
+
+
+def slower(results: Iterable[Result], quiet_s: Mapping[str, float]) -> float:
+    """How many times slower this machine is, at least 1, by the suites that passed and ran by themselves."""
+    told = [one for one in results if one.state == "passed" and not (one.suite.fixed or one.suite.beside)]
+    return max(1.0, sum(one.seconds for one in told) / (sum(quiet_s[one.suite.name] for one in told) or 1.0))
+
+
+def takes(suite: Suite, factor: float, quiet_s: Mapping[str, float]) -> float:
+    """The seconds that a suite takes on a machine that is `factor` times slower."""
+    return quiet_s[suite.name] * (1.0 if suite.fixed else factor)
+
+
+def stop(ran_s: float, silent_s: float, left_s: float, limit_s: float, silence_s: float) -> str:
+    """Why a suite is to be stopped that has run for so long; nothing, if it is not."""
+    if silent_s > silence_s:
+        return f"no output for {silence_s:.0f} s"
+    if ran_s > limit_s:
+        return f"not through after {limit_s:.0f} s"
+    return OVER if left_s <= 0 else ""
+
+
+OVER = "the time was over"
+_FAILED = re.compile(r"\b[1-9]\d* (failed|errors?)\b|^[.sxX]*[FE][.sxXFE]*( +\[ *\d+%\])?$", re.MULTILINE)
+"""pytest's last line, or a line of its progress, where something failed."""
+
+
+def judge(code: int, stopped: str, output: str) -> tuple[str, str]:
+    """(state, why) of a suite that ended with this exit code and output, and was stopped for that reason, if any."""
+    failed = _FAILED.search(output)
+    if stopped == OVER and not failed:
+        return "cut", stopped
+    if stopped:
+        return "failed", ", ".join([stopped, *([failed[0]] if failed else [])])
+    return ("failed", f"exit code {code}") if code else ("passed", "")
+
+
+# ------------------------------------------------------------------ what is done
+
+
+class Runner:
+    """Runs suites while there is time. `results` is what came of them; `end` ends those that run."""
+
+    def __init__(self, budget_s: float, folder: Path, quiet_s: Mapping[str, float]):
+        self._ends, self._folder, self._quiet_s = time.monotonic() + budget_s, folder, quiet_s
+        self.results: list[Result] = []
+
+    def end(self) -> None:
+        self._ends = 0.0
+
+    def run(self, suite: Suite, say: Callable[[str], object]) -> None:
+        """Run the suite, or leave it out. `say` gets its output."""
+        factor, left_s = slower(self.results, self._quiet_s), max(0.0, self._ends - time.monotonic())
+        takes_s = takes(suite, factor, self._quiet_s)
+        say(f"\n== {suite.name}: {' '.join(suite.command)}\n")
+        if takes_s > left_s:
+            result = Result(suite, "left out", why=f"it takes {takes_s:.0f} s here, {left_s:.0f} s were left")
+        else:
+            began = time.monotonic()
+            code, stopped, output = self._watch(suite, say, TIMES * takes_s + SILENCE_S, suite.silence_s * factor)
+            state, why = judge(code, stopped, output)
+            result = Result(suite, state, time.monotonic() - began, why)
+        self.results.append(result)
+        say(f"== {suite.name}: {result.state}, {result.seconds:.0f} s{result.why and ', ' + result.why}\n")
+
+    def _watch(
+        self, suite: Suite, say: Callable[[str], object], limit_s: float, silence_s: float
+    ) -> tuple[int, str, str]:
+        """Exit code of the suite, why it was stopped, and its output."""
+        path, stopped, stopped_at = self._folder / f"{suite.name}.log", "", 0.0
+        nice = ("nice", "-n", "10") if suite.beside else ()
+        with path.open("wb") as log, path.open("rb") as reader:
+            process = subprocess.Popen(
+                [*nice, *suite.command],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            began = heard = time.monotonic()
+            try:
+                while process.poll() is None:
+                    time.sleep(0.2)
+                    now = time.monotonic()
+                    if text := reader.read().decode(errors="replace"):
+                        heard = now
+                        say(text)
+                    if stopped and now > stopped_at + END_S:
+                        _signal(process, signal.SIGKILL)
+                    elif not stopped:
+                        stopped = stop(now - began, now - heard, self._ends - now, limit_s, silence_s)
+                        if stopped:
+                            stopped_at = now
+                            _signal(process, signal.SIGTERM)
+            except BaseException:
+                _signal(process, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_S)
+                raise
+            finally:
+                _signal(process, signal.SIGKILL)  # what it left
+            say(reader.read().decode(errors="replace"))
+        return process.returncode, stopped, path.read_text(errors="replace")
+
+
+def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def table(results: Iterable[Result], all_suites: Sequence[Suite], quiet_s: Mapping[str, float]) -> str:
+    """What ran, in how many seconds, and what did not; then QUIET_S as this run would have it."""
+    of = {one.suite.name: one for one in results}
+    lines = [f"{'suite':20} {'quiet s':>8} {'s':>8}"]
+    measured = dict(quiet_s)
+    for suite in all_suites:
+        one = of.get(suite.name) or Result(suite, "left out", why="not asked for")
+        lines.append(
+            f"{suite.name:20} {quiet_s[suite.name]:8.0f} {one.seconds:8.0f}  {one.state}{one.why and ': ' + one.why}"
+        )
+        if one.state == "passed":
+            measured[suite.name] = round(one.seconds)
+    return "\n".join(
+        [*lines, "", "QUIET_S = {", *(f'    "{name}": {s:.0f},' for name, s in measured.items()), "}", ""]
+    )
+
+
+def run_all(chosen: Iterable[Suite], runner: Runner, say: Callable[[str], object]) -> None:
+    """Run these suites in their order, those that run beside others one after the other."""
+    beside: list[tuple[Future[None], list[str]]] = []
+
+    def hear() -> None:
+        while beside and beside[0][0].done():
+            done, said = beside.pop(0)
+            say("".join(said))
+            done.result()
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for suite in chosen:
+                if suite.beside:
+                    said: list[str] = []
+                    beside.append((pool.submit(runner.run, suite, said.append), said))
+                    continue
+                if suite.alone:
+                    wait([future for future, _ in beside])
+                hear()
+                runner.run(suite, say)
+        except BaseException:
+            runner.end()
+            raise
+    hear()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", help="only these")
+    parser.add_argument("--minutes", type=float, default=BUDGET_S / 60, help="for all of it")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory() as folder:
+        known = suites(Path(folder))
+        if unknown := {*args.suites} - {suite.name for suite in known}:
+            parser.error(f"no suite {', '.join(sorted(unknown))}: {', '.join(suite.name for suite in known)}")
+        runner = Runner(args.minutes * 60, Path(folder), QUIET_S)
+        began = time.monotonic()
+        run_all([one for one in known if not args.suites or one.name in args.suites], runner, _print)
+    factor = slower(runner.results, QUIET_S)
+    _print(f"\n== {time.monotonic() - began:.0f} s on a machine {factor:.2f} times slower than the quiet one\n")
+    _print(table(runner.results, known, QUIET_S))
+    bad = [one.suite.name for one in runner.results if one.state == "failed"]
+    _print(f"error: failed: {', '.join(bad)}\n" if bad else "what ran has passed\n")
+    return 1 if bad else 0
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What .ci/run decides: how slow the machine is, what is left out, what is stopped, and what that means."""
+
+import time
+from pathlib import Path
+
+import ci
+import pytest
+from ci import OVER, Result, Runner, Suite, judge, slower, stop, table, takes
+
+QUIET_S = {"static": 60.0, "unit": 100.0, "chaos": 200.0}
+STATIC, UNIT, CHAOS = Suite("static", ("true",)), Suite("unit", ("true",)), Suite("chaos", ("true",), fixed=True)
+
+
+def passed(suite: Suite, seconds: float) -> Result:
+    return Result(suite, "passed", seconds)
+
+
+def test_a_machine_is_as_slow_as_all_that_it_ran():
+    assert slower([], QUIET_S) == 1.0
+    assert slower([passed(STATIC, 150), passed(UNIT, 250)], QUIET_S) == 2.5
+    assert slower([passed(UNIT, 50)], QUIET_S) == 1.0, "a fast one is given the time of the quiet one"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        passed(CHAOS, 900),
+        passed(Suite("unit", (), beside=True), 900),
+        Result(UNIT, "failed", 3),
+        Result(UNIT, "left out"),
+    ],
+)
+def test_what_tells_nothing_of_the_machine_is_not_counted(told):
+    assert slower([passed(STATIC, 120), told], QUIET_S) == 2.0
+
+
+def test_what_waits_takes_as_long_on_any_machine():
+    assert takes(UNIT, 2.5, QUIET_S) == 250
+    assert takes(CHAOS, 2.5, QUIET_S) == 200
+
+
+def test_silence_ends_a_suite_and_so_does_far_too_long_a_time_and_the_end_of_all():
+    limits = {"limit_s": 1000, "silence_s": 300}
+    assert stop(ran_s=999, silent_s=299, left_s=1, **limits) == ""
+    assert stop(ran_s=999, silent_s=301, left_s=1, **limits) == "no output for 300 s"
+    assert stop(ran_s=1001, silent_s=1, left_s=1, **limits) == "not through after 1000 s"
+    assert stop(ran_s=999, silent_s=299, left_s=0, **limits) == OVER
+    assert stop(ran_s=999, silent_s=301, left_s=0, **limits) != OVER, "it hung: the clock is no excuse"
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "output", "state"),
+    [
+        (0, "", "3 passed in 2.0s", "passed"),
+        (1, "", "1 failed, 3 passed in 2.0s", "failed"),
+        (2, "", "", "failed"),
+        (143, OVER, "..s..  [ 20%]\n!!! Exit: terminated !!!\n5 passed, 1 skipped in 9.0s", "cut"),
+        (143, OVER, "1 failed, 3 passed in 2.0s", "failed"),
+        (143, OVER, "3 passed, 2 errors in 2.0s", "failed"),
+        (-9, OVER, "......s....F.....  [ 20%]\n....", "failed"),
+        (-9, OVER, "......s....  [ 20%]\n..E", "failed"),
+        (143, OVER, "   12.1 s  broker killed   recovered in   3.5 s\n", "cut"),
+        (143, "no output for 300 s", "..s..  [ 20%]", "failed"),
+    ],
+)
+def test_only_what_was_going_well_is_cut(code, stopped, output, state):
+    assert judge(code, stopped, output)[0] == state
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(budget_s, *suites): what came of them, and what was said."""
+
+    def all_of(budget_s: float, *suites: Suite) -> tuple[dict[str, str], str]:
+        said: list[str] = []
+        runner = Runner(budget_s, tmp_path, {suite.name: 5.0 for suite in suites})
+        ci.run_all(suites, runner, said.append)
+        return {one.suite.name: one.state for one in runner.results}, "".join(said)
+
+    return all_of
+
+
+def shell(name: str, command: str, **how: bool) -> Suite:
+    return Suite(name, ("sh", "-c", command), **how)
+
+
+def test_suites_run_in_order_and_a_failure_hides_no_other(run, tmp_path):
+    states, said = run(
+        60.0,
+        shell("first", "echo one; exit 3"),
+        shell("beside", f"until [ -e {tmp_path}/second ]; do sleep 0.05; done; touch {tmp_path}/beside", beside=True),
+        shell("second", f"touch {tmp_path}/second; echo two"),
+        shell("alone", f"[ -e {tmp_path}/beside ]", alone=True),
+    )
+    assert states == {"first": "failed", "second": "passed", "beside": "passed", "alone": "passed"}
+    assert said.index("one") < said.index("first: failed") < said.index("two")
+
+
+def test_what_does_not_fit_is_left_out_and_said(run):
+    states, said = run(4.0, shell("unit", "echo it ran"))
+    assert states == {"unit": "left out"}
+    assert "it takes 5 s here" in said
+    assert "it ran" not in said.splitlines()
+
+
+def test_the_table_says_what_was_left_out_and_can_be_pasted():
+    results = [passed(STATIC, 61.4), Result(UNIT, "left out", why="too late"), Result(CHAOS, "failed", 7.0, "code 1")]
+    told = table(results, [STATIC, UNIT, CHAOS], QUIET_S)
+    assert [line.split()[0] for line in told.splitlines()[:4]] == ["suite", "static", "unit", "chaos"]
+    assert "left out: too late" in told
+    pasted: dict = {}
+    exec(told[told.index("QUIET_S") :], pasted)
+    assert pasted["QUIET_S"] == {**QUIET_S, "static": 61}
+
+
+def test_every_suite_has_a_recorded_time(tmp_path):
+    assert [suite.name for suite in ci.suites(tmp_path)] == [*ci.QUIET_S]
+
+
+def test_whoever_stops_the_run_stops_what_runs(tmp_path):
+    runner = Runner(60.0, tmp_path, {"unit": 5.0})
+    pid = tmp_path / "pid"
+
+    def interrupted(text: str) -> None:
+        if text == "running\n":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(shell("unit", f"echo $$ >{pid}; echo running; exec sleep 60"), interrupted)
+    deadline = time.monotonic() + 10
+    while _is_there(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_there(int(pid.read_text()))
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
