@@ -6,6 +6,8 @@ it had not ended in time.
 """
 
 import argparse
+import importlib.util
+import itertools
 import json
 import os
 import shlex
@@ -17,6 +19,7 @@ from typing import Any
 from launch_environment import environment
 
 SCRIPTS = {"rollout": "cross_job_rollout.py", "train": "train.py"}
+_FLAGS = Path(__file__).resolve().parents[1] / "slime_overlay" / "slime" / "cross_job_arguments.py"
 _ADDRESS = "http://127.0.0.1:8265"
 _VERIFY_S = 300.0
 
@@ -100,12 +103,36 @@ def _check_submission(
         parser.error(f"{wrong[0]} is no option here: slime's own arguments go behind --")
     if len(rest) % 2:
         parser.error(f"{rest[-1]} needs a value")
-    if wrong := [text for text in options.env if "=" not in text]:
-        parser.error(f"--env {wrong[0]}: give NAME=VALUE")
+    if any("=" not in text for text in options.env):
+        parser.error("an --env without =: give NAME=VALUE")  # not shown: it may be a secret
+    _refuse_passwords(parser, options, words, rest)
     if not (options.slime or options.working_dir or options.image_checkout):
         parser.error("where is slime? Give one of --slime, --working-dir and --image-checkout")
     if options.image_checkout and not Path(options.image_checkout).is_absolute():
         parser.error(f"--image-checkout {options.image_checkout}: give an absolute path, on the nodes")
+
+
+def _refuse_passwords(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], rest: list[str]
+) -> None:
+    """Ray shows a job's command line and its variables to all who may list jobs, and keeps them."""
+    spec = importlib.util.spec_from_file_location("cross_job_arguments", _FLAGS)
+    assert spec is not None
+    assert spec.loader is not None
+    flags = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(flags)
+    behind = words[words.index("--") + 1 :]
+    given = [text.partition("=")[2] for text in options.env]
+    values = [word.partition("=")[2] if word.startswith("--cross-job-store=") else word for word in (*rest, *behind)]
+    named = {value for flag, value in itertools.pairwise(values) if flag == "--cross-job-store-env"}
+    if any("://" in value and flags.holds_password(value) for value in (*values, *given)) or any(
+        text.partition("=")[0] in named for text in options.env
+    ):
+        parser.error(
+            "a password would stand in the job's entry, where `ray job list`, the dashboard and `ps` show it. Put the "
+            "URI into an environment variable where Ray is started on the nodes (not into --env) and give "
+            "--cross-job-store-env NAME, or into a file on the nodes and give --cross-job-store-file PATH"
+        )
 
 
 def parser_for(role: str) -> argparse.ArgumentParser:
@@ -134,7 +161,7 @@ def parser_for(role: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="environment of the job's processes, before all defaults",
+        help="environment of the job's processes, before all defaults; `ray job list` shows it: no place for secrets",
     )
     add(
         "--no-default-env",

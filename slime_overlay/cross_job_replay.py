@@ -10,6 +10,8 @@
 --load-debug-rollout-data reads; `import` reads those of --save-debug-rollout-data, with slime's own code, which needs
 slime's ARGUMENTS and a patched checkout. NAME may also be the job id of a run that keeps its rollouts in the store
 itself (--cross-job-store), as far as it has not freed them.
+
+A URI with a password is given by --store-env NAME or --store-file PATH: a command line is seen by others.
 """
 
 import argparse
@@ -24,8 +26,8 @@ from slime.cross_job.arguments import PEER_GRACE_S
 from slime.cross_job.errors import BadInput, PayloadDamaged
 from slime.cross_job.jobs import run
 from slime.cross_job.recording import IMPORTED, Header, Recording, ids_text, is_recording, recordings
-from slime.cross_job.settings import COMPRESSIONS, Settings, add_arguments
-from slime.cross_job.stores import open_store
+from slime.cross_job.settings import COMPRESSIONS, Settings, add_arguments, store_uri
+from slime.cross_job.stores import Store, open_store
 from slime.cross_job.types import Ids, check_job_id
 
 
@@ -38,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.add_argument("--store", required=True, help="URI of the durable store with the recordings")
+        store = added.add_mutually_exclusive_group(required=True)
+        store.add_argument("--store", help="URI of the durable store with the recordings")
+        store.add_argument("--store-env", metavar="NAME", help="environment variable that holds that URI")
+        store.add_argument("--store-file", metavar="PATH", help="file that holds that URI")
         needed = name not in ("list", "record")
         default = " (default: JOB.recording)" if name == "record" else ""
         added.add_argument("--recording", required=needed, help=f"name of the recording{default}")
@@ -100,19 +105,25 @@ def main(words: list[str]) -> None:
         commands[options.command](options)
 
 
+def _store(options: argparse.Namespace) -> Store:
+    uri = store_uri(options.store, options.store_env, options.store_file, "--store")
+    assert uri is not None
+    return open_store(uri)
+
+
 def _record(options: argparse.Namespace) -> None:
     from slime.cross_job.replay import record
 
     settings = _connected(options)
     name = options.recording or f"{options.job_id}.recording"
-    recording = record(options.job_id, open_store(options.store), name, settings, options.compression)
+    recording = record(options.job_id, _store(options), name, settings, options.compression)
     print(f"recording {name}: {ids_text(recording.ids)}")
 
 
 def _serve(options: argparse.Namespace) -> None:
     from slime.cross_job.replay import serve, terms_of
 
-    recording = Recording(open_store(options.store), options.recording)
+    recording = Recording(_store(options), options.recording)
     free = tuple(name if name in recording.terms else f"--{name}" for name in options.free)
     terms = terms_of(recording, options.num_rollout, free)
     served = serve(options.job_id, recording, _connected(options), terms)
@@ -120,7 +131,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    store = open_store(options.store)
+    store = _store(options)
     if options.recording is None:
         found, damaged = [], {}
         for name in recordings(store):
@@ -170,7 +181,7 @@ def _summary(recording: Recording) -> dict[str, Any]:
 def _export(options: argparse.Namespace) -> None:
     from slime.cross_job.conversion import MISSING, to_samples
 
-    recording = Recording(open_store(options.store), options.recording)
+    recording = Recording(_store(options), options.recording)
     chosen = [recording.find(rollout_id) for rollout_id in options.rollouts or recording.ids]
     template = debug_files.make_folder(options.folder)
     for entry in chosen:
@@ -194,7 +205,7 @@ def _import(options: argparse.Namespace, rest: list[str]) -> None:
     chosen = list(options.rollouts or files)
     if missing := [rollout_id for rollout_id in chosen if rollout_id not in files]:
         raise BadInput(f"there is no file for {ids_text(missing)}: {options.files} has {ids_text(files)}")
-    store = open_store(options.store)
+    store = _store(options)
     if is_recording(store, options.recording):
         raise BadInput(f"{store.shown} has a recording {options.recording!r} already: choose another --recording")
     samples = {rollout_id: debug_files.read(files[rollout_id], rollout_id) for rollout_id in chosen}

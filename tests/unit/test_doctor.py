@@ -12,7 +12,7 @@ import pytest
 from slime.cross_job.errors import StoreRefused
 from slime.cross_job.ops import doctor_checks as checks
 from slime.cross_job.ops import doctor_nodes as nodes
-from slime.cross_job.ops import doctor_store, doctor_versions
+from slime.cross_job.ops import doctor, doctor_store, doctor_versions
 from slime.cross_job.ops.doctor import CHECKS, NEEDS, complete
 from slime.cross_job.ops.doctor_checks import SEVERITIES, Finding
 from slime.cross_job.ops.doctor_nodes import Need, Node
@@ -460,3 +460,14 @@ def test_what_checks_need_are_checks():
 def test_a_finding_travels_as_json():
     one = Finding("clocks", "warning", "what", "why", "do", "gpu7")
     assert Finding(**json.loads(json.dumps(asdict(one)))) == one
+
+
+def test_its_process_is_told_by_stdin_what_it_looks_at(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **how: started.append(words) or popen(words, **how))
+    found = doctor.diagnose("127.0.0.1:1", "none", store="memory://x?password=hunter2", timeout_s=60)
+    (store,) = [one for one in found if one.check == "durable store"]
+    assert store.where == "memory://x?password=***"  # the witness: it was told
+    assert started
+    assert "hunter2" not in str(started)

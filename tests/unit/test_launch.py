@@ -40,7 +40,7 @@ def test_options_are_taken_apart():
         ("--job-id exp --lr 1 --", "--lr is no option here: slime's own arguments go behind --"),
         ("--job-id exp --cross-job-role train --", "--cross-job-role is no option here"),
         ("--job-id exp --cross-job-max-ahead --", "--cross-job-max-ahead needs a value"),
-        ("--job-id exp --env A --", "--env A: give NAME=VALUE"),
+        ("--job-id exp --env A --", "an --env without =: give NAME=VALUE"),
         ("--job-id exp --", "Give one of --slime, --working-dir and --image-checkout"),
         ("--job-id exp --slime a --working-dir b --", "not allowed with argument --slime"),
         ("--job-id exp --image-checkout slime --", "--image-checkout slime: give an absolute path"),
@@ -57,6 +57,35 @@ def test_wrong_options_are_refused(words, said, capsys):
         parse(words, "rollout")
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+PASSWORD = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--cross-job-store redis://:hunter2@host:6379/0 --",
+        "--cross-job-store s3://KEY:hunter2/x@bucket/run --",
+        "--env STORE=redis://:hunter2@host:6379/0 --",
+        "--env STORE=hunter2 --cross-job-store-env STORE --",
+        "--env STORE=hunter2 -- --cross-job-store-env STORE",
+        "-- --cross-job-store redis://:hunter2@host:6379/0",
+        "-- --cross-job-store=redis://:hunter2@host:6379/0",
+    ],
+)
+def test_a_password_never_comes_into_the_entry_of_a_job(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(f"--job-id exp --slime . {words}")
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "--cross-job-store-env NAME" in said
+    assert PASSWORD not in said
+
+
+def test_what_holds_no_password_is_no_matter():
+    words = "--cross-job-store-env STORE -- --data http://host:1/x --mail a@b --x redis://host:6379/0"
+    assert parse(f"--job-id exp --slime . --env A=http://host {words}")[1] == ["--cross-job-store-env", "STORE"]
 
 
 def test_what_is_about_a_job_of_before_needs_no_more_than_its_name():

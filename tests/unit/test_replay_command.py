@@ -43,6 +43,18 @@ def test_recordings_and_their_rollouts_are_listed(uri, capsys):
     assert [entry["rollout_id"] for entry in told["rollouts"]] == [0, 1, 3]
 
 
+def test_a_store_is_named_by_a_variable_or_a_file_too(uri, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STORE", uri)
+    (tmp_path / "uri").write_text(uri)
+    main(["list", "--store-env", "STORE"])
+    main(["list", "--store-file", str(tmp_path / "uri")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert first.startswith("kept: ")
+    with pytest.raises(SystemExit):
+        main(["list"])
+
+
 def test_a_header_that_is_damaged_hides_no_other_recording(uri, capsys):
     open_store(uri).put("_recordings/broken.json", b"{}")
     main(["list", "--store", uri])

@@ -213,6 +213,11 @@ def doctor(
     namespace: Namespace = DEFAULT,
     job_id: JobId = None,
     store: Annotated[str | None, typer.Option("--store", help="URI of a durable store to try, too")] = None,
+    store_env: Annotated[
+        str | None,
+        typer.Option("--store-env", help="environment variable that holds the URI, where it has a password"),
+    ] = None,
+    store_file: Annotated[str | None, typer.Option("--store-file", help="file that holds the URI")] = None,
     slime: Annotated[Path | None, typer.Option("--slime", help="a checkout of slime to look at")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="seconds in all", min=1)] = 60.0,
     as_json: Json = False,
@@ -220,10 +225,11 @@ def doctor(
     """Find what goes wrong in the field: cluster, token, broker, memory, clocks, jobs, leases, stores, versions."""
     from dataclasses import asdict
 
+    from ..settings import store_uri
     from .doctor import diagnose
 
-    folder = None if slime is None else str(slime)
-    findings = diagnose(where(address), namespace, job_id, store=store, slime=folder, timeout_s=timeout_s)
+    folder, uri = None if slime is None else str(slime), store_uri(store, store_env, store_file, "--store")
+    findings = diagnose(where(address), namespace, job_id, store=uri, slime=folder, timeout_s=timeout_s)
     if as_json:
         out_json([asdict(finding) for finding in findings])
     else:

@@ -56,7 +56,7 @@ NEEDS = {
 }
 """Check -> those without which it cannot be made."""
 
-_CHILD = "import sys; from slime.cross_job.ops.doctor_child import main; main(sys.argv[1])"
+_CHILD = "import sys; from slime.cross_job.ops.doctor_child import main; main(sys.stdin.read())"
 
 
 def diagnose(
@@ -117,15 +117,19 @@ def _run(ask: dict[str, Any], noise: Any, deadline: float, found: list[Finding])
     ask |= {"tell": told_by, "timeout_s": max(0.0, deadline - time.monotonic())}
     path = os.pathsep.join([os.path.abspath(entry) for entry in sys.path])  # noqa: PTH100  also of ''
     child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, json.dumps(ask)],
+        [sys.executable, "-c", _CHILD],
         env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=noise,
         stderr=noise,
         pass_fds=[told_by],
     )
     os.close(told_by)
     try:
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code says so
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(ask).encode())  # not in argv, which `ps` shows: the store may have a password
+            child.stdin.close()
         for line in _lines(tells, deadline):
             found.append(Finding(**json.loads(line)))
         with contextlib.suppress(subprocess.TimeoutExpired):
