@@ -142,6 +142,26 @@ def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, sto
     assert figures(again(store)) == figures(ledger)
 
 
+@pytest.mark.parametrize("place", ["memory", "file"], indirect=True)
+def test_an_entry_on_its_way_in_another_thread_fences_nobody(place, store, ledger):
+    """`is_ours` is asked for a sign of life while a whole entry is written, which cleans up behind itself."""
+    journal = Journal(store, "exp")
+    for _ in range(3):
+        keep(journal, ledger)
+    journal._marks = {}  # as after `load`: the next entry is whole
+    exists, beside = store.exists, []
+
+    def slow(key: str) -> bool:
+        if not beside:
+            beside.append(key)
+            keep(journal, ledger)  # the only writer there is
+        return exists(key)
+
+    store.exists = slow
+    assert journal.is_ours()
+    assert not exists(beside[0]), "it was not cleaned up: nothing is tested"
+
+
 @pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
 def test_a_keeper_that_dies_anywhere_leaves_what_was_or_what_is(place, ledger, monkeypatch):
     monkeypatch.setattr("slime.cross_job.journal._WHOLE_EVERY", 2)

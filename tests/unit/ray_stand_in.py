@@ -184,6 +184,10 @@ class Actor:
         return SimpleNamespace(options=options)
 
 
+class Hangs(Exception):
+    """Raised by a store: its call does not return."""
+
+
 def unavailable() -> Exception:
     """What Ray says of an actor that does not answer, and may be back."""
     return ray.exceptions.ActorUnavailableError("its node does not answer", b"1" * 16)

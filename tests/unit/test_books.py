@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
 from slime.cross_job.errors import Forgotten, KeptElsewhere, PayloadDamaged, Refused, StoreUnreachable
+from slime.cross_job.journal import Journal
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.recording import RECORDED, Header, Recording
+from slime.cross_job.records import DEAD
 from slime.cross_job.stores import open_store
 from slime.cross_job.types import Payload
 
 from .ledger_hands import attach, figures, publish, train
+from .ray_stand_in import Hangs, client, payload
 
 
 @pytest.fixture
@@ -292,6 +296,36 @@ def test_a_job_that_is_forgotten_leaves_nothing(new, run, uri):
         await begin(books, ledger, uri)
         await books.forget("exp")
         assert open_store(uri).keys("exp") == []
+
+    run(test())
+
+
+def test_a_store_that_hangs_does_not_keep_other_jobs_from_what_changed_by_itself(broker, vault, run, loop):
+    """Leases of two jobs end in the same moment, and the store of one hangs: the other one's is kept, and told."""
+    bad, good = (f"memory://{uuid.uuid4().hex}" for _ in range(2))
+
+    async def test() -> None:
+        for job_id, uri in (("bad", bad), ("good", good)):
+            for role in ("producer", "consumer"):
+                info = replace(client(role, f"{role}-{job_id}"), job_id=job_id)
+                await broker.attach(info, {"store": uri, "dead_after_s": 30.0})
+            await broker.call("publish", f"producer-{job_id}", 0, replace(payload(f"t-{job_id}"), stored="n0"))
+            await broker.call("claim", f"consumer-{job_id}", 0)
+        hung, revisions = list[str](), {job_id: broker._ledger.jobs[job_id].revision for job_id in ("bad", "good")}
+
+        def hang(*_: Any) -> bool:
+            hung.append("create")
+            raise Hangs
+
+        store: Any = open_store(bad)
+        store.create = hang
+        await asyncio.sleep(32)
+        assert hung, "nothing hung: nothing is tested"
+        found = Journal(open_store(good), "good").load()
+        assert found is not None
+        assert found[0].revision > revisions["good"]
+        assert {kept.state for kept in found[1]} == {DEAD}
+        assert broker._ledger.clients["consumer-bad"].state == DEAD
 
     run(test())
 

@@ -22,6 +22,7 @@ from .batch import Batch
 from .errors import BadInput, BatchError, CrossJobError, NotStored, PayloadDamaged
 from .settings import COMPRESSIONS
 from .stores import Store
+from .stores.calls import progress
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class Archive:
             parts = [part for name in names for part in self._parts_of(name)]
         for keys in ([self._manifest(name) for name in names], parts):
             for at in range(0, len(keys), _PAGE):
+                progress()
                 began = time.monotonic()
                 self._store.delete(keys[at : at + _PAGE])
                 if len(keys) > _PAGE:
@@ -143,6 +145,7 @@ class Archive:
         """Name -> why it is not read any more."""
         found = {}
         for key in self._store.keys(f"{self._job_id}/quarantine"):
+            progress()
             try:
                 why = str(opened(self._store.get(key))["why"])
             except (PayloadDamaged, NotStored, KeyError) as error:

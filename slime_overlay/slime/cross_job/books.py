@@ -10,7 +10,8 @@ go.
 import asyncio
 import logging
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .archive import Archive, is_older, opened, sealed
 from .errors import (
@@ -30,10 +31,14 @@ from .recording import is_recording
 from .records import DEAD, Client, Job
 from .snapshot import take_job
 from .stores import Store, open_store
+from .stores.base import without_password
+from .stores.calls import Calls
 from .types import ClientInfo, source_name
 from .verdicts import who
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BEAT_S = 2.0
 COLLECT_S = 600.0
@@ -63,6 +68,8 @@ class Books:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._given_up: dict[str, list[str]] = defaultdict(list)  # job id -> names, of which no entry is written yet
         self._drops: dict[str, list[str]] = defaultdict(list)  # job id -> names that may be deleted
+        self._calls: dict[str, Calls] = {}  # by URI: a store that hangs holds up no other
+        self._beating: dict[str, asyncio.Task[None]] = {}  # job id -> its sign of life that is under way
         self._beats = 0
 
     def is_open(self, job_id: str) -> bool:
@@ -76,8 +83,12 @@ class Books:
     async def store(self, uri: str) -> Store:
         """The store of this URI. Raises StoreUnreachable, StoreRefused, BadInput."""
         if uri not in self._stores:
-            self._stores[uri] = await asyncio.to_thread(open_store, uri, _OPEN_S)
+            self._stores[uri] = await self._call(uri, "", open_store, uri, _OPEN_S)
         return self._stores[uri]
+
+    async def in_store(self, job_id: str, act: Callable[..., T], *args: Any, turn: str = "") -> T:
+        """A blocking call of the store of this job; see Calls.call. Raises StoreUnreachable."""
+        return await self._call(self._uris[job_id], job_id, act, *args, turn=turn)
 
     def mail(self, job_id: str) -> Mail:
         """What brokers of other clusters ask of this job."""
@@ -108,17 +119,17 @@ class Books:
                     )
                 return
             store = await self.store(uri)
-            if await asyncio.to_thread(is_recording, store, job_id):
+            if await self._call(uri, job_id, is_recording, store, job_id):
                 raise Refused(
                     f"{store.shown} has a recording of this name, {job_id}, which a job would free: choose another "
                     "--job-id or --cross-job-store"
                 )
             journal = Journal(store, job_id)
             followed = silent_s is not None and not started_anew
-            keeper = await asyncio.to_thread(keeper_of, store, job_id)
+            keeper = await self._call(uri, job_id, keeper_of, store, job_id)
             if silent_s is None:
                 silent_s = await self._when_free(store, job_id, uri, keeper)
-            found = await asyncio.to_thread(journal.load)
+            found = await self._call(uri, job_id, journal.load, turn="write")
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
                 raise self._began_without(store, job_id)
@@ -154,7 +165,7 @@ class Books:
         deadline = asyncio.get_running_loop().time() + _AWAY_S
         while True:
             try:
-                await asyncio.to_thread(entry.write)
+                await self.in_store(entry.job_id, entry.write, turn="write")
                 self._drops[entry.job_id] += entry.drops  # what it gives up may go, now that this cannot be forgotten
                 return
             except Outdated:
@@ -175,9 +186,10 @@ class Books:
     async def forget(self, job_id: str) -> None:
         """Everything of this job goes."""
         if job_id in self._journals:
-            store = self._stores[self._uris[job_id]]
+            uri = self._uris[job_id]
+            store = self._stores[uri]
             self._close(job_id)
-            await asyncio.to_thread(lambda: store.delete(store.keys(job_id)))
+            await self._call(uri, job_id, lambda: store.delete(store.keys(job_id)), turn="delete")
 
     @property
     def may_free(self) -> bool:
@@ -191,14 +203,18 @@ class Books:
             try:
                 if not await self._still_ours(job_id):
                     continue
-                await asyncio.to_thread(self._archive(job_id).delete, names)
+                await self.in_store(job_id, self._archive(job_id).delete, names, turn="delete")
             except CrossJobError as error:
                 logger.info("job %s: %d payloads are freed later: %s", job_id, len(names), error)
                 self._drops[job_id] += names
 
     async def beat(self) -> None:
-        """Give a sign of life in every store; to be called every BEAT_S seconds."""
-        await asyncio.gather(*map(self._beat_if_ours, [*self._journals]))  # a store that is away holds up no other
+        """Begin to give a sign of life of each job, where none is under way; to be called every BEAT_S seconds.
+
+        It waits for none: a store that is away holds up no other.
+        """
+        for job_id in self._journals.keys() - self._beating.keys():
+            self._beating[job_id] = asyncio.create_task(self._beat_if_ours(job_id))
 
     async def collect(self) -> int:
         """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was."""
@@ -207,28 +223,33 @@ class Books:
             if not await self._still_ours(job_id):
                 continue
             job, archive = self._ledger.jobs.get(job_id), self._archive(job_id)
-            names = await asyncio.to_thread(archive.names)
-            needed = {*(_alive(job) if job is not None else ()), *await asyncio.to_thread(archive.quarantined)}
+            names = await self.in_store(job_id, archive.names)
+            needed = {*(_alive(job) if job is not None else ()), *await self.in_store(job_id, archive.quarantined)}
             orphans = [name for name in names if name not in needed and is_older(name, _ORPHAN_S)]
             if orphans:
                 logger.info("job %s: %d stored payloads that nobody knows of are freed", job_id, len(orphans))
-            await asyncio.to_thread(archive.delete, orphans)
-            freed += len(orphans) + await asyncio.to_thread(archive.sweep, _LEFTOVER_S)
-            await asyncio.to_thread(self.mail(job_id).sweep, _ORPHAN_S)
+            await self.in_store(job_id, archive.delete, orphans)
+            freed += len(orphans) + await self.in_store(job_id, archive.sweep, _LEFTOVER_S)
+            await self.in_store(job_id, self.mail(job_id).sweep, _ORPHAN_S)
         return freed
 
     async def hand_on(self, job_id: str) -> None:
         """Let the job go, so that the next broker that asks for it keeps it, at once. What is known of it must have
         been written."""
-        store = self._stores[self._uris[job_id]]
-        self._let_go(job_id, self._uris[job_id], "it was handed on")
-        await asyncio.to_thread(store.delete, [f"{job_id}/{_KEEPER}"])
+        uri = self._uris[job_id]
+        self._let_go(job_id, uri, "it was handed on")
+        await self._call(uri, job_id, self._stores[uri].delete, [f"{job_id}/{_KEEPER}"])
 
     def is_ours(self, info: ClientInfo) -> bool:
         """Whether this client is on the cluster of this broker."""
         return (bool(self.cluster) and info.cluster == self.cluster) or info.node_id in self.nodes
 
     # ------------------------------------------------------------------ inside
+
+    async def _call(self, uri: str, job_id: str, act: Callable[..., T], *args: Any, turn: str = "") -> T:
+        if uri not in self._calls:
+            self._calls[uri] = Calls(without_password(uri))
+        return await self._calls[uri].call(job_id, act, *args, turn=turn)
 
     def _check_takeover(self, job: Job, clients: list[Client]) -> None:
         staying = [c for c in clients if c.live and c.info.one_cluster and not self.is_ours(c.info)]
@@ -258,7 +279,7 @@ class Books:
     async def _still_ours(self, job_id: str) -> bool:
         """Whether no other broker has gone on with the job, while this one slept; else it is let go."""
         journal = self._journals.get(job_id)
-        if journal is not None and await asyncio.to_thread(journal.is_ours):
+        if journal is not None and await self.in_store(job_id, journal.is_ours, turn="look"):
             return True
         if journal is not None:
             logger.critical("job %s is kept by another broker now", job_id)
@@ -295,11 +316,14 @@ class Books:
                 await self._beat(job_id)
         except CrossJobError as error:
             logger.warning("job %s: no sign of life in its durable store: %s", job_id, error)
+        finally:
+            self._beating.pop(job_id, None)
 
     async def _beat(self, job_id: str) -> None:
         self._beats += 1
         body = sealed({"broker": self.me, "cluster": self.cluster, "beat": self._beats})
-        await asyncio.to_thread(self._stores[self._uris[job_id]].put, f"{job_id}/{_KEEPER}", body)
+        store = self._stores[self._uris[job_id]]
+        await self.in_store(job_id, store.put, f"{job_id}/{_KEEPER}", body, turn="beat")
 
     async def _when_free(self, store: Store, job_id: str, uri: str, keeper: dict[str, Any] | None) -> float:
         """Like _wait_for_silence; what is known here of a job that is kept elsewhere is let go."""
@@ -321,7 +345,7 @@ class Books:
         deadline = asyncio.get_running_loop().time() + SILENT_S
         while asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.5)
-            if (now := await asyncio.to_thread(keeper_of, store, job_id)) != first:
+            if (now := await self._call(uri, job_id, keeper_of, store, job_id)) != first:
                 if now is None:  # it has handed the job on
                     return 0.0
                 raise KeptElsewhere(

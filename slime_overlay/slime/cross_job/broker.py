@@ -126,8 +126,7 @@ class Broker(Clusters):
         await self.hello()
         await self._vault_is(name, incarnation)
         await self._keeper.vault_here(name)
-        for job_id in [*self._ledger.jobs]:
-            await self._keep(job_id)
+        await asyncio.gather(*map(self._keep, [*self._ledger.jobs]))
 
     async def collect(self) -> int:
         """Free, now, what nobody knows of in the durable stores of the jobs that are kept here; how much that was."""
@@ -283,6 +282,10 @@ class Broker(Clusters):
         except CrossJobError as error:
             logger.error("job %s: %s", job_id, error)
 
+    async def _keep_and_wake(self, job_id: str) -> None:
+        await self._keep(job_id)
+        self._wake()
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -358,8 +361,8 @@ class Broker(Clusters):
         gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
         expired = self._ledger.expire()
         for job_id in {*expired, *(client.info.job_id for client in gone)}:
-            await self._keep(job_id)
-        if gone or expired or self._drops:
+            self._spawn(self._keep_and_wake(job_id))  # one whose store is away holds up no other
+        if self._drops:
             self._wake()
 
     async def _watch_vaults(self) -> None:
@@ -397,7 +400,7 @@ class Broker(Clusters):
         for job_id, what in lost.items():
             logger.error("job %s: vault %s died, and with it %s", job_id, name, ", ".join(what))
             self._ledger.note_event(job_id, "vault died", f"{name}, and with it {', '.join(what)}")
-            await self._keep(job_id)
+        await asyncio.gather(*map(self._keep, lost))
         if lost:
             self._wake()
 

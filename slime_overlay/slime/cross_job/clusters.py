@@ -205,7 +205,7 @@ class Clusters(ABC):
         for job_id in self._books.kept:
             mail = self._books.mail(job_id)
             try:
-                names = await asyncio.to_thread(mail.questions)
+                names = await self._books.in_store(job_id, mail.questions, turn="mail")
             except CrossJobError as error:
                 logger.info("job %s: cannot look for questions: %s", job_id, error)
                 await asyncio.sleep(_SELDOM_S)

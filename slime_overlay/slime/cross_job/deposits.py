@@ -20,12 +20,15 @@ from .batch import Batch
 from .errors import BadInput, StoreFull, StoreUnreachable
 from .metrics import Latencies
 from .stores import open_store
+from .stores.base import without_password
+from .stores.calls import Calls
 from .types import source_name
 
 logger = logging.getLogger(__name__)
 
 _COPIES = 4
 _AWAY_S = 10.0  # that a store may be away before it is said
+_LOAD_S = 600.0  # that it may take to read a payload; large ones come from far
 _AGAIN_S = 1.0
 
 
@@ -47,6 +50,7 @@ class Deposits:
         self.troubles: dict[str, str] = {}  # token -> what its deposit waits for
         self._latencies = Latencies()
         self._archives: dict[tuple[str, str, str], Archive] = {}
+        self._calls: dict[str, Calls] = {}  # by URI
         self._copies: OrderedDict[str, asyncio.Future[list[Any]]] = OrderedDict()
 
     async def save(
@@ -68,7 +72,7 @@ class Deposits:
         parts = [_batch(await ref) for ref in refs]
         apart = None if source is None else _batch(await source)
 
-        name = new_name(token)  # the same in every try: nothing is left of those before
+        name = new_name(token)  # the same in every try, each of which has ended: nothing is left of those before
 
         def write() -> None:
             archive = self._archive(how.uri, how.job_id, how.compression)
@@ -76,12 +80,15 @@ class Deposits:
             if apart is not None:
                 archive.save(source_name(name), [apart], {})
 
+        def waits(why: str) -> None:
+            self.troubles[token] = why
+
         began = time.monotonic()
         deadline = began + (math.inf if how.behind else how.patience_s)
         try:
             while True:
                 try:
-                    await asyncio.to_thread(write)
+                    await self._calls_of(how.uri).wait(how.job_id, write, every_s=_AWAY_S, late=waits)
                     if observed:
                         self._latencies.observe("store_seconds", how.job_id, time.monotonic() - began, "write")
                     return name
@@ -123,10 +130,15 @@ class Deposits:
 
     async def _read(self, uri: str, job_id: str, name: str, observed: bool) -> list[Any]:
         began = time.monotonic()
-        parts = await asyncio.to_thread(lambda: self._archive(uri, job_id, "none").load(name))
+        parts = await self._calls_of(uri).call(
+            job_id, lambda: self._archive(uri, job_id, "none").load(name), silent_s=_LOAD_S
+        )
         if observed:
             self._latencies.observe("store_seconds", job_id, time.monotonic() - began, "read")
         return [await asyncio.to_thread(ray.put, part) for part in parts]
+
+    def _calls_of(self, uri: str) -> Calls:
+        return self._calls.setdefault(uri, Calls(without_password(uri)))
 
     def _archive(self, uri: str, job_id: str, compression: str) -> Archive:
         key = (uri, job_id, compression)

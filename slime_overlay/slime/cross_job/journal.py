@@ -19,6 +19,7 @@ from .errors import BadInput, Fenced, NotStored, PayloadDamaged, StoreRefused
 from .records import FOR_PEOPLE, TABLES, Client, Job
 from .records_json import decode, encode
 from .stores import Store
+from .stores.calls import progress
 from .tables import Change, Mark, Table
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _WHOLE_EVERY = 500  # entries, or twice as many as there are rows of what is ret
 
 
 class Journal:
-    """The entries of one job, as one broker writes them. Not for two threads at once."""
+    """The entries of one job, as one broker writes them: one at a time; `is_ours` may be asked beside."""
 
     def __init__(self, store: Store, job_id: str):
         self._store, self._job_id = store, job_id
@@ -48,6 +49,7 @@ class Journal:
         found, whole, expected = None, False, 0
         deltas: list[dict[str, Any]] = []
         for key in reversed(keys):
+            progress()
             try:
                 body = opened(self._store.get(key))
                 text, whole, number = body["state"].encode(), body["whole"], int(body["number"])
@@ -84,9 +86,14 @@ class Journal:
         )
 
     def is_ours(self) -> bool:
-        """Whether nobody else has written since."""
-        following = self.key(self._number + 1)
-        return self._is_left(self._number) and (not self._store.exists(following) or self._is_writer(following))
+        """Whether nobody else has written since. Also beside an entry that is on its way, in another thread: that
+        cleans up only behind a number that is noted by then."""
+        while True:
+            number = self._number
+            following = self.key(number + 1)
+            ours = self._is_left(number) and (not self._store.exists(following) or self._is_writer(following))
+            if ours or number == self._number:
+                return ours
 
     def _is_left(self, number: int) -> bool:
         """Whether nobody has gone on from this entry, and cleaned up behind himself; -1: from nothing."""

@@ -24,6 +24,7 @@ _COPIES = 2  # vaults that keep a snapshot
 _ANSWER_S = 20.0
 _INVENTORY_S = 25.0  # clients wait 30 s for a broker; a vault that is silent for so long counts as lost
 _SECOND_COPY_S = 0.5
+_STORES_S = 5.0  # that a broker which begins waits for stores
 _AVOIDED_S = 10.0  # after an error
 _UNANSWERED = 50  # words that a vault that does not answer is told all the same
 
@@ -56,6 +57,7 @@ class Keeper:
         self._vaults: dict[str, Any] = {}
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
         self._asked: set[asyncio.Task[bool]] = set()  # the loop itself holds tasks weakly
+        self._tasks: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, _Kept] = {}
         self._broker = 1  # n-th of the namespace
         self._serial = 0
@@ -79,12 +81,19 @@ class Keeper:
                 "broker %d goes on with %d jobs and %d payloads that %d vaults remember",
                 *(self._broker, len(self._ledger.jobs), len(records), len(self._vaults)),
             )
-        for job_id in [*self._ledger.jobs]:
-            try:
-                await self.keep(job_id)
-            except CrossJobError as error:  # its clients are told the same
-                logger.error("job %s: %s", job_id, error)
+        keeping = {asyncio.create_task(self._keep_again(job_id)) for job_id in self._ledger.jobs}
+        if keeping:  # a job whose store is away goes on by itself: the others do not wait for it
+            self._tasks |= keeping
+            for task in keeping:
+                task.add_done_callback(self._tasks.discard)
+            await asyncio.wait(keeping, timeout=_STORES_S)
         return missing
+
+    async def _keep_again(self, job_id: str) -> None:
+        try:
+            await self.keep(job_id)
+        except CrossJobError as error:  # its clients are told the same
+            logger.error("job %s: %s", job_id, error)
 
     async def keep(self, job_id: str) -> None:
         """Let vaults remember how the job stands, and its journal, if it has one. Where no vault answers, nobody does,

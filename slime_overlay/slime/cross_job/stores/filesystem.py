@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from ..errors import BadInput, StoreFull
 from .base import Data, Store, check_key, explained, pieces
+from .calls import progress
 
 T = TypeVar("T")
 
@@ -117,6 +118,7 @@ class FileStore(Store):
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
+            progress()
             self._do(key, self._disk.remove, self._path(key))
 
     def keys(self, prefix: str) -> list[str]:
@@ -150,6 +152,7 @@ class FileStore(Store):
 
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         for folder, _, names in os.walk(self._path(prefix), onerror=_unless_absent):
+            progress()
             for name in names:
                 path = Path(folder) / name
                 yield path.relative_to(self._root).as_posix(), path

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from ..errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
 from .base import Data, Store, check_key, pieces, without_password
+from .calls import progress
 
 try:
     import redis
@@ -119,6 +120,7 @@ class RedisStore(Store):
     def delete(self, keys: Iterable[str]) -> None:
         given = [*keys]
         for at in range(0, len(given), _DELETED_AT_ONCE):
+            progress()
             page = given[at : at + _DELETED_AT_ONCE]
             names = [_INDEX, *map(_name, page)]
             self._ask("what is to be deleted", "EVAL", _DELETE, len(names), *names, *page)
@@ -128,6 +130,7 @@ class RedisStore(Store):
         found: list[str] = []
         while True:
             page = self._ask(prefix, "ZRANGEBYLEX", _INDEX, low, high, "LIMIT", 0, _PAGE)
+            progress()
             found += [key.decode() for key in page]
             if len(page) < _PAGE:
                 return found
