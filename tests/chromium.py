@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from patience import patient
+
 _INSTALL_S = 240.0
 
 
@@ -75,7 +77,7 @@ class Browser:
 
     def until(self, code: str, timeout_s: float = 20.0) -> Any:
         """Wait until this expression is true in the page; returns it."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + patient(timeout_s)
         while not (found := self.js(f"return {code}")):
             assert time.monotonic() < deadline, (
                 f"not within {timeout_s} s: {code}\n{self.js('return document.body.innerText')[:3000]}"

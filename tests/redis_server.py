@@ -12,6 +12,8 @@ from pathlib import Path
 
 from local_cluster import end_with_parent, free_ports
 
+from patience import patient
+
 _killed_with_parent = functools.partial(end_with_parent, signal.SIGKILL)
 
 
@@ -63,7 +65,7 @@ class RedisServer:
             stdout=(Path(self._folder.name) / "log").open("ab"),
             preexec_fn=_killed_with_parent,
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patient(20)
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()

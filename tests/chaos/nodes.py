@@ -14,6 +14,8 @@ from pathlib import Path
 from gcs import Head
 from local_cluster import LocalCluster, end_with_parent, free_ports
 
+from patience import patient
+
 QUICK = {  # a dead node is noticed in some 5 s, not in 30
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "1000",
@@ -136,7 +138,7 @@ def state_of(pid: int) -> str:
 def wait_until(condition: object, timeout_s: float, every_s: float = 0.05) -> bool:
     """Whether `condition()` became true in time."""
     assert callable(condition)
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patient(timeout_s)
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -12,6 +12,8 @@ from launch_cluster import compose_words
 from local_cluster import free_ports
 from node_cluster import ROOT, WORKERS, Failed, NodeCluster, output, role_of, wait_until
 
+from patience import patient
+
 _PULLED = "python:3.11-slim-bookworm"
 _FILES = (ROOT / "docker" / "docker-compose.yml", ROOT / "tests" / "cluster" / "nodes.yml")
 _DAEMON_S, _PULL_S, _BUILD_S = 60.0, 120.0, 900.0
@@ -144,7 +146,7 @@ class ComposeCluster(NodeCluster):
         command = ["docker", "run", "--rm", "--init", "--name", name, f"--network={self._project}_cluster", *variables]
         try:
             return subprocess.run(
-                [*command, "slime-cross-job:cpu", *words], capture_output=True, text=True, timeout=timeout_s
+                [*command, "slime-cross-job:cpu", *words], capture_output=True, text=True, timeout=patient(timeout_s)
             )
         finally:
             subprocess.run(["docker", "rm", "-f", name], capture_output=True)

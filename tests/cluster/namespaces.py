@@ -21,6 +21,7 @@ from pathlib import Path
 from local_cluster import end_with_parent
 from node_cluster import ROOT, UP_S, WORKERS, Failed, NodeCluster, answers, output, role_of, wait_until
 
+from patience import patient
 from redis_server import program
 
 _TESTS = ROOT / "tests"
@@ -172,7 +173,7 @@ class NamespaceCluster(NodeCluster):
     def stranger(self, words: list[str], timeout_s: float, **env: str) -> subprocess.CompletedProcess[str]:
         variables = {key: self._env[key] for key in ("PATH", "RAY_USAGE_STATS_ENABLED")} | env
         command = self.network("outside", words)
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s)
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=patient(timeout_s))
 
     def port(self, name: str) -> tuple[list[str], str, str]:
         return ["ip", "netns", "exec", self._name("hub")], name, "bridge"

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from local_cluster import end_with_parent
 
+from patience import patient
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = ("rollout", "train", "control")
 UP_S = 120.0
@@ -192,7 +194,7 @@ def output(command: list[str], timeout_s: float = 60, env: dict[str, str] | None
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=patient(timeout_s),
         env={**os.environ, **(env or {})},
     )
     if done.returncode:
@@ -215,10 +217,10 @@ def answers(url: str) -> bool:
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, otherwise: str, every_s: float = 0.2) -> float:
     """Seconds until `condition()` was true. Raises TimeoutError with the words `otherwise`."""
-    began = time.monotonic()
+    began, allowed_s = time.monotonic(), patient(timeout_s)
     while not condition():
-        if time.monotonic() - began > timeout_s:
-            raise TimeoutError(f"{otherwise} within {timeout_s:.0f} s")
+        if time.monotonic() - began > allowed_s:
+            raise TimeoutError(f"{otherwise} within {allowed_s:.0f} s")
         time.sleep(every_s)
     return time.monotonic() - began
 

@@ -12,6 +12,8 @@ import namespaces
 import pytest
 from node_cluster import ROOT, NodeCluster
 
+from patience import patient
+
 
 @pytest.fixture(scope="module")
 def kind(tmp_path_factory) -> Iterator[str]:
@@ -81,7 +83,7 @@ def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(
     report = tmp_path / "report.json"
     command = [ROOT / "scripts" / "chaos.sh", "--on", kind, "--minutes", "14", "--least", "13", "--most", "13"]
     done = subprocess.run(
-        [*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1500
+        [*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patient(1500)
     )
     print(done.stdout, *(f"{r['name']}: {r['witness']}" for r in found(report)["records"]), sep="\n")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from patience import patient
 from slime.cross_job.batch import Batch
 from slime.cross_job.communicators import Channel, FileSystemCommunicator, RayJobCommunicator
 from slime.cross_job.errors import BadInput, NotStored, PayloadDamaged
@@ -105,7 +106,7 @@ def test_messages_wait_for_those_who_were_away(redis_server):
 
     other.subscribe_data(channel, hear)
     late = one.publish_data(channel, {"n": 3})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while len(heard) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert heard == [*zip([*ids, late], range(4))]

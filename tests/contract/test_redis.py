@@ -7,6 +7,7 @@ import pytest
 import redis
 from local_cluster import free_ports
 
+from patience import patient
 from slime.cross_job.errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
 from slime.cross_job.stores import open_store
 from slime.cross_job.stores import redis as redis_module
@@ -62,7 +63,7 @@ def test_a_server_that_stays_away_is_an_error_within_the_deadline(own_redis):
     began = time.monotonic()
     with pytest.raises(StoreUnreachable, match="does not answer for 1 s, at a/b"):
         store.put("a/b", b"v")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patient(5)
     server.start()
 
 
@@ -171,7 +172,7 @@ def test_a_server_whose_certificate_nobody_vouches_for_is_refused_at_once(own_re
         began = time.monotonic()
         with pytest.raises(StoreRefused, match=r"do not trust each other: .*check the certificates"):
             open_store(uri + options, timeout_s=30)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < patient(5)
 
 
 def test_whom_to_trust_is_said_in_the_uri(own_redis, behind_tls, authority):
@@ -192,7 +193,7 @@ def test_tls_that_meets_a_server_without_is_refused_at_once(own_redis):
     began = time.monotonic()
     with pytest.raises((StoreRefused, StoreUnreachable)):
         open_store(f"rediss://127.0.0.1:{own_redis().port}/0", timeout_s=1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patient(5)
 
 
 def test_a_sentinel_and_its_server_are_both_spoken_to_with_tls(own_redis, behind_tls, authority, tmp_path):
@@ -205,7 +206,7 @@ def test_a_sentinel_and_its_server_are_both_spoken_to_with_tls(own_redis, behind
     began = time.monotonic()
     with pytest.raises(StoreRefused, match="do not trust each other"):
         open_store(at, timeout_s=30)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patient(5)
 
 
 def test_thousands_are_deleted_without_holding_up_the_server(own_redis):
@@ -223,9 +224,9 @@ def test_thousands_are_deleted_without_holding_up_the_server(own_redis):
         assert store.keys("a") == []
         took = [entry["duration"] / 1e3 for entry in client.slowlog_get(128) if entry["command"].startswith(b"EVAL")]
         worst_ms.append(max(took, default=0.0))
-        if worst_ms[-1] < 6:
+        if worst_ms[-1] < patient(6):
             break
-    assert min(worst_ms) < 6
+    assert min(worst_ms) < patient(6)
     assert client.dbsize() <= 1, "nothing is left but the events"
 
 

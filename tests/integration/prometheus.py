@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from local_cluster import end_with_parent, free_ports
 
+from patience import patient
+
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 CONFIG, RULES = DOCKER / "prometheus.yml", DOCKER / "alerts.yml"
 BOARD = DOCKER / "grafana" / "dashboards" / "slime-cross-job.json"
@@ -66,7 +68,7 @@ class Prometheus:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=end_with_parent
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         while True:
             with contextlib.suppress(urllib.error.URLError, ConnectionError):
                 urllib.request.urlopen(f"{self.url}/-/ready", timeout=5).close()

@@ -5,13 +5,13 @@ import json
 import os
 import shlex
 import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobSubmissionClient
+
+from patience import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(__file__).parent / "jobs"
@@ -49,11 +49,14 @@ class SubmittedJob:
         assert found, f"{self.id} has no driver: {self.logs}"
         return min(found)
 
+    def moves(self) -> tuple[str, int]:
+        """What changes while the job makes progress: its status, and how much it has logged."""
+        return self.status, len(self.logs)
+
     def wait(self, timeout_s: float = 60) -> str:
-        """Wait for the end of the job; returns its status."""
-        wait_for(
-            lambda: self.status in ("SUCCEEDED", "FAILED", "STOPPED"), timeout_s, lambda: f"{self.id}: {self.logs}"
-        )
+        """Wait for the end of the job, while it logs something within `timeout_s`; returns its status."""
+        over = ("SUCCEEDED", "FAILED", "STOPPED")
+        wait_for(lambda: self.status in over, timeout_s, lambda: f"{self.id}: {self.logs}", self.moves)
         return self.status
 
     def said(self, timeout_s: float = 60) -> dict[str, Any]:
@@ -67,7 +70,7 @@ class SubmittedJob:
             lines[:] = [json.loads(line[5:]) for line in self.logs.splitlines() if line.startswith("SAID ")]
             return len(lines) >= count or self.status in ("FAILED", "STOPPED")
 
-        wait_for(enough, timeout_s, lambda: f"{self.id}: {self.logs}")
+        wait_for(enough, timeout_s, lambda: f"{self.id}: {self.logs}", self.moves)
         assert len(lines) >= count, self.logs
         return lines
 
@@ -78,11 +81,3 @@ class Job(SubmittedJob):
     def __init__(self, client: JobSubmissionClient, script: str, *args: Any):
         command = [sys.executable, str(JOBS / script), *map(str, args)]
         super().__init__(client, command, {"PYTHONPATH": PYTHONPATH})
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float, why: Callable[[], str] = str) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {why()}"
-        time.sleep(0.1)
-    return found

@@ -19,6 +19,7 @@ import ray
 from ray_jobs import PYTHONPATH
 from typer.testing import CliRunner
 
+from patience import patient
 from slime.cross_job import Batch, Consumer, Producer
 from slime.cross_job.errors import CrossJobError, Drained, EndOfStream, HeldBack, NotOwner
 from slime.cross_job.ops import cli, export, steer  # noqa: F401  they add their commands
@@ -203,7 +204,7 @@ def on_a_terminal(words: list[str], answer: bytes) -> str:
     command = [sys.executable, "-m", "slime.cross_job", *words]
     process = subprocess.Popen(command, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    said, end = b"", time.monotonic() + 60
+    said, end = b"", time.monotonic() + patient(60)
     try:
         while time.monotonic() < end:
             if select.select([ours], [], [], 0.5)[0]:
@@ -215,7 +216,7 @@ def on_a_terminal(words: list[str], answer: bytes) -> str:
                     os.write(ours, answer)
                     answer = b""
     finally:
-        process.kill() if process.poll() is None and time.monotonic() > end else process.wait(30)
+        process.kill() if process.poll() is None and time.monotonic() > end else process.wait(patient(30))
         os.close(ours)
     return said.decode()
 
@@ -223,7 +224,9 @@ def on_a_terminal(words: list[str], answer: bytes) -> str:
 def test_what_is_wrong_is_one_line_and_an_exit_code(driver, job_id):
     def end(*words: str, **env: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "slime.cross_job", *words]
-        done = subprocess.run(command, env={**environment(), **env}, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env={**environment(), **env}, capture_output=True, text=True, timeout=patient(120)
+        )
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr.strip()
 
@@ -271,7 +274,7 @@ def test_a_view_outlives_its_broker(a_run):
     viewer = Viewer()
     before = viewer.look(a_run.job_id)
     ray.kill(ray.get_actor("slime_cross_job_broker", namespace="slime_shared"), no_restart=False)
-    end = time.monotonic() + 30
+    end = time.monotonic() + patient(30)
     while "restarted" not in (after := viewer.look(a_run.job_id))["status"]["events"]:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -288,4 +291,4 @@ def test_the_live_view_is_served_until_it_is_stopped(a_run):
         with urllib.request.urlopen(f"{url}api/look?job={a_run.job_id}", timeout=30) as answer:
             assert json.loads(answer.read())["status"]["acked"] == 1
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(patient(30)) == 130

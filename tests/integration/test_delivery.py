@@ -14,6 +14,7 @@ from ray.util import state
 from ray_jobs import wait_for
 from speak import columns
 
+from patience import patient
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.errors import EndOfStream, HeldBack, NoResources, NotOwner, Refused, RolloutNotFound, WaitTimeout
 from slime.cross_job.link import Link
@@ -73,7 +74,7 @@ def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
     claimed = consumer.claim(2)
     took_s = time.monotonic() - killed
     assert claimed.batch.to_pydict() == columns(2)
-    assert took_s < 10, "from the broker's death to the next claim"
+    assert took_s < patient(10), "from the broker's death to the next claim"
     claimed.release()
     after = consumer.status()
     changing = {"claimed", "requeued", "producer", "consumers", "events", "bytes", "idle_s", "oldest_queued_s"}
@@ -108,7 +109,7 @@ def test_a_thousand_rollouts_are_known_again_within_5_s(job_id):
         began = time.monotonic()
         assert len(consumer.catalog()) == 1000
         assert consumer.rollout_ids() == [*range(1000)]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < patient(5)
         assert consumer.claim().batch["a"].tolist() == [0]
 
 
@@ -156,7 +157,7 @@ def test_a_consumer_that_was_killed_loses_its_lease_within_5_s(submit, job_id):
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         second.claim(0, timeout_s=20)
-        assert time.monotonic() - killed < 5
+        assert time.monotonic() - killed < patient(5)
         second.ack(0)
 
 
@@ -169,7 +170,7 @@ def test_a_consumer_that_stalls_loses_its_lease_and_is_fenced_when_it_wakes(subm
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         second.claim(0, timeout_s=30)
-        assert lease_s - 1.5 < time.monotonic() - stopped < lease_s + 3
+        assert lease_s - 1.5 < time.monotonic() - stopped < lease_s + patient(3)
         os.kill(pid, signal.SIGCONT)
         assert first.wait() == "FAILED"
         assert "Fenced" in first.logs
@@ -303,7 +304,7 @@ def test_an_actor_that_no_node_can_hold_is_named_to_both_sides_within_30_s(job_i
         assert text in late.value.verdict["activity"]
         publishing.join(60)
         assert f"nothing was started within 8 s: {text}" in str(raised[0])
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < patient(30)
         assert caplog.text.count(text) == 1
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from ray_jobs import ROOT, wait_for
 
+from patience import patient
+
 EXAMPLE = ROOT / "slime_overlay" / "examples" / "cross_job_cpu"
 SUMMARY = {
     *("job_id", "ray_job_ids", "rollouts", "published", "claimed", "acked", "lost", "duplicated", "reward_first5"),
@@ -68,7 +70,7 @@ def test_two_demos_at_once_are_equal_step_by_step_and_leave_nothing(tmp_path):
         runs[name] = demo(*options)
     rewards, addresses = [], []
     for name, run in runs.items():
-        output = run.communicate(timeout=240)[0]
+        output = run.communicate(timeout=patient(240))[0]
         assert run.returncode == 0, output
         assert "published 4  claimed 4  acked 4" in output
         summary = json.loads((tmp_path / f"{name}.json").read_text())
@@ -103,9 +105,9 @@ def test_a_killed_job_fails_the_demo_and_the_other_job_says_why(tmp_path, victim
         with contextlib.suppress(ProcessLookupError):  # the driver's shell went down with it
             os.kill(pid, 9)
     killed = time.monotonic()
-    output = run.communicate(timeout=90)[0]
+    output = run.communicate(timeout=patient(90))[0]
     assert drivers
-    assert time.monotonic() - killed < 60
+    assert time.monotonic() - killed < patient(60)
     assert run.returncode == 1, output
     assert f"the {other} job is FAILED" in output
     log = (tmp_path / f"{other}.log").read_text()
@@ -121,7 +123,7 @@ def test_a_demo_that_is_terminated_leaves_nothing(tmp_path):
     address = cluster_address(run.stdout.readline())
     assert processes_with(address)  # the witness: workers name the cluster's address
     run.terminate()
-    run.communicate(timeout=60)
+    run.communicate(timeout=patient(60))
     assert run.returncode == 128 + signal.SIGTERM
     assert processes_with(str(tmp_path)) == []
     assert processes_with(address) == []
@@ -140,7 +142,7 @@ def test_a_demo_that_is_terminated_leaves_nothing(tmp_path):
 )
 def test_bad_options_are_one_clear_line(tmp_path, options, message):
     run = demo(*[str(tmp_path) if option == "OUT" else option for option in options], cwd=tmp_path)
-    output = run.communicate(timeout=60)[0]
+    output = run.communicate(timeout=patient(60))[0]
     assert run.returncode == 2
     assert output.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in output
@@ -164,7 +166,7 @@ def test_a_job_without_a_cluster_or_a_name_is_one_clear_line(tmp_path, script, o
         keep |= {k: v.replace("DEAD", address) for k, v in environment.items()}
         keep |= {"PYTHONPATH": f"{ROOT}/slime_overlay:{EXAMPLE}"}
         command = [sys.executable, str(EXAMPLE / script), "--out", str(tmp_path), *options]
-        run = subprocess.run(command, env=keep, capture_output=True, text=True, timeout=60)
+        run = subprocess.run(command, env=keep, capture_output=True, text=True, timeout=patient(60))
     assert run.returncode == code, run.stderr
     assert run.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in run.stderr

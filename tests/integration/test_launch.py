@@ -14,6 +14,8 @@ from local_cluster import MARKER, LocalCluster
 from nodes import Node
 from ray_jobs import ROOT, wait_for
 
+from patience import patient
+
 TOKEN = "a-token-of-the-tests"
 SCRIPT = """
 import json, os, signal, sys, time
@@ -76,7 +78,7 @@ class Launcher:
         """Exit code, output and errors."""
         process = self.begin(role, *words)
         try:
-            out, errors = process.communicate(timeout=90)
+            out, errors = process.communicate(timeout=patient(90))
         finally:
             process.kill()
         return process.returncode, out, errors
@@ -149,7 +151,7 @@ def test_a_second_one_is_refused_and_the_first_stops_when_asked(launch):
     assert code == 0, errors
     assert f"{first['submission_id']}: STOPPED" in out
     assert "    finishing the step" in out
-    log, _ = follower.communicate(timeout=60)
+    log, _ = follower.communicate(timeout=patient(60))
     assert follower.returncode == 1
     assert "finishing the step\n" in log
 
@@ -224,7 +226,7 @@ def test_a_local_cluster_comes_and_goes_with_what_runs_in_it(job_id, slime, tmp_
     def local(*words: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
         command = [ROOT / "scripts" / "launch_cluster.sh", "local", *words]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=patient(120), check=False)
 
     started = local("--num-cpus", "2", "--object-store-bytes", "100000000")
     assert started.returncode == 0, started.stderr

@@ -19,6 +19,7 @@ from ray.util import state
 from ray_jobs import wait_for
 from speak import columns
 
+from patience import patient
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.errors import WaitTimeout
 from slime.cross_job.link import Link
@@ -51,7 +52,9 @@ def for_a_job(expr: str, job_id: str) -> str:
 
 def test_the_rules_are_well_formed_and_each_fires_when_it_should_only():
     for command in (["check", "rules", RULES], ["test", "rules", UNIT_TESTS]):
-        done = subprocess.run([program("promtool"), *command], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [program("promtool"), *command], capture_output=True, text=True, timeout=patient(60), check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     (trouble,), (well,) = (test["promql_expr_test"] for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"])
     assert {sample["labels"] for sample in trouble["exp_samples"]} == {f'{{alertname="{r["alert"]}"}}' for r in ALERTS}
@@ -286,7 +289,7 @@ def test_every_alert_has_data(prometheus, jobs, rule):
 
 def test_the_configuration_of_docker_is_well_formed(prometheus):
     command = [program("promtool"), "check", "config", str(prometheus.config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

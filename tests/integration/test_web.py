@@ -11,6 +11,7 @@ import time
 import pytest
 
 from chromium import Browser, chromium
+from patience import patient
 from slime.cross_job.errors import BrokerLost
 from slime.cross_job.ops.report import report_data, write_report
 from slime.cross_job.ops.web import WebView
@@ -354,7 +355,7 @@ def test_five_thousand_rollouts_stay_smooth(browser):
         f"refresh at 5,000 rollouts: median {statistics.median(times):.1f} ms, max {max(times):.1f} ms; first answer "
         f"{sizes[0] / 1e3:.0f} kB, later {statistics.median(sizes[1:]) / 1e3:.1f} kB; {nodes} elements"
     )
-    assert max(times) < 100
+    assert max(times) < patient(100)
     assert statistics.median(sizes[1:]) < 10_000 < sizes[0]
     assert nodes < 2500
 
@@ -407,7 +408,7 @@ def test_a_report_is_one_file_that_asks_nobody(viewer, browser, tmp_path):
     browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     browser.js("document.querySelector('#save').click()")
     saved = tmp_path / "exp.json"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while not saved.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from toy_upstream import ROOT, Toy
 
+from patience import patient
+
 
 @pytest.fixture
 def toy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Toy:
@@ -35,7 +37,7 @@ def slime_mirror() -> Path:
         command = ["git", "-C", str(mirror), "fetch", "-q", "--prune", "origin"]
         if not mirror.exists():
             command = ["git", "clone", "-q", "--mirror", upstream["url"], str(mirror)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient(600))
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
             pytest.skip(f"upstream slime cannot be cloned: {said[-1]}")

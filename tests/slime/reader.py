@@ -14,7 +14,7 @@ if __name__ == "__main__":
     with Consumer(job_id, group="archive") as consumer:
         print("SAID", json.dumps({"attached": job_id}), flush=True)
         for _ in range(count):
-            with consumer.claim(timeout_s=240) as rollout:
+            with consumer.claim(timeout_s=600) as rollout:
                 rewards = [r for part in rollout.parts for r in part.get("rewards", [])]
                 tokens = sum(len(part["tokens"]) for part in rollout.parts)
                 told = {"rollout_id": rollout.rollout_id, "samples": tokens, "reward": rollout.meta["reward"]}

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import pytest
 import single_job
 from ray.job_submission import JobSubmissionClient
-from ray_jobs import SubmittedJob, wait_for
+from ray_jobs import SubmittedJob
+
+from patience import patient, wait_for
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROUTER_019 = Path(sys.prefix) / "router-0.1.9"  # made by scripts/env.sh
 ROLLOUTS = 5
 FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
 """What is equal in equal trainings; `tokens` hashes every rank's samples, `checksum` the weights after the step."""
+SILENCE_S = 150.0
+"""A job that logs nothing for so long hangs (see patience.py)."""
 CROSS_JOB = ("--enable-cross-job-communication", "--job-id")
 
 
@@ -113,6 +118,16 @@ class Run:
         """What a job that was launched has logged so far."""
         return (self.root / f"{role}.log").read_text()
 
+    def codes(self, jobs: dict[str, subprocess.Popen[str]]) -> dict[str, int | None]:
+        """Exit codes of jobs that were launched, by their role; waits while one of them logs something."""
+        wait_for(
+            lambda: all(job.poll() is not None for job in jobs.values()),
+            SILENCE_S,
+            lambda: "\n".join(self.told(role)[-5000:] for role in jobs),
+            lambda: [len(self.told(role)) for role in jobs],
+        )
+        return {role: job.returncode for role, job in jobs.items()}
+
     def steps(self, *what: str) -> list[tuple[Any, ...]]:
         """One tuple of the named figures for each optimizer step that was logged, in order."""
         return [tuple(line[name] for name in what) for line in single_job.read_log(self.folders.log, "train")]
@@ -120,7 +135,7 @@ class Run:
     def asked(self, address: str, *words: str) -> str:
         """What `python -m slime.cross_job` of the patched slime says of this run, on the cluster at `address`."""
         command = [sys.executable, "-m", "slime.cross_job", *words, "--job-id", self.name, "--address", address]
-        done = subprocess.run(command, env=self._of_a_shell(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=self._of_a_shell(), capture_output=True, text=True, timeout=patient(120))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -136,7 +151,13 @@ class Run:
             job.wait(60)
 
 
-def end_well(*jobs: SubmittedJob, timeout_s: float = 240) -> None:
+def while_they_move(condition: Callable[[], Any], *jobs: SubmittedJob) -> None:
+    """Wait until `condition()`, as long as one of the jobs does something; fail with their logs."""
+    told = lambda: "\n".join(f"==== {j.status}\n{j.logs[-5000:]}" for j in jobs)  # noqa: E731
+    wait_for(condition, SILENCE_S, told, lambda: [job.moves() for job in jobs])
+
+
+def end_well(*jobs: SubmittedJob) -> None:
     """Wait until all jobs have succeeded; fail at once, with their logs, when one has not."""
 
     def over() -> bool:
@@ -144,7 +165,7 @@ def end_well(*jobs: SubmittedJob, timeout_s: float = 240) -> None:
         assert not {"FAILED", "STOPPED"} & {*states}, "\n".join(f"==== {j.status}\n{j.logs[-5000:]}" for j in jobs)
         return all(state == "SUCCEEDED" for state in states)
 
-    wait_for(over, timeout_s, lambda: "\n".join(f"==== {j.status}\n{j.logs[-5000:]}" for j in jobs))
+    while_they_move(over, *jobs)
 
 
 def end_as_upstream(script: str, pin: str, job: SubmittedJob, *others: SubmittedJob) -> None:
@@ -152,7 +173,7 @@ def end_as_upstream(script: str, pin: str, job: SubmittedJob, *others: Submitted
     if script == "train.py" or pin == "v0.3.1":
         end_well(job, *others)
         return
-    assert job.wait(240) == "FAILED"
+    assert job.wait(SILENCE_S) == "FAILED"
     assert "ValueError: Invalid type of object refs, <class 'NoneType'>" in job.logs, job.logs[-5000:]
     end_well(*others)
 

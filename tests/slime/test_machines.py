@@ -12,8 +12,9 @@ import pytest
 import single_job
 from namespaces import NamespaceCluster, why_not
 from node_cluster import NodeCluster, output
-from ray_jobs import wait_for
-from slime_jobs import FIGURES, ROLLOUTS, SCRIPTS, Run, at_pins
+from slime_jobs import FIGURES, ROLLOUTS, SCRIPTS, SILENCE_S, Run, at_pins
+
+from patience import wait_for
 
 GPUS = {"rollout": 1, "train": 2}  # as many as the job of that name asks for
 ACTORS = {  # that slime and cross-job start in it
@@ -74,9 +75,9 @@ def launch_both(run: Run) -> None:
 
     try:
         jobs["train"] = run.launch("train")
-        wait_for(placed, 240, lambda: run.told("train")[-5000:])
+        wait_for(placed, SILENCE_S, lambda: run.told("train")[-5000:], lambda: len(run.told("train")))
         jobs["rollout"] = run.launch("rollout")
-        codes = {role: job.wait(400) for role, job in jobs.items()}
+        codes = run.codes(jobs)
     finally:
         for job in jobs.values():
             job.kill()

@@ -14,7 +14,7 @@ def test_the_split_pair_learns_on_real_parts(pin, new_run):
     run = new_run(pin, "real", engine="sglang", probe=True, options={"num_rollout": ROLLOUTS})
     jobs = {role: run.launch(role) for role in ("rollout", "train")}
     try:
-        codes = {role: job.wait(600) for role, job in jobs.items()}
+        codes = run.codes(jobs)
     finally:
         for job in jobs.values():
             job.kill()

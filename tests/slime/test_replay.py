@@ -15,6 +15,7 @@ from ray_jobs import wait_for
 from slime_jobs import FIGURES, Run, at_pins, end_well
 
 from cross_job_replay import main
+from patience import patient
 from slime.cross_job.recording import Recording
 from slime.cross_job.stores import open_store
 
@@ -78,7 +79,7 @@ def test_slimes_debug_files_become_the_same_recording(recorded: Run):
         env={**os.environ, **recorded.environment()},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patient(120),
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

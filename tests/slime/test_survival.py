@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_jobs import SubmittedJob, wait_for
-from slime_jobs import FIGURES, ROLLOUTS, Run, at_pins, end_well, weights_that_generated
+from ray_jobs import SubmittedJob
+from slime_jobs import FIGURES, ROLLOUTS, Run, at_pins, end_well, weights_that_generated, while_they_move
 
 KILLED_AT = 3  # while this rollout is being generated
 
@@ -33,7 +33,7 @@ def stop_at(run: Run, what: str, number: int) -> Path:
 def kill_there(hold: Path, job: SubmittedJob, *jobs: SubmittedJob) -> None:
     """SIGKILL the driver of `job` when somebody waits at `hold`; returns when Ray calls it failed."""
     witness = Path(f"{hold}.held")
-    wait_for(witness.exists, 240, lambda: "\n".join(j.logs[-3000:] for j in jobs))
+    while_they_move(witness.exists, *jobs)
     time.sleep(1)
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait(60) == "FAILED", "the fault did not happen"
@@ -73,7 +73,7 @@ def test_a_rollout_job_that_was_killed(pin, run, single, cluster):
     first, train = run.rollout_job(), run.train_job()
     kill_there(hold, first, first, train)
     second = run.rollout_job()
-    end_well(second, train, timeout_s=300)
+    end_well(second, train)
     assert run.steps(*FIGURES) == single(pin), "it differs from an undisturbed single job"
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
     published = [f"rollout {r} version" in second.logs for r in range(ROLLOUTS)]
@@ -88,7 +88,7 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path, cluster):
     rollout, first = run.rollout_job(), run.train_job()
     kill_there(hold, first, rollout, first)
     second = run.train_job(load=tmp_path / "saved")
-    end_well(rollout, second, timeout_s=300)
+    end_well(rollout, second)
     steps, expected = run.steps(*FIGURES), single(pin)
     assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4], "it resumed elsewhere than behind its last checkpoint"
     assert steps[:3] == expected[:3]
@@ -111,13 +111,13 @@ def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was
     Path(f"{hold}.held").unlink()
     hold = stop_at(run, "rollout", KILLED_AT)
     rollout = run.rollout_job(load=saved)  # slime heeds --load only where a checkpoint is when the job begins
-    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, first)))
+    while_they_move(Path(f"{hold}.held").exists, rollout, first)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait(60) == "FAILED", "the fault did not happen"
     second = run.train_job(load=saved)
-    wait_for(lambda: f"is to stand behind rollout {KILLED_AT - 1}" in second.logs, 120, lambda: second.logs)
+    while_they_move(lambda: f"is to stand behind rollout {KILLED_AT - 1}" in second.logs, second)
     hold.unlink()
-    end_well(rollout, second, timeout_s=300)
+    end_well(rollout, second)
     assert run.steps(*FIGURES) == single(pin)
     told = f"rollout {KILLED_AT + 1} begins where the data source belongs"
     assert told in rollout.logs, "it was not set back: nothing was tested"
@@ -128,14 +128,14 @@ def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp
     """What no checkpoint covers is kept, the rollout job waits, and the next train job ends as if nothing had been."""
     hold = stop_at(run, "rollout", ROLLOUTS - 1)
     rollout, first = run.rollout_job(), run.train_job()
-    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, first)))
+    while_they_move(Path(f"{hold}.held").exists, rollout, first)
     ranks = [p for p in cluster.pids() if b"ray::MegatronTrainRayActor" in Path(f"/proc/{p}/cmdline").read_bytes()]
     os.kill(ranks[0], signal.SIGKILL)
     hold.unlink()
     assert first.wait(120) == "FAILED", "the fault did not happen"
     assert rollout.status == "RUNNING", rollout.logs
     second = run.train_job(load=tmp_path / "saved")
-    end_well(rollout, second, timeout_s=300)
+    end_well(rollout, second)
     assert run.steps(*FIGURES) == single(pin)
 
 
@@ -144,7 +144,7 @@ def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     """SIGTERM: the rollout that is being generated is finished, what was trained is saved; both end well."""
     hold = stop_at(run, "rollout", KILLED_AT)
     rollout, train = run.rollout_job(), run.train_job()
-    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, train)))
+    while_they_move(Path(f"{hold}.held").exists, rollout, train)
     for job in (rollout, train):
         os.kill(job.pid, signal.SIGTERM)
     assert train.wait(60) == "SUCCEEDED", train.logs
@@ -154,7 +154,7 @@ def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     assert rollout.wait(60) == "SUCCEEDED", rollout.logs
     assert f"rollout {KILLED_AT} version 1 published" in rollout.logs
     second_rollout, second_train = run.rollout_job(), run.train_job(load=tmp_path / "saved")
-    end_well(second_rollout, second_train, timeout_s=300)
+    end_well(second_rollout, second_train)
     assert run.steps(*FIGURES) == single(pin), "a step was lost or done twice"
     assert f"rollout {KILLED_AT} version" not in second_rollout.logs, "it was generated again"
 
@@ -172,7 +172,7 @@ def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single,
     newest = int((saved / "latest_checkpointed_iteration.txt").read_text())
     (saved / "latest_checkpointed_iteration.txt").write_text(str(newest - 2))
     second = run.train_job(*keep, load=saved)
-    end_well(rollout, second, timeout_s=300)
+    end_well(rollout, second)
     steps, expected = run.steps(*FIGURES), single(pin)
     assert [step[0] for step in steps] == [0, 1, 2, 1, 2, 3, 4]
     assert steps[:3] == expected[:3]
@@ -188,13 +188,13 @@ def test_an_experiment_that_is_drained_goes_on_where_it_was(pin, run, single, tm
     """What is out is finished, trained on and saved; both jobs end with 0, and go on when they are started again."""
     hold = stop_at(run, "rollout", KILLED_AT)
     rollout, train = run.rollout_job(), run.train_job()
-    wait_for(Path(f"{hold}.held").exists, 240, lambda: "\n".join(j.logs[-3000:] for j in (rollout, train)))
+    while_they_move(Path(f"{hold}.held").exists, rollout, train)
     assert run.start_script("steer.py", run.name, "control", "draining").said()["control"] == "draining"
     hold.unlink()
     end_well(rollout, train)
     assert f"rollout {KILLED_AT} version 1 published" in rollout.logs
     again = run.rollout_job(), run.train_job(load=tmp_path / "saved")
-    end_well(*again, timeout_s=300)
+    end_well(*again)
     assert run.steps(*FIGURES) == single(pin), "a step was lost or done twice"
     assert f"rollout {KILLED_AT} version" not in again[0].logs, "it was generated again"
 
@@ -206,7 +206,7 @@ def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, sing
     rollout, first = run.rollout_job(), run.train_job()
     kill_there(hold, first, rollout, first)
     second = run.train_job(load=tmp_path / "saved")
-    end_well(rollout, second, timeout_s=300)
+    end_well(rollout, second)
     steps, expected = run.steps(*FIGURES), single(pin)
     assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4]
     assert steps[:3] == expected[:3]
@@ -221,7 +221,7 @@ def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_pa
     rollout, first = run.rollout_job(), run.train_job()
     kill_there(hold, first, rollout, first)
     second = run.train_job("--actor-num-gpus-per-node", "1", load=tmp_path / "saved")
-    end_well(rollout, second, timeout_s=300)
+    end_well(rollout, second)
     figures = ("rollout_id", "raw_reward", "loss", "grad_norm")
     steps = run.steps(*figures)
     assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4]

@@ -13,6 +13,8 @@ import pytest
 from slime_jobs import at_pins
 from track_figures import ROLLOUTS
 
+from patience import patient
+
 PUBLISHED = "cross_job/rollouts_total/published"
 _BLOCK = 32 * 1024
 SCRIPT = Path(__file__).with_name("track_figures.py")
@@ -26,7 +28,7 @@ def tracked(slime: Path, folder: Path) -> Path:
         env={**os.environ, **variables, "WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=patient(240),
         check=False,
     )
     assert done.returncode == 0, done.stderr
