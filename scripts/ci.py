@@ -110,12 +110,13 @@ def _without(paths: Iterable[str]) -> list[str]:
 
 @dataclass
 class Result:
-    """What came of a suite. `state`: passed, failed, cut or left out."""
+    """What came of a suite. `state`: passed, failed, cut or left out; `not_run`: what it said that it did not run."""
 
     suite: Suite
     state: str
     seconds: float = 0.0
     why: str = ""
+    not_run: str = ""
 
 
 def slower(results: Iterable[Result], quiet_s: Mapping[str, float]) -> float:
@@ -153,6 +154,15 @@ def judge(code: int, stopped: str, output: str) -> tuple[str, str]:
     return ("failed", f"exit code {code}") if code else ("passed", "")
 
 
+def not_run(output: str) -> str:
+    """What a suite says that it did not run: the section of that name in pytest's output, or lines of a script."""
+    found = re.findall(
+        r"^=+ not run =+\n(.*?)(?=^[=!]+ |^\d+ \w+[^\n]* in [\d.]+s|\Z)", output, re.DOTALL | re.MULTILINE
+    )
+    found += re.findall(r"^not run: .*\n", output, re.MULTILINE)
+    return "".join(text for text in found if text != "everything that was selected was run\n")
+
+
 # ------------------------------------------------------------------ what is done
 
 
@@ -177,7 +187,7 @@ class Runner:
             began = time.monotonic()
             code, stopped, output = self._watch(suite, say, TIMES * takes_s + SILENCE_S, suite.silence_s * factor)
             state, why = judge(code, stopped, output)
-            result = Result(suite, state, time.monotonic() - began, why)
+            result = Result(suite, state, time.monotonic() - began, why, not_run(output))
         self.results.append(result)
         say(f"== {suite.name}: {result.state}, {result.seconds:.0f} s{result.why and ', ' + result.why}\n")
 
@@ -284,6 +294,9 @@ def main() -> int:
         runner = Runner(args.minutes * 60, Path(folder), QUIET_S)
         began = time.monotonic()
         run_all([one for one in known if not args.suites or one.name in args.suites], runner, _print)
+    _print("\n== not run\n")
+    for one in runner.results:
+        _print(one.not_run and f"{one.suite.name}:\n{one.not_run}")
     factor = slower(runner.results, QUIET_S)
     _print(f"\n== {time.monotonic() - began:.0f} s on a machine {factor:.2f} times slower than the quiet one\n")
     _print(table(runner.results, known, QUIET_S))

@@ -44,31 +44,43 @@ def pytest_configure() -> None:
 
     def end(received: int, frame: object) -> None:
         signal.signal(received, signal.SIG_IGN)
-        pytest.exit("terminated", returncode=128 + received)
+        pytest.exit("terminated")  # with no exit code of its own: else pytest shows neither failures nor what is below
 
     signal.signal(signal.SIGTERM, end)
 
 
 _deselected: list[pytest.Item] = []
+_not_reached: dict[str, None] = {}
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     _deselected.extend(items)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with a table of what was not run."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _not_reached.update(dict.fromkeys(item.nodeid for item in session.items))
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    _not_reached.pop(nodeid, None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """End with a table of what was not run; .ci/run ends with those of all suites."""
     skipped = terminalreporter.stats.get("skipped", [])
+    again = [item.nodeid for item in _deselected if item.get_closest_marker("again")]
+    not_reached = [] if config.option.collectonly else [*_not_reached]
     terminalreporter.section("not run")
-    if not skipped and not _deselected:
+    if not (skipped or _deselected or not_reached):
         terminalreporter.write_line("everything that was selected was run")
-    left_out = [item.nodeid for item in _deselected if item.get_closest_marker("again")]
-    if left_out:
-        terminalreporter.write_line(
-            f"{len(left_out)} tests that show at another pin, or in another way, what others show (again):"
-        )
-    for nodeid in left_out:
-        terminalreporter.write_line(f"    {nodeid}")
+    for nodeids, words in (
+        (not_reached, "that the run had not come to when it was ended"),
+        (again, "that show at another pin, or in another way, what others show (again)"),
+    ):
+        if nodeids:
+            terminalreporter.write_line(f"{len(nodeids)} tests {words}:")
+        for nodeid in nodeids:
+            terminalreporter.write_line(f"    {nodeid}")
     for report in skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         terminalreporter.write_line(f"{report.nodeid:80} {reason}")

@@ -113,6 +113,21 @@ def test_the_table_says_what_was_left_out_and_can_be_pasted():
     assert pasted["QUIET_S"] == {**QUIET_S, "static": 61}
 
 
+def test_what_suites_did_not_run_is_found():
+    told = """..s [100%]
+=========== not run ===========
+2 tests that show in another way what others show (again):
+    tests/a.py::test_b
+tests/a.py::test_c     no redis
+====== slowest durations ======
+"""
+    lines = told.splitlines(keepends=True)
+    assert ci.not_run(told) == "".join(lines[2:5])
+    assert ci.not_run("".join([*lines[:5], "1 passed, 1 skipped in 0.1s\n"])) == "".join(lines[2:5])
+    assert ci.not_run(f"{lines[1]}everything that was selected was run\n3 passed in 1s\n") == ""
+    assert ci.not_run("a\nnot run: 'GCS killed', no redis\nb\n") == "not run: 'GCS killed', no redis\n"
+
+
 def test_every_suite_has_a_recorded_time(tmp_path):
     assert [suite.name for suite in ci.suites(tmp_path)] == [*ci.QUIET_S]
 
