@@ -378,7 +378,7 @@ def test_a_job_is_steered_from_the_page_with_two_presses(viewer, browser):
 
 
 def test_a_token_in_the_address_is_taken_out_of_it(viewer, browser):
-    with WebView(lambda: viewer, poll_s=POLL_S, token="s3cret") as view:
+    with WebView(lambda: viewer, poll_s=POLL_S, view_token="s3cret") as view:
         browser.driver.get(view.url)
         assert "a token is asked for" in browser.js("return document.body.textContent")
         browser.driver.get(f"{view.url}?token=s3cret")

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from slime.cross_job.errors import StoreRefused
+from slime.cross_job.ops import doctor, doctor_store, doctor_versions
 from slime.cross_job.ops import doctor_checks as checks
 from slime.cross_job.ops import doctor_nodes as nodes
-from slime.cross_job.ops import doctor, doctor_store, doctor_versions
 from slime.cross_job.ops.doctor import CHECKS, NEEDS, complete
 from slime.cross_job.ops.doctor_checks import SEVERITIES, Finding
 from slime.cross_job.ops.doctor_nodes import Need, Node

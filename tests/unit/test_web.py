@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from slime.cross_job.errors import BadInput, BrokerLost, NoBroker
-from slime.cross_job.ops.access import Door, host_is_ours, is_loopback, ray_token
+from slime.cross_job.ops.access import CONTROL, VIEW, Door, given_token, host_is_ours, is_loopback, ray_asks
 from slime.cross_job.ops.web import WebView
 from viewer_stand_in import HOSTILE, ViewerStandIn
 
@@ -320,7 +320,7 @@ def test_other_sites_read_nothing(client):
 
 @pytest.fixture
 def guarded(viewer):
-    with WebView(lambda: viewer, poll_s=POLL_S, token="s3cret") as view:
+    with WebView(lambda: viewer, poll_s=POLL_S, view_token="s3cret") as view:
         yield Client(view)
 
 
@@ -346,32 +346,97 @@ def test_the_token_as_a_header_or_once_in_the_address(guarded):
     assert guarded.ask("/?token=s3cret&job=//evil")[0] == 400
 
 
-def test_the_token_is_rays(tmp_path):
+@pytest.fixture
+def two_tokens(viewer):
+    with WebView(
+        lambda: viewer, poll_s=POLL_S, allow_control=True, view_token="for looking", control_token="for steering"
+    ) as view:
+        yield Client(view)
+
+
+def test_who_may_look_may_not_steer(viewer, two_tokens):
+    look, steer = {"Authorization": "Bearer for looking"}, {"Authorization": "Bearer for steering"}
+    wish = {"action": "pause", "job": "exp"}
+    assert two_tokens.post(wish)["http"] == 401
+    found = two_tokens.post(wish, **look)
+    assert (found["http"], found["kind"]) == (403, "Refused")
+    assert "for looking" in found["error"]
+    assert viewer.ledger.jobs["exp"].control == "running"
+    assert json.loads(two_tokens.ask("/api/look", **look)[2])["allow_control"] is False
+    assert json.loads(two_tokens.ask("/api/look", **steer)[2])["allow_control"] is True
+    assert two_tokens.post(wish, **steer)["http"] == 200
+    assert viewer.ledger.jobs["exp"].control == "paused"
+
+
+def test_a_browser_may_do_what_the_token_allows_by_which_it_came_in(viewer, two_tokens):
+    def cookie(token):
+        status, headers, _ = two_tokens.ask(f"/?token={token}")
+        assert status == 303
+        return {"Cookie": headers["Set-Cookie"].partition(";")[0]}
+
+    wish = {"action": "pause", "job": "exp"}
+    looks, steers = cookie("for%20looking"), cookie("for%20steering")
+    assert json.loads(two_tokens.ask("/api/look", **looks)[2])["allow_control"] is False
+    assert json.loads(two_tokens.ask("/api/look", **steers)[2])["allow_control"] is True
+    assert two_tokens.post(wish, **looks)["http"] == 403
+    assert two_tokens.post(wish, **steers)["http"] == 200
+
+
+def test_steering_may_ask_for_a_token_where_looking_does_not(viewer):
+    with WebView(lambda: viewer, poll_s=POLL_S, allow_control=True, control_token="for steering") as view:
+        client = Client(view)
+        assert client.look()["allow_control"] is False
+        assert client.post({"action": "pause", "job": "exp"})["http"] == 403
+        assert client.post({"action": "pause", "job": "exp"}, Authorization="Bearer for steering")["http"] == 200
+
+
+def test_tokens_come_from_the_environment_or_a_file_and_are_not_shown(tmp_path):
+    (tmp_path / "file").write_text("f" * 24 + "\n")
+    (tmp_path / "short").write_text("hunter2")
+    assert given_token("T", None, {}) is None
+    assert given_token("T", None, {"T": "e" * 24}) == "e" * 24
+    assert given_token("T", tmp_path / "file", {}) == "f" * 24
+    for file, environment, said in (
+        (tmp_path / "file", {"T": "e" * 24}, "use one of them"),
+        (tmp_path / "none", {}, "cannot be read"),
+        (tmp_path / "short", {}, "must be one word of 16 characters"),
+        (None, {"T": "hunter2 hunter2 hunter2"}, "must be one word"),
+        (None, {"T": ""}, "must be one word"),
+    ):
+        with pytest.raises(BadInput, match=said) as refused:
+            given_token("T", file, environment)
+        assert "hunter2" not in str(refused.value)
+
+
+def test_whether_ray_asks_for_a_token(tmp_path):
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("from home\n")
-    (tmp_path / "file").write_text("from file\n")
-    mode = {"RAY_AUTH_MODE": "token"}
-    assert ray_token(mode | {"RAY_AUTH_TOKEN": "given", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "file")}) == "given"
-    assert ray_token(mode | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "file")}) == "from file"
-    assert ray_token(mode, tmp_path) == "from home"
-    assert ray_token({}, tmp_path) == "from home"  # as Ray has it
-    assert ray_token({}, tmp_path / "elsewhere") is None
-    assert ray_token({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "given"}, tmp_path) is None
-    with pytest.raises(BadInput, match="there is no token"):
-        ray_token(mode, tmp_path / "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    assert ray_asks({"RAY_AUTH_MODE": "token"}, elsewhere)
+    assert ray_asks({}, tmp_path)  # as Ray has it
+    assert ray_asks({"RAY_AUTH_TOKEN": "given"}, elsewhere)
+    assert ray_asks({"RAY_AUTH_TOKEN_PATH": str(tmp_path / ".ray" / "auth_token")}, elsewhere)
+    assert not ray_asks({}, elsewhere)
+    assert not ray_asks({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "given"}, tmp_path)
 
 
-def test_what_others_reach_has_a_token(viewer, monkeypatch):
+def test_what_others_reach_has_a_token_and_it_is_not_rays(viewer, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     for host in ("0.0.0.0", "", "::"):
-        with pytest.raises(BadInput, match="start it with a token"):
+        with pytest.raises(BadInput, match="SLIME_CROSS_JOB_VIEW_TOKEN"):
             WebView(lambda: viewer, host=host)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "rays")
-    with WebView(lambda: viewer, host="0.0.0.0") as view:
+    with pytest.raises(BadInput, match="or Ray asks for a token"):
+        WebView(lambda: viewer)
+    with pytest.raises(BadInput, match="steering needs a token of its own"):
+        WebView(lambda: viewer, view_token="mine", allow_control=True)
+    with pytest.raises(BadInput, match="different values"):
+        WebView(lambda: viewer, view_token="mine", control_token="mine", allow_control=True)
+    with WebView(lambda: viewer, host="0.0.0.0", view_token="mine") as view:
         client = Client(view)
-        assert client.ask("/api/look")[0] == 401
-        assert client.ask("/api/look", Authorization="Bearer rays")[0] == 200
+        assert client.ask("/api/look", Authorization="Bearer rays")[0] == 401
+        assert client.ask("/api/look", Authorization="Bearer mine")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -405,10 +470,24 @@ def test_loopback_is_recognised():
 
 
 def test_a_cookie_is_good_for_one_server():
-    one, other = Door("t", 1), Door("t", 2)
-    assert one.admits({}, {one.cookie: one.cookie_value})
-    assert not other.admits({}, {other.cookie: one.cookie_value})
+    one, other = Door("v", "c", 1), Door("v", "c", 2)
+    for level in (VIEW, CONTROL):
+        assert one.admits({}, {one.cookie: one.cookie_value(level)}) == level
+        assert not other.admits({}, {other.cookie: one.cookie_value(level)})
     assert not one.admits({"Authorization": "Bearer \udcff"}, {one.cookie: "\udcff"})
+    assert not one.admits({"Authorization": "Bearer "}, {one.cookie: ""})
+
+
+def test_who_may_do_what():
+    assert Door(None, None, 1).admits({}, {}) == CONTROL
+    assert Door(None, "c", 1).admits({}, {}) == VIEW
+    assert Door(None, "c", 1).level_of("c") == CONTROL
+    assert Door("v", None, 1).admits({}, {}) == ""
+    assert Door("v", None, 1).level_of("v") == CONTROL  # which a view that is read-only gives nobody
+    assert Door("v", None, 1).cookie_value(CONTROL)
+    assert Door("v", "c", 1).level_of("v") == VIEW
+    assert Door("v", "c", 1).level_of("c") == CONTROL
+    assert Door("v", "c", 1).level_of("x") == ""
 
 
 # ---------------------------------------------------------------- start and stop

@@ -1,8 +1,10 @@
-"""Who may see the live view: the token, and whether a request comes from the view's own page. Pure functions.
+"""Who may see the live view, and who may steer from it: the tokens, and whether a request comes from the view's own
+page.
 
-On loopback no token is asked for, unless Ray's own cluster asks for one; then it is the same one. Elsewhere a token is
-always asked for. Requests that a stranger's page makes a browser send are refused: by their Host (DNS rebinding), and
-by their Origin (cross-site requests).
+The view has tokens of its own: one to look, one to steer. Ray's token, which may submit code, is asked of nobody. On
+loopback no token is asked for, unless Ray's cluster asks for one: then there may be strangers on the machine.
+Elsewhere one is always asked for. Requests that a stranger's page makes a browser send are refused: by their Host (DNS
+rebinding), and by their Origin (cross-site requests).
 """
 
 import hashlib
@@ -15,32 +17,54 @@ from pathlib import Path
 
 from ..errors import BadInput, Refused
 
+VIEW_TOKEN, CONTROL_TOKEN = "SLIME_CROSS_JOB_VIEW_TOKEN", "SLIME_CROSS_JOB_CONTROL_TOKEN"
+"""Environment variables."""
+VIEW, CONTROL = "view", "control"
+"""What somebody may do; CONTROL includes VIEW."""
 
-def ray_token(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> str | None:
-    """The token of Ray's cluster, where Ray asks for one: RAY_AUTH_TOKEN, or what is in the file
-    RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+_SHORTEST = 16
 
-    As Ray has it: RAY_AUTH_MODE=token asks for one, and so does a token that is there while RAY_AUTH_MODE is not set.
+
+def given_token(variable: str, file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """A token from the environment variable or the file, whichever is there; None: neither is.
 
     Raises:
-        BadInput: RAY_AUTH_MODE=token, and there is none.
+        BadInput: both are, the file cannot be read, or a token is too short or has spaces. The token is not shown.
     """
-    mode = environment.get("RAY_AUTH_MODE", "").lower()
-    if mode not in ("", "token"):
-        return None
-    found = environment.get("RAY_AUTH_TOKEN", "").strip()
-    if not found:
-        path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or (home or Path.home()) / ".ray" / "auth_token")
+    found, where = environment.get(variable), variable
+    if file is not None:
+        if found is not None:
+            raise BadInput(f"{variable} is set, and {file} is given: use one of them")
         try:
-            found = path.expanduser().read_text(encoding="utf-8").strip()
-        except OSError:
-            found = ""
-    if not found and mode == "token":
+            found, where = file.read_text(encoding="utf-8"), str(file)
+        except (OSError, UnicodeError) as error:
+            raise BadInput(f"the token's file {file} cannot be read: {type(error).__name__}") from None
+    if found is None:
+        return None
+    token = found.strip()
+    if len(token) < _SHORTEST or not token.isascii() or len(token.split()) != 1:
         raise BadInput(
-            "RAY_AUTH_MODE=token, but there is no token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write it to "
-            "~/.ray/auth_token (`ray get-auth-token`)"
+            f"the token of {where} must be one word of {_SHORTEST} characters and more: openssl rand -hex 24 makes one"
         )
-    return found or None
+    return token
+
+
+def ray_asks(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> bool:
+    """Whether Ray's cluster asks for a token, as Ray decides it: RAY_AUTH_MODE=token, or RAY_AUTH_MODE is not set and
+    there is a token (RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)."""
+    mode = environment.get("RAY_AUTH_MODE", "").lower()
+    if mode or environment.get("RAY_AUTH_TOKEN", "").strip():
+        return mode in ("", "token")
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or (home or Path.home()) / ".ray" / "auth_token").expanduser()
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def needs_token(host: str) -> bool:
+    """Whether a view that listens at `host` must ask for one. Raises BadInput: it is no address of a machine."""
+    return ray_asks() or not is_loopback(host)
 
 
 def is_loopback(host: str) -> bool:
@@ -76,27 +100,42 @@ def check_origin(headers: Mapping[str, str]) -> None:
 
 
 class Door:
-    """Knows the token. Browsers get a cookie that is derived from it and good for this server only: cookies know no
-    ports, hence the token itself would go to every server of the machine that one visits."""
+    """Knows the tokens. Browsers get a cookie that is derived from one and good for this server only: cookies know no
+    ports, hence the token itself would go to every server of the machine that one visits.
 
-    def __init__(self, token: str | None, port: int):
-        self._token = token
-        self._pass = hmac.new(os.urandom(32), (token or "").encode(), hashlib.sha256).hexdigest()
+    Args:
+        view: who has it may look (None: everybody).
+        control: who has it may steer (None: everybody who may look).
+    """
+
+    def __init__(self, view: str | None, control: str | None, port: int):
+        self._tokens = {level: token for level, token in ((CONTROL, control), (VIEW, view)) if token is not None}
+        key = os.urandom(32)
+        self._passes = {
+            level: hmac.new(key, f"{level} {token}".encode(), hashlib.sha256).hexdigest()
+            for level, token in self._tokens.items()
+        }
         self.cookie = f"slime_cross_job_{port}"
 
-    @property
-    def cookie_value(self) -> str:
-        return self._pass
+    def cookie_value(self, level: str) -> str:
+        return self._passes.get(level) or self._passes.get(VIEW, "")
 
-    def knows(self, token: str) -> bool:
-        """Whether this is the token; takes as long whatever it is."""
-        return self._token is None or hmac.compare_digest(token.encode("utf-8", "replace"), self._token.encode())
+    def level_of(self, token: str) -> str:
+        """What the token's owner may do, empty: nothing; takes as long whatever it is."""
+        return self._level(token, self._tokens)
 
-    def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
-        """Whether who sends these has the token, or a cookie of ours."""
-        if self._token is None:
-            return True
+    def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str:
+        """What somebody may do who sends these: has a token, or a cookie of ours. Empty: nothing."""
         scheme, _, token = headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.knows(token.strip()):
-            return True
-        return hmac.compare_digest(cookies.get(self.cookie, "").encode("utf-8", "replace"), self._pass.encode())
+        by_token = self._level(token.strip() if scheme.lower() == "bearer" else "", self._tokens)
+        by_cookie = self._level(cookies.get(self.cookie, ""), self._passes)
+        return CONTROL if CONTROL in (by_token, by_cookie) else by_token or by_cookie
+
+    def _level(self, given: str, known: Mapping[str, str]) -> str:
+        same = [
+            level
+            for level, one in known.items()
+            if hmac.compare_digest(given.encode("utf-8", "replace"), one.encode())
+        ]
+        best = same[0] if same else "" if VIEW in self._tokens else VIEW
+        return CONTROL if best and CONTROL not in self._tokens else best

@@ -284,7 +284,7 @@ def web(
     address: Address = None,
     namespace: Namespace = DEFAULT,
     job_id: JobId = None,
-    host: Annotated[str, typer.Option(help="to listen on; others than loopback need a token")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="to listen on; others than loopback: it asks for a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="to listen on; 0: any", min=0, max=65535)] = 8270,
     allow_control: Annotated[
         bool, typer.Option("--allow-control", help="let the page pause, resume, drain ...")
@@ -292,25 +292,49 @@ def web(
     allowed_host: Annotated[
         list[str] | None, typer.Option("--allowed-host", help="another name of it, as behind a proxy")
     ] = None,
+    view_token_file: Annotated[
+        Path | None, typer.Option(help="file with the token that lets one look (or SLIME_CROSS_JOB_VIEW_TOKEN)")
+    ] = None,
+    control_token_file: Annotated[
+        Path | None, typer.Option(help="file with the one that lets one steer (or SLIME_CROSS_JOB_CONTROL_TOKEN)")
+    ] = None,
 ) -> None:
-    """Serve the live view, until Ctrl-C."""
-    from .access import ray_token
+    """Serve the live view, until Ctrl-C.
+
+    Where it asks for a token and none is given, one is made, and printed once, as the address that lets a browser in.
+    """
+    import secrets
+
+    from .access import CONTROL_TOKEN, VIEW_TOKEN, given_token, needs_token
     from .viewer import Viewer
     from .web import WebView
 
+    view_token, control_token = (
+        given_token(VIEW_TOKEN, view_token_file),
+        given_token(CONTROL_TOKEN, control_token_file),
+    )
+    made: dict[str, str] = {}
+    if view_token is None and needs_token(host):
+        view_token = made["to look"] = secrets.token_urlsafe(24)
+    if allow_control and control_token is None and view_token is not None:
+        control_token = made["to steer"] = secrets.token_urlsafe(24)
     connected(address, namespace)  # so that what is wrong is said here
     view = WebView(
         lambda: Viewer(namespace, timeout_s=10),
         host=host,
         port=port,
         allow_control=allow_control,
+        view_token=view_token,
+        control_token=control_token,
         job_id=job_id,
         allowed_hosts=allowed_host or (),
     )
     with view:
         say(f"live view at {view.url}{'' if allow_control else ' (read-only)'}")
-        if ray_token() is not None:
-            say(f"it asks for Ray's token: open {view.url}?token=TOKEN once")
+        for what, token in made.items():
+            say(f"{what}: {view.url}?token={token}")
+        if view_token is not None and not made:
+            say(f"it asks for a token: open {view.url}?token=TOKEN once")
         while not view.wait(0.25):
             pass
 

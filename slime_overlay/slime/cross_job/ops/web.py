@@ -1,6 +1,6 @@
 """The live view: a small web server that shows the jobs of a namespace, on loopback unless told otherwise.
 
-    GET  /                page (page.py); /?token=TOKEN lets a browser in, once
+    GET  /                page (page.py); /?token=TOKEN lets a browser in, once; the token says what it may do
     GET  /api/look        ?job=&run=&since=&events_since=   what is new, see feed.Copy.body, and how old it is
     GET  /api/rollout     ?job=&id=                         status.rollout_detail
     GET  /api/samples     ?job=&id=&first=&count=&version=  preview.preview
@@ -8,7 +8,7 @@
 
 - All who look cost the broker one question a second (feed.py); a rollout's details and samples are asked for on a
   click, a few at a time. Nothing waits without a deadline.
-- Read-only unless started with `allow_control`. Access: access.py.
+- Read-only unless started with `allow_control`, and then for who has the control token. Access: access.py.
 - Errors are {"error": words, "kind": class of errors.py}.
 """
 
@@ -27,7 +27,7 @@ from aiohttp import web
 from ..errors import BadInput, CrossJobError, Refused, RolloutNotFound, Unreachable, WaitTimeout
 from ..records import DRAINING, PAUSED, RUNNING
 from ..types import check_job_id
-from .access import Door, check_origin, host_is_ours, is_loopback, ray_token
+from .access import CONTROL, CONTROL_TOKEN, VIEW_TOKEN, Door, check_origin, host_is_ours, needs_token
 from .feed import Feed, View
 from .page import live_page, to_json
 
@@ -61,14 +61,16 @@ class WebView:
     Args:
         viewer_factory: makes a viewer.Viewer; called by a thread of the server, again when the broker is lost.
         port: 0 is a free one.
-        allow_control: let who looks pause, drain, requeue and discard.
-        token: what is asked for (None: Ray's own, where Ray asks for one, see access.ray_token).
+        allow_control: let who has the control token pause, drain, requeue and discard.
+        view_token: asked of who looks (None: nobody is asked).
+        control_token: asked of who steers (None: nobody who may look is asked; only without a `view_token`).
         job_id: the job that is shown to who names none.
         poll_s: how often the broker is asked, in seconds.
         allowed_hosts: names by which browsers may reach it, besides IP addresses, localhost and this host.
 
     Raises:
-        BadInput: the port is taken, the host is no address, or a host that others reach has no token.
+        BadInput: the port is taken, the host is no address, a token is missing (where others reach the host, or Ray
+            asks for one), or both tokens are the same.
     """
 
     def __init__(
@@ -78,17 +80,21 @@ class WebView:
         host: str = "127.0.0.1",
         port: int = 0,
         allow_control: bool = False,
-        token: str | None = None,
+        view_token: str | None = None,
+        control_token: str | None = None,
         job_id: str | None = None,
         poll_s: float = 1.0,
         allowed_hosts: Sequence[str] = (),
     ):
-        token = token or ray_token()
-        if token is None and not is_loopback(host):
+        if view_token is None and needs_token(host):
             raise BadInput(
-                f"{host or 'every address'} can be reached from other machines: start it with a token "
-                "(RAY_AUTH_MODE=token and RAY_AUTH_TOKEN), or on 127.0.0.1 and reach it through an ssh tunnel"
+                f"others may reach {host or 'every address'}, or Ray asks for a token: the view needs one of its own "
+                f"({VIEW_TOKEN}); or listen on 127.0.0.1 of a machine of yours, and use an ssh tunnel"
             )
+        if allow_control and view_token is not None and control_token is None:
+            raise BadInput(f"steering needs a token of its own, besides that of who looks ({CONTROL_TOKEN})")
+        if view_token is not None and view_token == control_token:
+            raise BadInput("who only looks would steer: give the view and the control token different values")
         if not poll_s >= 0.05:
             raise BadInput(f"a question every {poll_s} s is too much for a broker: at least 0.05 s")
         self.job_id = None if job_id is None else check_job_id(job_id)
@@ -96,7 +102,7 @@ class WebView:
         self.port: int = self._socket.getsockname()[1]
         self._host, self._control = host, allow_control
         self._names = [host, socket.gethostname(), *allowed_hosts]
-        self._door = Door(token, self.port)
+        self._door = Door(view_token, control_token if allow_control else None, self.port)
         self._feed = Feed(viewer_factory, self.job_id, poll_s)
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="cross-job-web")
         self._asked = 0  # questions on a click that did not end yet
@@ -202,12 +208,14 @@ class WebView:
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         if "token" in request.query:
-            if not self._door.knows(request.query["token"]):
-                return _failed("that is not the token", "Refused", 401)
+            level = self._door.level_of(request.query["token"])
+            if not level:
+                return _failed("that is no token of this view", "Refused", 401)
             job = request.query.get("job")
             target = f"/?job={check_job_id(job)}" if job else "/"
             response = web.Response(status=303, headers={"Location": target})
-            response.set_cookie(self._door.cookie, self._door.cookie_value, httponly=True, samesite="Strict", path="/")
+            value = self._door.cookie_value(level)
+            response.set_cookie(self._door.cookie, value, httponly=True, samesite="Strict", path="/")
             return response
         page = live_page()
         return web.Response(text=page.html, content_type="text/html", headers={"Content-Security-Policy": page.policy})
@@ -227,7 +235,7 @@ class WebView:
                 if late:
                     raise Unreachable("the broker has not answered yet: it is asked again every second")
             await asyncio.sleep(0.05)
-        response = _json(f'{{"allow_control":{to_json(self._control)},{body[1:]}')
+        response = _json(f'{{"allow_control":{to_json(self._steers(request))},{body[1:]}')
         if len(body) > 8192:
             response.enable_compression()
         return response
@@ -251,6 +259,8 @@ class WebView:
     async def _steer(self, request: web.Request) -> web.StreamResponse:
         if not self._control:
             raise Refused("this view is read-only: start it with --allow-control to steer a job from here")
+        if not self._steers(request):
+            raise Refused("your token is for looking: open /?token=CONTROL-TOKEN once to steer a job from here")
         if request.content_type != "application/json":
             raise BadInput(f"a body of type application/json is wanted, this is {request.content_type}")
         try:
@@ -269,6 +279,9 @@ class WebView:
             said = await self._ask(lambda viewer: viewer.steer(action, job, rollout_id, extra))
         logger.info("from the web view of %s: %s of job %s", request.remote, action, job)
         return _json(to_json({"action": action, "said": said}))
+
+    def _steers(self, request: web.Request) -> bool:
+        return self._control and self._door.admits(request.headers, request.cookies) == CONTROL
 
     def _job(self, query: Any) -> str:
         job = query.get("job") or self._feed.want(None)
