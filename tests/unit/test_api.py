@@ -295,6 +295,14 @@ def test_the_help_says_the_defaults():
         ("max_staleness", -1),
         ("on_stale", "never"),
         ("on_stale", "drop"),  # without a bound on staleness it says nothing
+        *(("max_ahead", bad) for bad in (True, 1.5, "3", math.nan, [1], np.array([1, 2]), 2**63)),
+        *(("timeout_s", bad) for bad in (True, "3", [1], math.inf, np.array([1, 2]))),
+        ("retain_bytes", 1e9),
+        ("store", 3),
+        ("store", b"file:///x"),
+        ("on_stale", ["drop"]),
+        ("traces", True),
+        ("heartbeat_s", None),
         ("peer_grace_s", -0.1),
         ("peer_grace_s", math.nan),
         ("heartbeat_s", 0.0),
@@ -310,8 +318,9 @@ def test_the_help_says_the_defaults():
 def test_refused_settings_name_their_flag(name, value):
     with pytest.raises(BadInput, match="--cross-job-" + name.replace("_", "-")):
         Settings(**{name: value})
-    with pytest.raises(BadInput):
-        Settings.from_args(SimpleNamespace(**{f"cross_job_{name}": value}))
+    if value is not None:
+        with pytest.raises(BadInput):
+            Settings.from_args(SimpleNamespace(**{f"cross_job_{name}": value}))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +341,12 @@ def test_refused_settings_name_their_flag(name, value):
 )
 def test_the_least_that_is_accepted(given):
     Settings(**given)
+
+
+def test_numbers_of_numpy_are_taken_as_those_of_python():
+    found = Settings(max_ahead=np.int32(3), timeout_s=np.float32(2), peer_grace_s=5)
+    assert (found.max_ahead, found.timeout_s, found.peer_grace_s) == (3, 2.0, 5.0)
+    assert [type(getattr(found, name)) for name in ("max_ahead", "timeout_s", "peer_grace_s")] == [int, float, float]
 
 
 def test_settings_do_not_change():
@@ -467,7 +482,7 @@ def test_no_job_id_says_what_to_pass():
         check_job_id(None)
 
 
-@pytest.mark.parametrize("good", [0, 7, 1 << 70, np.int64(3), np.uint8(255), np.array(4)])
+@pytest.mark.parametrize("good", [0, 7, 2**63 - 2, np.int64(3), np.uint8(255), np.array(4)])
 def test_rollout_ids(good):
     found = check_rollout_id(good)
     assert type(found) is int
@@ -478,9 +493,9 @@ def test_rollout_ids(good):
     "bad",
     [
         *(-1, np.int32(-1), True, np.bool_(True), 1.0, np.float64(2), math.nan, "0", None, [1], b"1"),
-        *(np.array([1, 2]), np.array(1.5), np.array(True)),
+        *(np.array([1, 2]), np.array(1.5), np.array(True), 2**63 - 1, np.uint64(2**63), 10**5000),
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:30] if not isinstance(value, int) or value < 2**64 else "huge",
 )
 def test_rollout_ids_that_are_refused(bad):
     with pytest.raises(BadInput, match="rollout id"):

@@ -25,7 +25,7 @@ from .errors import (
 from .link import START_S, Deadline
 from .member import Member, get_parts, read_source
 from .metrics import Latencies
-from .types import Located, check_rollout_id
+from .types import Located, check_name, check_names, check_number, check_plain, check_rollout_id, check_version
 from .weights import KEY, pack_weights
 
 logger = logging.getLogger(__name__)
@@ -120,9 +120,8 @@ class Consumer(Member):
     def __init__(self, job_id: str, group: str = "train", *, columns: Sequence[str] = (), **settings: Any):
         """See Member. `columns`: those that every batch must have: a producer that says that its batches lack them is
         refused, or this consumer is; a batch without them is refused when it is claimed."""
-        if not isinstance(group, str) or not group:
-            raise BadInput(f"a consumer group is a non-empty name, not {group!r}")
-        self._columns = tuple(columns)
+        group = check_name(group, "a consumer group")
+        self._columns = check_names(columns, "columns")
         self._unanswered: list[str] = []  # tokens of claims that may have been granted, though nobody heard it
         self._releasing = threading.Lock()
         self._latencies = Latencies()
@@ -143,7 +142,7 @@ class Consumer(Member):
             RolloutNotFound: something from `rollout_id` on was acked and freed.
         """
         self.check()
-        rollout_id = check_rollout_id(rollout_id)
+        rollout_id, source = check_rollout_id(rollout_id), check_plain(source, "source")
         found = self._when_free(lambda: self.link.call("resume", self.info.client_id, rollout_id, source))
         if found["again"] or found["acked"]:
             logger.info(
@@ -176,6 +175,7 @@ class Consumer(Member):
             RolloutNotFound, Fenced, BrokerLost.
         """
         rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
+        version = check_version(version, "version")
         what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
         deadline, began = self._deadline(timeout_s), time.time()
         asked: dict[str, Any] = {"grace_s": self.settings.peer_grace_s, "token": self._token(rollout_id)}
@@ -226,7 +226,8 @@ class Consumer(Member):
     def get(self, rollout_id: int, version: int | None = None) -> Rollout:
         """Read a published rollout without a lease (default: its newest version). Raises RolloutNotFound."""
         self.check()
-        return Rollout(self, self.link.call("get", self.job_id, check_rollout_id(rollout_id), version))
+        asked = check_rollout_id(rollout_id), check_version(version, "version")
+        return Rollout(self, self.link.call("get", self.job_id, *asked))
 
     def ack(self, rollout_id: int) -> None:
         """The rollout has taken effect for good; its payload may be freed. Acking twice is once. Raises NotOwner."""
@@ -256,7 +257,7 @@ class Consumer(Member):
     def end_update(self, version: int, epoch: int) -> None:
         """All engines of that producer have the weights `version`. Raises NotOwner: they are gone, update again."""
         self.check()
-        self.link.call("end_update", self.info.client_id, version, epoch)
+        self.link.call("end_update", self.info.client_id, check_number(version, "version"), epoch)
 
     def break_update(self) -> None:
         """The update came to no good end: nothing is generated before another one has."""

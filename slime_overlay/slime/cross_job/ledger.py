@@ -10,9 +10,10 @@ when something changed. A method that finds nothing *yet* returns None; one that
 """
 
 import heapq
+import logging
 from typing import Any
 
-from .errors import NotOwner, PayloadLost, RolloutNotFound, ValueLost
+from .errors import CrossJobError, NotOwner, PayloadLost, RolloutNotFound, ValueLost
 from .progress import PROGRESS
 from .records import (
     ACKED,
@@ -29,8 +30,10 @@ from .records import (
 )
 from .status import job_status, looked, rollout_detail
 from .steering import Steering
-from .types import Located, Payload, check_rollout_id
+from .types import Located, Payload, check_plain, check_rollout_id
 from .verdicts import verdict, who
+
+logger = logging.getLogger(__name__)
 
 
 class Ledger(Steering):
@@ -154,6 +157,7 @@ class Ledger(Steering):
         """
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
+        source = check_plain(source, "source")
         group = job.groups[client.info.group]
         others = self._others(client)
         for other in others:
@@ -312,14 +316,30 @@ class Ledger(Steering):
             )
 
     def _claim_next(self, job: Job, group: Group, client: Client, grace_s: float) -> Located | None:
-        while group.ready:
-            rollout_id = heapq.heappop(group.ready)
-            if rollout_id not in job.rollouts or rollout_id in group.acked or rollout_id in group.leases:
-                continue
-            if self._is_stale(job, rollout_id):
-                self._give_up_stale(job, rollout_id, again=job.on_stale != DROP)
-                continue
-            return self.claim(client.info.client_id, rollout_id)
+        put_aside: list[int] = []
+        try:
+            while group.ready:
+                rollout_id = group.ready[0]  # popped once it is settled, or an error would lose it
+                if rollout_id in job.rollouts and rollout_id not in group.acked and rollout_id not in group.leases:
+                    try:
+                        if self._is_stale(job, rollout_id):
+                            self._give_up_stale(job, rollout_id, again=job.on_stale != DROP)
+                            located = None
+                        else:
+                            located = self.claim(client.info.client_id, rollout_id)
+                    except CrossJobError:
+                        raise
+                    except Exception as error:  # its record is damaged: the others are handed out
+                        logger.error("job %s: rollout %d cannot be handed out: %r", job.job_id, rollout_id, error)
+                        put_aside.append(rollout_id)
+                        located = None
+                    if located is not None:
+                        return located
+                if group.ready and group.ready[0] == rollout_id:
+                    heapq.heappop(group.ready)
+        finally:
+            for rollout_id in put_aside:
+                heapq.heappush(group.ready, rollout_id)
         self._raise_if_value_lost(job, client)
         open_here = [r for r in sorted(job.lost) if r not in group.acked and r not in group.leases]
         self._raise_if_lost_for_good(job, open_here)
@@ -338,7 +358,7 @@ class Ledger(Steering):
         self._count_bytes(job, "claimed", located.payload.nbytes)
         if not self._drives(job, group.name):
             return
-        known, made, now = job.progress.get(located.rollout_id), located.payload.weight_version, job.weights_now
+        known, made, now = job.progress.get(located.rollout_id), located.payload.made_by, job.weights_now
         facts: dict[str, Any] = {"claims": (known.claims if known else 0) + 1, "claimed": self._wall()}
         facts["consumer_waited_s"] = client.waited_s
         if made is not None and now is not None:

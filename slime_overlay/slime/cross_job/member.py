@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +39,19 @@ from .link import GONE, START_S, Deadline, Link, ensure_ray, get
 from .liveness import submission_id
 from .records import FAILED, FINISHED, SETTINGS, STOPPED, WRITE_BEHIND
 from .settings import Settings
-from .types import ClientInfo, LocatedValue, Payload, check_job_id
+from .types import (
+    MOST_ACTIVITY,
+    MOST_REASON,
+    ClientInfo,
+    LocatedValue,
+    Payload,
+    check_facts,
+    check_job_id,
+    check_name,
+    check_names,
+    check_version,
+    shortened,
+)
 from .vault import FromMethod, FromRefs, Target
 
 logger = logging.getLogger(__name__)
@@ -81,6 +93,10 @@ class Member:
         one_cluster: bool = False,
         **overrides: Any,
     ):
+        stated = check_facts(terms, "terms")
+        names = {"lasting": [*check_names(lasting, "lasting")], "columns": [*check_names(columns, "columns")]}
+        if unknown := set(overrides) - {f.name for f in fields(Settings)}:
+            raise BadInput(f"no setting: {', '.join(sorted(unknown))}; see Settings")
         if settings is not None and overrides:
             raise BadInput("give either settings= or single settings, not both")
         self.settings = settings or Settings(**overrides)
@@ -96,7 +112,7 @@ class Member:
         self._tracing = False
         self.metrics = False  # whether its job has figures for Prometheus
         self.link.vault_on(self.info.node_id)  # it also keeps the broker's memory
-        granted = self._attach(terms=dict(terms or {}), lasting=[*lasting], columns=[*columns])
+        granted = self._attach(terms=stated, **names)
         self._durably: Durably | None = None
         self._use_store(granted)
         self.epoch: int = granted["epoch"]
@@ -145,7 +161,7 @@ class Member:
 
     def doing(self, activity: str) -> None:
         """Say what this client is at (one short line); it is shown to whoever waits for it."""
-        self._activity = activity[:200]
+        self._activity = shortened(activity, MOST_ACTIVITY)
 
     @contextmanager
     def span(self, what: str, rollout_id: int) -> Iterator[None]:
@@ -196,8 +212,7 @@ class Member:
 
         Returns its version: `version`, which must grow, or one more than the last (from 0).
         """
-        if not isinstance(key, str) or not key:
-            raise BadInput(f"a key is a non-empty str, not {key!r}")
+        key, version = check_name(key, "a key"), check_version(version, "version")
         source = as_source(value)
         durably = self._durably_within(timeout_s)
         target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version, durably=durably)
@@ -381,7 +396,7 @@ class Member:
         if self._spans:
             with suppress(CrossJobError):
                 self.link.call("heartbeat", self.info.client_id, self._activity, self._spans)
-        self.link.call("end", self.info.client_id, state, reason)
+        self.link.call("end", self.info.client_id, state, shortened(reason, MOST_REASON))
 
 
 def as_source(value: Any) -> FromRefs:

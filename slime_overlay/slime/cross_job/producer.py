@@ -15,7 +15,7 @@ from .errors import BadInput, EndOfStream, NoResources, WaitTimeout
 from .link import START_S, Deadline, get
 from .member import Member, as_source, get_parts, read_source
 from .resources import Limits, shortage
-from .types import PROTOCOL, Located, check_rollout_id
+from .types import PROTOCOL, Located, check_facts, check_number, check_plain, check_rollout_id, check_version
 from .vault import HEADER, FromMethod, FromRefs, Target
 from .weights import KEY, Weights
 
@@ -71,17 +71,18 @@ class Producer(Member):
         The same content again is the same version, other content the next version.
 
         Args:
-            meta: small JSON-able facts that readers see without opening the payload.
-            weight_version: which weights generated it.
+            meta: JSON-able facts that readers see without opening the payload, at most 256 KiB as JSON.
+            weight_version: which weights generated it, 0 or greater.
 
         Raises:
-            BatchError: the columns make no batch. Refused: the rollout was acked and freed.
+            BatchError: the columns make no batch. BadInput. Refused: the rollout was acked and freed.
             Fenced, WaitTimeout, Unreachable.
         """
         rollout_id = check_rollout_id(rollout_id)
+        facts = {"meta": check_facts(meta, "meta"), "weight_version": check_version(weight_version)}
         self.check()
         source = as_source(value)
-        source = FromRefs(source.refs, {**source.header, "meta": dict(meta or {}), "weight_version": weight_version})
+        source = FromRefs(source.refs, {**source.header, **facts})
         return self._publish(rollout_id, source, self.info.node_id, timeout_s)
 
     def publish_from(
@@ -107,11 +108,14 @@ class Producer(Member):
         Raises:
             ActorLost: the actor died in the method. Unreachable: the vault died; nothing was published.
             NoResources: the actor has not started, because no node has, or has free, what it needs.
+            MethodFailed: the method raised an exception that cannot be carried here.
             Else as `publish`, and whatever the method raises.
         """
-        rollout_id = check_rollout_id(rollout_id)
-        if not hasattr(actor, method):
-            raise BadInput(f"the actor has no method {method!r}")
+        rollout_id, parts = check_rollout_id(rollout_id), check_number(parts, "parts", 1)
+        if not isinstance(actor, ray.actor.ActorHandle):
+            raise BadInput(f"{actor!r:.100} is no handle of an actor: give what ACTOR_CLASS.remote(...) returned")
+        if not isinstance(method, str) or not hasattr(getattr(actor, method, None), "remote"):
+            raise BadInput(f"the actor has no remote method {method!r:.100}")
         source = FromMethod(actor, method, args, kwargs, parts)
         return self._publish(
             rollout_id, source, self._node_of(actor, self._deadline(timeout_s)), timeout_s, repeatable
@@ -268,14 +272,16 @@ def returned(
     """What a method that is published with `publish_from` returns: a header, its parts as batches, and its source.
 
     Args:
+        meta, weight_version: as of Producer.publish.
         source: where its source of prompts stands now (JSON-able, of any size), see Producer.source_before.
 
     Raises:
-        BatchError: a part makes no batch.
+        BatchError: a part makes no batch. BadInput: `meta` or `source` hold something else than JSON can.
     """
     if not parts:
         raise BadInput("returned() needs at least one part")
     batches = [part if isinstance(part, Batch) else Batch.pack(part) for part in parts]
+    source = check_plain(source, "source")
     text = b"" if source is None else json.dumps(source).encode()
     apart = Batch.pack({"json": [np.frombuffer(text, np.uint8)]}) if len(text) > _SMALL_SOURCE_BYTES else None
     header = {
@@ -283,8 +289,8 @@ def returned(
         "nbytes": sum(batch.nbytes for batch in batches),
         "num_samples": sum(batch.num_samples for batch in batches),
         "columns": [*batches[0]],
-        "weight_version": weight_version,
-        "meta": dict(meta or {}),
+        "weight_version": check_version(weight_version),
+        "meta": check_facts(meta, "meta"),
         "source": source if apart is None else None,
         "source_apart": apart is not None,
     }

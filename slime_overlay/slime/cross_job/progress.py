@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from .records import DEMANDED, PAUSED, Client, Event, Job, Progress
+from .types import shortened
 
 PROGRESS = 10_000
 EVENTS_KEPT = 500
@@ -95,7 +96,7 @@ class Chronicle:
     def _event(self, job: Job, kind: str, text: str, rollout_id: int = -1) -> None:
         job.counts[kind] = job.counts.get(kind, 0) + 1
         number = sum(job.counts.values())
-        job.events[number] = Event(self._wall(), kind, text[:1000], rollout_id)
+        job.events[number] = Event(self._wall(), kind, shortened(text, 1000), rollout_id)
         if len(job.events) > EVENTS_KEPT:
             del job.events[next(iter(job.events))]
 

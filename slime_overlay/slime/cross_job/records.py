@@ -202,7 +202,8 @@ class Job:
     def weights_now(self) -> int | None:
         """Newest weight version that the job knows, also where it went with its vault; None: none yet."""
         weights = self.values.get("weights") or self.lost_values.get("weights")
-        return weights.version if weights else self.gate.version
+        version = weights.version if weights else self.gate.version
+        return version if type(version) is int else None  # an older version of this took what it was given
 
 
 TABLES = ("done", "positions", "sources", "records", "progress", "events")

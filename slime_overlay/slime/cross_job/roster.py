@@ -10,9 +10,19 @@ from typing import Any
 from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
 from .progress import Chronicle
 from .records import DEAD, DRAINING, FINISHED, RUNNING, SETTINGS, STOPPED, Client, Group, Job
-from .settings import flag
+from .settings import check_setting, flag
 from .stores.base import without_password
-from .types import ClientInfo, Ids, check_job_id
+from .types import (
+    MOST_ACTIVITY,
+    MOST_REASON,
+    ClientInfo,
+    Ids,
+    check_facts,
+    check_job_id,
+    check_name,
+    check_names,
+    shortened,
+)
 from .verdicts import verdict, who
 
 _REMEMBERED = 50  # ended clients a job
@@ -62,14 +72,18 @@ class Roster(Chronicle):
             raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
         if unknown := set(stated) - set(SETTINGS):
             raise BadInput(f"{', '.join(sorted(unknown))}: no setting of a job; there are {', '.join(SETTINGS)}")
+        stated = {name: check_setting(name, value) for name, value in stated.items() if value is not None}
+        dead_after_s = check_setting("dead_after_s", dead_after_s)
+        terms, columns = check_facts(terms, "terms"), check_names(columns, "columns")
+        if info.role == "consumer":
+            check_name(info.group, "a consumer group")
         known = self.clients.get(info.client_id)
         if known is not None and known.live:  # the same call again, whose answer was lost
             return self._granted(known)
         job = self._job_for_attach(check_job_id(info.job_id))
-        stated = {name: value for name, value in stated.items() if value is not None}
         replaced = self._replaced_by(job, info)
-        self._agree(job, stated, terms or {}, replaced)
-        self._agree_with_what_is_left(job, terms or {}, lasting)
+        self._agree(job, stated, terms, replaced)
+        self._agree_with_what_is_left(job, terms, lasting)
         self._agree_on_columns(job, info.role, columns)
         if replaced is not None:
             self.end(replaced.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
@@ -96,8 +110,7 @@ class Roster(Chronicle):
             group.last, group.live = client, group.live + 1
         else:  # a writer publishes values only; any number a job
             client = Client(info, 1, dead_after_s, wall, now, wall)
-        client.stated, client.terms, client.since = stated, terms or {}, now
-        client.columns = tuple(columns)
+        client.stated, client.terms, client.since, client.columns = stated, terms, now, columns
         self.clients[info.client_id] = client
         self._forget_old(job)
         self._event(job, "attached", f"the {who(client)} attached")
@@ -112,6 +125,7 @@ class Roster(Chronicle):
         if spans:
             self._take_spans(client, spans)
         client.last_beat, client.last_beat_wall = self._clock(), self._wall()
+        activity = shortened(activity, MOST_ACTIVITY)
         if activity != client.activity:
             client.activity, client.since = activity, client.last_beat
         return self._granted(client)
@@ -127,6 +141,7 @@ class Roster(Chronicle):
         job = self.jobs[client.info.job_id]
         if state == FINISHED and job.control == DRAINING:
             state, reason = STOPPED, reason or "the job was drained"
+        reason = shortened(reason, MOST_REASON)
         client.state, client.reason, client.ended_at = state, reason, self._clock()
         if client.info.role == "consumer":
             group = job.groups[client.info.group]

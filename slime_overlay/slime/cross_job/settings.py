@@ -2,15 +2,16 @@
 
 import argparse
 import logging
+import math
 import os
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..cross_job_arguments import STORE_SOURCES, add_settings, flag, holds_password
+from ..cross_job_arguments import SETTINGS, STORE_SOURCES, add_settings, flag, holds_password
 from .errors import BadInput
-from .types import DEFAULT_NAMESPACE
+from .types import DEFAULT_NAMESPACE, check_number
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,11 @@ ON_STALE = ("wait", "drop", "regenerate")
 STORE_MODES = ("write-through", "write-behind")
 COMPRESSIONS = ("none", "lz4", "zstd")
 SWITCH = ("on", "off")
+_CHOICES = {
+    **{"store_mode": STORE_MODES, "compression": COMPRESSIONS, "on_stale": ON_STALE},
+    **{"metrics": SWITCH, "traces": SWITCH},
+}
+_LEAST = {"retain_bytes": 1, "max_bytes": 1, "heartbeat_s": 0.05}  # else 0
 
 
 @dataclass(frozen=True)
@@ -53,34 +59,13 @@ class Settings:
     timeout_s: float = 3600.0  # deadline of a wait that was given none
 
     def __post_init__(self) -> None:
-        if not isinstance(self.namespace, str) or not self.namespace.strip():
-            raise BadInput("--cross-job-namespace must be a name, the same in both jobs")
-        for name, least in (
-            ("max_ahead", 0),
-            ("retain", 0),
-            ("retain_s", 0),
-            ("retain_bytes", 1),
-            ("max_bytes", 1),
-            ("max_staleness", 0),
-            ("peer_grace_s", 0),
-            ("resources_s", 0),
-            ("heartbeat_s", 0.05),
-            ("timeout_s", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise BadInput(f"{flag(name)} {value} is too small: at least {least}")
-        for name, choices in (("store_mode", STORE_MODES), ("compression", COMPRESSIONS)):
-            value = getattr(self, name)
-            if value not in (None, *choices):
-                raise BadInput(f"{flag(name)} {value!r} is none of {', '.join(choices)}")
-            if value is not None and self.store is None:
-                raise BadInput(f"{flag(name)} {value} says nothing without {flag('store')}")
-        for name in ("metrics", "traces"):
-            if getattr(self, name) not in (None, *SWITCH):
-                raise BadInput(f"{flag(name)} {getattr(self, name)!r} is none of {', '.join(SWITCH)}")
-        if self.on_stale not in (None, *ON_STALE):
-            raise BadInput(f"{flag('on_stale')} {self.on_stale!r} is none of {', '.join(ON_STALE)}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                object.__setattr__(self, f.name, check_setting(f.name, value))
+        for name in ("store_mode", "compression"):
+            if getattr(self, name) is not None and self.store is None:
+                raise BadInput(f"{flag(name)} {getattr(self, name)} says nothing without {flag('store')}")
         if self.on_stale is not None and self.max_staleness is None:
             raise BadInput(f"{flag('on_stale')} {self.on_stale} says nothing without {flag('max_staleness')}")
         if not self.dead_after_s >= 3 * self.heartbeat_s:
@@ -100,6 +85,29 @@ class Settings:
         variable, file = (getattr(args, f"cross_job_{name}", None) for name in STORE_SOURCES)
         given["store"] = store_uri(given["store"], variable, file)
         return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """Return the value of a setting in its type (numpy's numbers as Python's). Raises BadInput, naming its flag."""
+    kind, least = SETTINGS[name][0], _LEAST.get(name, 0)
+    shown = flag(name) if name == "store" else f"{flag(name)} {value!r:.100}"  # that may hold a password
+    if name == "namespace" and not (isinstance(value, str) and value.strip()):
+        raise BadInput(f"{shown} must be a name, the same in both jobs")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise BadInput(f"{shown} is none of {', '.join(_CHOICES[name])}")
+    if kind is int:
+        return check_number(value, flag(name), int(least))
+    if kind is str:
+        if not isinstance(value, str):
+            raise BadInput(f"{shown} is a {type(value).__name__}: it must be a str")
+        return value
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not least <= number < math.inf:
+        raise BadInput(f"{shown} must be a number of seconds, {least} or more")
+    return number
 
 
 def store_uri(
@@ -124,7 +132,7 @@ def store_uri(
     if len(named) > 1:
         raise BadInput(f"{' and '.join(named)} say the same in several ways: give one of them")
     if uri is not None:
-        if holds_password(uri):
+        if isinstance(uri, str) and holds_password(uri):
             _warn_of_password(option)
         return uri
     for end in ("-env", "-file"):

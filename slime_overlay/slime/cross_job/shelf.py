@@ -5,12 +5,24 @@ the vaults may free.
 """
 
 import heapq
+import json
+import math
 from dataclasses import replace
 
 from .errors import Refused, RolloutNotFound
 from .records import DEMANDED, LOST, PUBLISHED, Client, Job
 from .retention import Retention, in_memory
-from .types import Located, LocatedValue, Payload, check_job_id, check_rollout_id, source_name
+from .types import (
+    Located,
+    LocatedValue,
+    Payload,
+    check_job_id,
+    check_name,
+    check_payload,
+    check_rollout_id,
+    check_version,
+    source_name,
+)
 from .verdicts import who
 
 
@@ -35,6 +47,7 @@ class Shelf(Retention):
         """
         client = self._live(client_id, "producer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
+        payload = check_payload(payload)
         versions = job.rollouts.get(rollout_id, [])
         token, answer = client.answered.get("publish", ("", None))
         for at, located in enumerate(versions):
@@ -96,6 +109,8 @@ class Shelf(Retention):
         """
         client = self._live(client_id)
         job = self.jobs[client.info.job_id]
+        key, version = check_name(key, "a key"), check_version(version, "the version of a value")
+        payload = check_payload(payload)
         token, answer = client.answered.get("put_value", ("", None))
         old = job.values.get(key)
         if old is not None and old.payload.token == payload.token:
@@ -306,7 +321,7 @@ class Shelf(Retention):
         payload, reward = located.payload, located.payload.meta.get("reward")
         facts = {name: getattr(payload, name) for name in ("nbytes", "num_samples", "weight_version")}
         facts |= {"made": payload.made_at, "published": located.published_at, "version": located.version}
-        if isinstance(reward, (int, float)):
+        if isinstance(reward, (int, float)) and math.isfinite(reward):
             facts["reward"] = float(reward)
         settled = located.rollout_id in job.done
         self._note(job, located.rollout_id, "" if settled else PUBLISHED, **facts)
@@ -365,6 +380,5 @@ def _is_of(vault: str, name: str) -> bool:
 
 def _alike(old: Payload, new: Payload) -> bool:
     """Whether two payloads can be equal: all that can be told without their bytes."""
-    return all(
-        getattr(old, f) == getattr(new, f) for f in ("nbytes", "parts", "num_samples", "weight_version", "meta")
-    )
+    same = all(getattr(old, f) == getattr(new, f) for f in ("nbytes", "parts", "num_samples", "weight_version"))
+    return same and json.dumps(old.meta, sort_keys=True) == json.dumps(new.meta, sort_keys=True)  # NaN equals NaN here

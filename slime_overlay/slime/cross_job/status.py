@@ -1,5 +1,6 @@
 """A job's figures for people, tools and audits, as JSON-able dicts. Pure functions over the ledger's records."""
 
+import logging
 from dataclasses import asdict
 from itertools import islice, takewhile
 from typing import Any
@@ -16,19 +17,36 @@ from .records import (
 )
 from .stores.base import without_password
 from .types import Located
-from .verdicts import standing, who
+from .verdicts import ERROR, standing, who
+
+logger = logging.getLogger(__name__)
 
 _COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "delayed", "losses")
 _WINDOW = 32  # rollouts over which rates are taken
 
 
 def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
+    """The figures of a job, see `_figures`. Where they cannot be taken, because a record is damaged, the figures of a
+    job without rollouts; `standing` says so. Nothing is raised: who looks at all jobs sees the others."""
+    try:
+        return _figures(job, now, wall)
+    except Exception as error:  # whatever a record of another version does to arithmetic
+        logger.exception("job %s: its figures cannot be taken", job.job_id)
+        bare = Job(job.job_id, control=job.control, complete=job.complete, began=job.began)
+        text = f"The figures of this job cannot be taken, because a record is damaged: {error!r:.300}."
+        found = _figures(bare, now, wall)
+        damaged = sorted(r for r, versions in job.rollouts.items() if not all(v.payload.sound for v in versions))
+        return {**found, "damaged": damaged, "standing": [{"level": ERROR, "text": text}]}
+
+
+def _figures(job: Job, now: float, wall: float) -> dict[str, Any]:
     """Counts, queue, staleness, waits, bytes and clients of `job`; `now` and `wall` are the ledger's clocks.
 
     `queue_depth` counts published rollouts that some open group has not acked; `staleness` is the distance between the
     newest weight version and that of the oldest rollout in the queue (None while either is unknown); `lost` names the
-    rollouts that went with their vault and were not generated again; `unstored` counts what is published, but not in
-    the durable store yet (write-behind).
+    rollouts that went with their vault and were not generated again; `damaged` those whose record has fields of a
+    wrong type, as an older version may have left it; `unstored` counts what is published, but not in the durable store
+    yet (write-behind).
 
     `oldest_queued_s` is the age of the oldest rollout in the queue, `idle_s` the time since anything happened to a
     rollout, `waited` the seconds by who waited for what (progress.WAITS), `bottleneck` whom the other side waits for,
@@ -38,7 +56,8 @@ def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
     queue = [r for r in job.rollouts if r not in job.done]
     newest_weights = job.weights_now
     oldest = job.rollouts[min(queue)][-1] if queue else None
-    made_by = oldest.payload.weight_version if oldest else None
+    made_by = oldest.payload.made_by if oldest else None
+    damaged = sorted(r for r, versions in job.rollouts.items() if not all(v.payload.sound for v in versions))
     values = sum(value.payload.nbytes for value in job.values.values())
     recent = _recent(job)
     newest = next(reversed(job.progress.data.values()), None)
@@ -57,6 +76,7 @@ def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
         "acked": job.acked,
         **{name: getattr(job, name) for name in _COUNTERS},
         "lost": sorted(job.lost),
+        "damaged": damaged,
         "freed": len(job.freed),
         "retained": len(job.rollouts),
         "queue_depth": len(queue),
@@ -74,7 +94,7 @@ def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
         "recent": recent,
         "bottleneck": recent["bottleneck"],
         "verdicts": dict(job.verdicts),
-        "standing": standing(job, recent, now, idle_s),
+        "standing": standing(job, recent, now, idle_s, damaged),
         "events": dict(job.counts),
         "restarts": {
             "producer": max(0, job.producer_epoch - 1),

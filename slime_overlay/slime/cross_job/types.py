@@ -3,11 +3,12 @@
 Plain data only: no Ray, no Arrow, so that the ledger and its tests need neither.
 """
 
+import json
+import math
 import re
-import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import BadInput
@@ -18,6 +19,19 @@ PROTOCOL = 7
 DEFAULT_NAMESPACE = "slime_shared"
 BROKER_NAME = "slime_cross_job_broker"
 VAULT_NAME = "slime_cross_job_vault"
+
+MOST_ID = 2**63 - 2
+"""Greatest rollout id and weight version: one more still fits into 64 bits."""
+MOST_META_BYTES = 1 << 18
+"""Of `meta`, as JSON: it lies in the memory of broker and vaults."""
+MOST_SOURCE_BYTES = 1 << 16
+"""Of a `source` inside a record; what is larger lies beside the payload, see producer.returned."""
+MOST_NAME = 200
+"""Characters of a name: of a group, a key, a column."""
+MOST_ACTIVITY = 200
+MOST_REASON = 4000
+"""Characters of the reason for which a client ended; what is longer is cut, with a note."""
+_MOST_DEPTH = 50
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -35,17 +49,120 @@ def check_job_id(job_id: Any) -> str:
 
 
 def check_rollout_id(rollout_id: Any) -> int:
-    """Return `rollout_id` as an int if it is a whole number from 0 (numpy's integers too), else raise BadInput."""
-    a_bool = isinstance(rollout_id, bool) or getattr(getattr(rollout_id, "dtype", None), "kind", "") == "b"
-    if a_bool or not hasattr(rollout_id, "__index__"):
-        raise BadInput(f"rollout id {rollout_id!r} is a {type(rollout_id).__name__}: it must be an int, 0 or greater")
+    """Return `rollout_id` as an int if it is a whole number from 0 to MOST_ID (numpy's integers too), else raise
+    BadInput."""
+    return check_number(rollout_id, "rollout id")
+
+
+def check_version(version: Any, what: str = "weight_version") -> int | None:
+    """Like check_rollout_id, for the version of weights or of another value; None stays None."""
+    return None if version is None else check_number(version, what)
+
+
+def check_number(value: Any, what: str, least: int = 0) -> int:
+    """Return `value` as an int if it is a whole number from `least` to MOST_ID, else raise BadInput."""
+    a_bool = isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
+    must = f"it must be an int, {least} or greater"
+    if a_bool or not hasattr(value, "__index__"):
+        raise BadInput(f"{what} {_brief(value)} is a {type(value).__name__}: {must}")
     try:
-        value = rollout_id.__index__()
-    except TypeError:  # arrays and tensors have the method whatever they hold
-        raise BadInput(f"rollout id {rollout_id!r} is no whole number: it must be an int, 0 or greater") from None
-    if value < 0:
-        raise BadInput(f"rollout id {value} is negative: ids count from 0")
-    return value
+        number = int(value.__index__())
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors have the method whatever they hold
+        raise BadInput(f"{what} {_brief(value)} is no whole number: {must}") from None
+    if number < least:
+        raise BadInput(f"{what} {number} is too small: {must}")
+    if number > MOST_ID:
+        raise BadInput(f"{what} {_brief(number)} is too large: the greatest is {MOST_ID} (2**63 - 2)")
+    return number
+
+
+def check_name(name: Any, what: str) -> str:
+    """Return `name` if it is a str of 1 to MOST_NAME characters, else raise BadInput."""
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"{what} must be a non-empty str, not {_brief(name)}")
+    if len(name) > MOST_NAME:
+        raise BadInput(f"{what} {_brief(name)} has {len(name)} characters: the most is {MOST_NAME}")
+    return str.__str__(name)
+
+
+def check_names(names: Any, what: str) -> tuple[str, ...]:
+    """Return several names as a tuple, else raise BadInput. A single str is refused, not taken as its letters."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise BadInput(f"{what} must be a list of names, not {_brief(names)}")
+    return tuple(check_name(name, f"a name in {what}") for name in names)
+
+
+def check_facts(facts: Any, what: str, most_bytes: int | None = MOST_META_BYTES) -> dict[str, Any]:
+    """`check_plain` of a dict; None stands for an empty one."""
+    if not isinstance(facts, (Mapping, type(None))):
+        raise BadInput(f"{what} must be a dict, not {_brief(facts)}")
+    found: dict[str, Any] = check_plain({} if facts is None else facts, what, most_bytes)
+    return found
+
+
+def check_plain(value: Any, what: str, most_bytes: int | None = None) -> Any:
+    """A copy of `value` in the types that JSON has: None, bool, int, float, str, list, and dict with str keys.
+
+    Tuples become lists, and numpy's numbers Python's; NaN and the infinities stay what they are.
+
+    Raises:
+        BadInput: it holds anything else (a tensor, an array, an object, a ref), named by its path; or it takes more
+            than `most_bytes` as JSON.
+    """
+    plain = _plain(value, what, 0)
+    try:
+        nbytes = len(json.dumps(plain))
+    except ValueError as error:  # an int of thousands of digits
+        raise BadInput(f"{what} cannot be written as JSON: {error}") from None
+    if most_bytes is not None and nbytes > most_bytes:
+        raise BadInput(f"{what} takes {nbytes} bytes as JSON, at most {most_bytes} may be: publish arrays as columns")
+    return plain
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    converters: tuple[tuple[type, Callable[[Any], Any]], ...] = ((int, int.__int__), (float, float.__float__))
+    for base, convert in (*converters, (str, str.__str__)):
+        if isinstance(value, base):  # an enum, numpy's float64
+            return convert(value)
+    if depth > _MOST_DEPTH:
+        raise BadInput(f"{shortened(path, MOST_NAME)} is nested more than {_MOST_DEPTH} deep")
+    if isinstance(value, (list, tuple)):
+        if {*map(type, value)} <= _PLAIN:  # quick for a million of them
+            return [*value]
+        return [_plain(item, f"{path}[{number}]", depth + 1) for number, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise BadInput(f"{path} has the key {_brief(key)}, a {type(key).__name__}: keys must be str")
+        return {str.__str__(key): _plain(item, f"{path}[{_brief(key)}]", depth + 1) for key, item in value.items()}
+    if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
+        number = value.item()
+        if type(number) in _PLAIN:
+            return number
+    raise BadInput(
+        f"{path} is a {kind.__module__}.{kind.__qualname__}: only what JSON has is taken (numbers, texts, lists, "
+        "dicts); publish arrays and tensors as columns"
+    )
+
+
+_PLAIN = {type(None), bool, int, float, str}
+
+
+def shortened(text: Any, most: int) -> str:
+    """At most `most` characters of a text, with a note of how many are left out."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+
+
+def _brief(value: Any) -> str:
+    """A value as an error message shows it."""
+    try:
+        return shortened(repr(value), 100)
+    except Exception:  # whatever a foreign class does there; an int of thousands of digits
+        return f"<{type(value).__name__}>"
 
 
 class Ids:
@@ -92,12 +209,12 @@ class Ids:
     def discard(self, number: int) -> None:
         if number not in self:
             return
-        at = bisect_right(self._ranges, (number, sys.maxsize)) - 1
+        at = bisect_right(self._ranges, (number, math.inf)) - 1
         first, end = self._ranges[at]
         self._ranges[at : at + 1] = [r for r in ((first, number), (number + 1, end)) if r[0] < r[1]]
 
     def __contains__(self, number: int) -> bool:
-        at = bisect_right(self._ranges, (number, sys.maxsize))
+        at = bisect_right(self._ranges, (number, math.inf))
         return bool(at) and number < self._ranges[at - 1][1]
 
     def __len__(self) -> int:
@@ -149,6 +266,35 @@ class Payload:
     source_apart: bool = False  # that is large, and lies in the vault beside the payload
     made_at: float = 0.0  # wall clock of its vault, s: when all of it was there; 0: nobody said
     stored: str = ""  # its name in the job's durable store (archive.py); its source there: source_name
+
+    @property
+    def made_by(self) -> int | None:
+        """`weight_version`; None also where that is no number, as in a record that an older version left."""
+        return self.weight_version if type(self.weight_version) is int else None
+
+    @property
+    def sound(self) -> bool:
+        """Whether the fields have their types. `check_payload` says what is wrong; this is quicker."""
+        return (
+            (self.weight_version is None or type(self.weight_version) is int)
+            and type(self.meta) is dict
+            and type(self.nbytes) is int
+            and type(self.num_samples) is int
+        )
+
+
+def check_payload(payload: Payload) -> Payload:
+    """The record in plain types, as the ledger and its views rely on. Raises BadInput, naming what is wrong."""
+    return replace(
+        payload,
+        nbytes=check_number(payload.nbytes, "nbytes"),
+        parts=check_number(payload.parts, "parts", 1),
+        num_samples=check_number(payload.num_samples, "num_samples", -1),
+        weight_version=check_version(payload.weight_version),
+        meta=check_facts(payload.meta, "meta"),
+        columns=check_names(payload.columns, "columns"),
+        source=check_plain(payload.source, "source", MOST_SOURCE_BYTES),
+    )
 
 
 def source_name(stored: str) -> str:

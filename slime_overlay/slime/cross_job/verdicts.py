@@ -1,5 +1,6 @@
 """Verdicts: what is said to somebody who waited, or who is turned away. Pure functions over the ledger's records."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from .records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, STOPPED, Client, Job
@@ -76,20 +77,29 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
     return {"kind": kind, "message": text, **facts}
 
 
-def standing(job: Job, recent: dict[str, Any], now: float, idle_s: float | None) -> list[dict[str, str]]:
+def standing(
+    job: Job, recent: dict[str, Any], now: float, idle_s: float | None, damaged: Sequence[int] = ()
+) -> list[dict[str, str]]:
     """How a job stands, in sentences for its operator, what matters most first: [{"level", "text"}], where a level is
-    error, warning or ok. `recent` and `idle_s` are those of its status."""
+    error, warning or ok. `recent`, `idle_s` and `damaged` are those of its status."""
     if job.complete:
         return [{"level": OK, "text": f"Complete: {job.acked + job.covered} rollouts took effect."}]
     said = [*_of_its_operator(job), *_of_its_clients(job, now)]
     if job.lost:
-        some = ", ".join(map(str, sorted(job.lost)[:8])) + (", …" if len(job.lost) > 8 else "")
+        some = _some(sorted(job.lost))
         said.append((WARNING, f"{len(job.lost)} rollouts are lost with a vault ({some}): generated again on demand."))
+    if damaged:
+        text = f"{len(damaged)} rollouts have a damaged record ({_some(damaged)}): their weight version or meta has a "
+        said.append((WARNING, f"{text}wrong type. They are handed out as of unknown weights; drop them if in doubt."))
     if idle_s is not None and idle_s > _IDLE_S:
         said.append((WARNING, f"Nothing has happened to a rollout for {idle_s / 60:.0f} min."))
     said.append((OK, _balance(recent)))
     said.sort(key=lambda one: (ERROR, WARNING, OK).index(one[0]))
     return [{"level": level, "text": text} for level, text in said]
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:8])) + (", …" if len(ids) > 8 else "")
 
 
 def _of_its_operator(job: Job) -> list[tuple[str, str]]:

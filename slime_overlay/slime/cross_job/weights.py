@@ -5,14 +5,19 @@ from typing import Any
 
 from .batch import Batch
 from .errors import BatchError
+from .types import check_name
 
 KEY = "weights"
 
 
 def pack_weights(params: Mapping[str, Any]) -> Batch:
     """Named arrays or tensors as a batch with one row a parameter. Raises BatchError."""
-    if not params:
+    if not isinstance(params, Mapping) or not params:
         raise BatchError("no weights: give a mapping of at least one name to an array or tensor")
+    for name, array in params.items():
+        check_name(name, "the name of a parameter")
+        if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+            raise BatchError(f"the weights {name!r} are a {type(array).__name__}: give an array or a tensor")
     return Batch.pack({"name": [*params], "tensor": [*params.values()]})
 
 
