@@ -89,10 +89,8 @@ def test_two_demos_at_once_are_equal_step_by_step_and_leave_nothing(tmp_path):
     assert processes_with(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize(
-    ("victim", "other"),
-    [pytest.param("train_job.py", "rollout", marks=pytest.mark.again), ("rollout_job.py", "train")],
-)
+@pytest.mark.again
+@pytest.mark.parametrize(("victim", "other"), [("train_job.py", "rollout"), ("rollout_job.py", "train")])
 def test_a_killed_job_fails_the_demo_and_the_other_job_says_why(tmp_path, victim, other):
     run = demo("--rollouts", 1000, "--out", tmp_path)
     wait_for(lambda: (tmp_path / "train.jsonl").exists() and (tmp_path / "train.jsonl").read_text(), 120)

@@ -321,6 +321,7 @@ def sickness(sick: SickCluster) -> Iterator[list[Finding]]:
             producer.kill()
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_cluster_that_asks_for_a_token(sick, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     found = diagnose(sick.address, "ns")
@@ -332,6 +333,7 @@ def test_a_cluster_that_asks_for_a_token(sick, monkeypatch):
     assert worst(found, "broker").severity == "note"
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_cluster_that_asks_for_another_token(sick, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "w" * 32)
@@ -340,6 +342,7 @@ def test_a_cluster_that_asks_for_another_token(sick, monkeypatch):
     assert "w" * 32 not in shown(found)
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_process_that_shall_send_a_token_and_has_none(sick, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
@@ -350,10 +353,12 @@ def test_a_process_that_shall_send_a_token_and_has_none(sick, monkeypatch, tmp_p
     assert "this process has no token" in worst(found, "token").what
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_the_right_token(sickness):
     assert worst(sickness, "token").what == "the cluster lets us in, with a token", shown(sickness)
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_an_object_store_that_is_too_small_for_the_rollouts(sickness):
     found = worst(sickness, "object store")
     assert found.severity == "warning", shown(sickness)
@@ -362,6 +367,7 @@ def test_an_object_store_that_is_too_small_for_the_rollouts(sickness):
     assert "--object-store-memory 200000000 or more" in found.do
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_an_object_store_that_spills(sickness):
     found = worst(sickness, "spilling")
     assert found.severity == "warning", shown(sickness)
@@ -369,6 +375,7 @@ def test_an_object_store_that_spills(sickness):
     assert helpful(found)
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_small_dev_shm(sick, sickness):
     if not sick.small_shm:
         pytest.skip("only root may give the cluster a /dev/shm of its own")
@@ -380,6 +387,7 @@ def test_a_small_dev_shm(sick, sickness):
     assert helpful(found)
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_clock_that_is_ahead(sickness):
     found = worst(sickness, "clocks")
     assert found.severity == "warning", shown(sickness)
@@ -387,6 +395,7 @@ def test_a_clock_that_is_ahead(sickness):
     assert helpful(found)
 
 
+@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_head_that_hangs(sick, sickness, monkeypatch):
     """The last of those that need this cluster."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")

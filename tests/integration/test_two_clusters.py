@@ -15,8 +15,10 @@ from ray_jobs import PYTHONPATH, Job, SubmittedJob, wait_for
 from slime.cross_job.books import keeper_of
 from slime.cross_job.stores import open_store
 
+pytestmark = pytest.mark.again
 
-@pytest.fixture(params=["file", pytest.param("redis", marks=pytest.mark.again)])
+
+@pytest.fixture(params=["file", "redis"])
 def store(request, tmp_path):
     if request.param == "file":
         return f"file://{tmp_path}/store"

@@ -117,7 +117,7 @@ def test_what_was_lost_or_dropped_is_marked(viewer, browser):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 390, 700, 1400])
+@pytest.mark.parametrize("width", [360, *(pytest.param(width, marks=pytest.mark.again) for width in (390, 700)), 1400])
 def test_nothing_overflows_and_text_is_legible(viewer, browser, tmp_path, dark, width):
     viewer.run(60)
     viewer.demand(60, 61)

@@ -5,7 +5,7 @@ from equal import CASES
 from slime_jobs import at_pins, end_well
 
 
-@at_pins("079dbcf", "v0.3.1", again=("v0.1.0",))
+@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
 def test_every_rank_reads_what_it_would_read_in_a_single_job(pin, new_run, tmp_path):
     run = new_run(pin, "equal")
     dumped = ("--load-debug-rollout-data", str(tmp_path / "dumped" / "{rollout_id}.pt"))

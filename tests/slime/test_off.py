@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import single_job
-from slime_jobs import ROUTER_019
+from slime_jobs import ROUTER_019, at_pins
 
 FLAGS = {
     *("enable_cross_job_communication", "job_id", "cross_job_role", "cross_job_namespace", "cross_job_max_ahead"),
@@ -57,6 +57,7 @@ def look(pin: str, folder: Path, root: Path, *extra: str) -> subprocess.Complete
     )
 
 
+@at_pins("079dbcf", "v0.3.1", again=("v0.1.0",))
 def test_without_a_flag_patched_slime_is_slime(pin, checkout: Callable[..., Path], tmp_path: Path):
     seen = []
     for patched in (False, True):

@@ -1,8 +1,9 @@
 """slime's own source of prompts goes on elsewhere as if nothing had happened, the half-generated samples included."""
 
-from slime_jobs import end_well
+from slime_jobs import at_pins, end_well
 
 
+@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
 def test_a_source_goes_on_where_another_stood(pin, new_run):
     run = new_run(pin, "source")
     job = run.start_script("source_state.py")

@@ -78,6 +78,7 @@ def test_wandb_holds_the_figures_of_each_rollout(pin, checkout, tmp_path):
     assert steps[-1]["cross_job/bytes_total/published"] == 100 * ROLLOUTS
 
 
+@pytest.mark.again
 def test_tensorboard_holds_the_figures_of_each_rollout(checkout, tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tracked(checkout("v0.3.1"), tmp_path)
