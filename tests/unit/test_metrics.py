@@ -51,7 +51,7 @@ def sink() -> Written:
 
 @pytest.fixture
 def exporter(ledger, sink, clock) -> Exporter:
-    return Exporter(ledger, sink, clock, clock)
+    return Exporter(ledger, sink, clock)
 
 
 def test_names_and_labels_are_bounded_and_follow_the_rule():
@@ -92,7 +92,7 @@ def test_counters_get_the_difference_and_gauges_the_value(pair, exporter, sink):
 
 def test_a_broker_that_restarts_goes_on_from_what_was_exported_before(pair, clock, sink):
     again = restarted(pair, publish(pair, 0))
-    exporter = Exporter(again, sink, clock, clock)
+    exporter = Exporter(again, sink, clock)
     again.note_event("exp", "restarted", "")
     exporter.export()
     assert sink.of("rollouts_total", "exp", "published") == 0
@@ -196,7 +196,7 @@ def test_who_waited_for_what_is_a_counter_of_seconds(pair, exporter, sink):
 
 
 def test_whatever_goes_wrong_is_said_once_and_hurts_nobody(pair, clock, caplog):
-    exporter = Exporter(pair, Written(ValueError("no agent")), clock, clock)
+    exporter = Exporter(pair, Written(ValueError("no agent")), clock)
     for _ in range(3):
         exporter.export()
     latencies = Latencies(Written(ValueError("no agent")))
@@ -218,7 +218,7 @@ def test_latencies_carry_the_job_and_are_never_negative():
 
 def test_without_ray_nothing_is_exported(pair, clock):
     assert not RayMetrics().ready()
-    exporter = Exporter(pair, None, clock, clock)
+    exporter = Exporter(pair, None, clock)
     exporter.export()
     Latencies().observe("publish_seconds", "exp", 0.1)
     assert not exporter._jobs

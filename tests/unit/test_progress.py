@@ -296,6 +296,23 @@ def test_spans_are_kept_for_a_while(ledger):
     assert "spans" not in ledger.look("exp")
 
 
+def test_spans_end_with_their_job(ledger):
+    """Else they mix with those of the next run of that name."""
+    for begin_anew in (lambda: ledger.forget("exp"), lambda: None):  # its name is taken when it is complete, too
+        ledger.heartbeat("c", "training", [("train", 0, 1.0, 2.0)])
+        for client in ("p", "c"):
+            ledger.end(client, "finished")
+        begin_anew()
+        attach(ledger, "p")
+        attach(ledger, "c")
+        assert ledger.look("exp", spans=True)["spans"] == []
+    ledger.heartbeat("c", "training", [("train", 0, 1.0, 2.0)])
+    for client in ("p", "c"):
+        ledger.end(client, "failed")
+    ledger.forget("exp")
+    assert ledger.spans == {}
+
+
 # ---------------------------------------------------------------------- steering
 
 

@@ -1,8 +1,11 @@
 """How long what every group has acked can still be had, and where it lies meanwhile."""
 
-from slime.cross_job.ledger import Ledger
+import pytest
 
-from .ledger_hands import attach, figures, publish, restarted, train, weights
+from slime.cross_job.ledger import Ledger
+from slime.cross_job.snapshot import restore
+
+from .ledger_hands import Clock, attach, figures, publish, remembered, restarted, train, weights
 
 
 def ids(ledger: Ledger) -> list[int]:
@@ -25,6 +28,63 @@ def test_what_is_acked_is_retained_for_a_time(ledger, clock):
     clock.now += 1000
     assert ledger.expire() == []
     assert ids(ledger) == [3]
+
+
+@pytest.mark.parametrize("step", [3700.0, -3700.0])
+def test_a_step_of_the_wall_clock_frees_nothing_and_keeps_nothing(clock, step):
+    wall = Clock()
+    ledger = Ledger(clock, wall)
+    attach(ledger, "p", retain_s=3600.0)
+    attach(ledger, "c")
+    for rollout_id in range(50):
+        publish(ledger, rollout_id)
+        train(ledger, rollout_id)
+    wall.now += step
+    assert ledger.expire() == []
+    assert len(ids(ledger)) == 50
+    clock.now += 3601
+    assert ledger.expire() == ["exp"]
+    assert ids(ledger) == []
+
+
+def test_ages_outlive_the_broker_whose_clock_begins_anew(clock):
+    ledger = Ledger(clock, Clock())
+    attach(ledger, "p", retain_s=100.0)
+    attach(ledger, "c")
+    publish(ledger, 0)
+    train(ledger, 0)
+    clock.now += 60
+    held = ledger.versions("exp", 0)
+    clock.now += 10
+    kept = remembered(ledger)
+    later = Clock()
+    later.now = 5.0  # since another machine was started, say
+    again = Ledger(later, Clock())
+    restore(again, kept, held)
+    later.now += 29
+    assert again.expire() == []
+    later.now += 2
+    assert again.expire() == ["exp"]
+
+
+def test_times_of_an_earlier_version_begin_anew(clock):
+    """They were wall-clock times: nothing may be freed because they are read as ages, and nothing kept for ever."""
+    ledger = Ledger(clock, Clock())
+    attach(ledger, "p", retain_s=100.0)
+    attach(ledger, "c")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+        train(ledger, rollout_id)
+    kept = remembered(ledger)
+    kept[0][1]["done"].update({rollout_id: 1.7e9 + rollout_id for rollout_id in range(3)})
+    again = Ledger(clock, Clock())
+    restore(again, kept, [located for r in range(3) for located in ledger.versions("exp", r)])
+    clock.now += 99
+    assert again.expire() == []
+    assert [*again.jobs["exp"].done] == [0, 1, 2]
+    clock.now += 2
+    assert again.expire() == ["exp"]
+    assert ids(again) == []
 
 
 def test_what_is_acked_is_retained_up_to_so_many_bytes(ledger):

@@ -14,7 +14,6 @@ from slime.cross_job.records import Job
 from slime.cross_job.snapshot import Snapshot
 from slime.cross_job.tables import Change
 from slime.cross_job.types import Payload
-from slime.cross_job.producer import returned
 from slime.cross_job.vault import FromMethod, FromRefs, Target, Vault
 
 from .ray_stand_in import Actor, Ref, attach_both, batch, from_refs, payload
@@ -36,10 +35,11 @@ def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
         assert kept(vault) == [("a", 1, 5, []), ("b", 1, 7, [])]
         assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
         assert kept(vault) == [("a", 2, 1, []), ("b", 1, 7, [])]
-        assert (await vault.inventory())[2] == [*vault._snapshots.values()]
+        assert [found.order for found, _ in (await vault.inventory())[2]] == [(2, 1), (1, 7)]
         await vault.forget("a")
         await vault.forget("never known")
         assert kept(vault) == [("b", 1, 7, [])]
+        assert [*vault._since] == ["b"]
 
     run(test())
 
@@ -108,6 +108,20 @@ def test_a_vault_can_tell_whether_a_payload_is_readable(vault, broker, run):
         vault._held["t0"] = [*vault._held["t0"], Ref(ray.exceptions.ObjectLostError("ab" * 28, None, ""))]
         with pytest.raises(PayloadLost, match="lost payload t0"):
             await vault.check("t0")
+
+    run(test())
+
+
+def test_a_snapshot_ages_while_it_lies_in_a_vault(vault, run, monkeypatch):
+    """So that what is kept for a time is not kept longer because the broker was away."""
+
+    async def test() -> None:
+        assert await vault.remember(snapshot_of("a", 1, 1), {}, None)
+        came = vault._since["a"]
+        monkeypatch.setattr("slime.cross_job.vault.time.monotonic", lambda: came + 3600)
+        for _ in range(2):
+            assert (await vault.inventory())[2][0][0].job.aged_s == pytest.approx(3600)
+        assert vault._snapshots["a"][0].job.aged_s == 0.0
 
     run(test())
 

@@ -149,6 +149,7 @@ class Books:
         journal, job = self._journals.get(job_id), self._ledger.jobs[job_id]
         if journal is None:
             return None
+        self._ledger.age(job)
         entry = journal.entry(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
         entry.drops = self._given_up.pop(job_id, [])
         return entry
@@ -301,6 +302,7 @@ class Books:
         for client in clients:
             del self._ledger.clients[client.info.client_id]
         self._ledger.jobs.pop(job_id, None)
+        self._ledger.spans.pop(job_id, None)
         return KeptElsewhere(why, job_id, uri)
 
     def _close(self, job_id: str) -> None:

@@ -124,9 +124,11 @@ class Deposits:
             raise
 
     def forget(self, job_id: str) -> None:
-        """Let go of what was read of a job."""
+        """Let go of what was read of a job, and of its store."""
         for key in [key for key in self._copies if key.startswith(f"{job_id}/")]:
             del self._copies[key]
+        for archive in [known for known in self._archives if known[1] == job_id]:
+            del self._archives[archive]
 
     async def _read(self, uri: str, job_id: str, name: str, observed: bool) -> list[Any]:
         began = time.monotonic()

@@ -117,7 +117,7 @@ class Journal:
         changes = {name: table.since(None if whole else self._marks[name]) for name, table in tables.items()}
         empty: dict[str, Any] = {name: Table() for name in TABLES}
         groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
-        bare = replace(job, rollouts={}, values={}, lost_values={}, store=None, groups=groups, **empty)
+        bare = replace(job, rollouts={}, values={}, lost_values={}, store=None, groups=groups, aged_at=None, **empty)
         now = encode({"job": bare, "clients": [_without_store(client) for client in clients]})
         told = {name: (c.whole, c.over, c.new) for name, c in changes.items()}
         whole = all(change.whole for change in changes.values())

@@ -102,6 +102,8 @@ class Keeper:
         Raises:
             StoreUnreachable: the journal cannot be written, for now. Fenced: another broker writes it.
         """
+        if job_id not in self._ledger.jobs:
+            return
         job = self._jobs.setdefault(job_id, _Kept())
         job.asked += 1
         mine = job.asked

@@ -258,11 +258,10 @@ class Exporter:
         ledger: Ledger,
         sink: Sink | None = None,
         clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
     ):
         self._ledger = ledger
         self._sink = sink or RayMetrics()
-        self._clock, self._wall = clock, wall
+        self._clock = clock
         self._labels = JobLabels()
         self._jobs: dict[str, _Known] = {}
         self._of_others: set[Figure] = set()
@@ -345,7 +344,7 @@ class Exporter:
         for name, labels in now:
             if METRICS[name].kind == COUNTER:
                 self._sink.record(METRICS[name], (known.label, *labels), _NOTHING)
-        late = now if self._wall() - job.began > _LATE_S else {}
+        late = now if self._ledger.age(job) > _LATE_S else {}
         known.totals = dict(self._base.pop(job.job_id, late))
         return known
 
@@ -357,7 +356,7 @@ class Exporter:
                 known.over_since = None
             return False
         if known is None:
-            return job.complete and self._wall() - job.began > OVER_S  # else it was short, or its clients may be back
+            return job.complete and self._ledger.age(job) > OVER_S  # else it was short, or its clients may be back
         if known.over_since is None:
             known.over_since = self._clock()
         return self._clock() - known.over_since > OVER_S

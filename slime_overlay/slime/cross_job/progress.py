@@ -76,10 +76,26 @@ class Chronicle:
             job.waited[what] = job.waited.get(what, 0.0) + waited_s
             client.waited_s += waited_s
 
+    def age(self, job: Job) -> float:
+        """Seconds for which brokers have kept this job. No step of the wall clock changes it, and a broker that
+        restarts goes on with it."""
+        now = self._clock()
+        if job.aged_at is not None:
+            job.aged_s += now - job.aged_at
+        job.aged_at = now
+        return job.aged_s
+
     def note_event(self, job_id: str, kind: str, text: str) -> None:
         """Something happened to a job that the ledger does not see."""
         if job_id in self.jobs:
             self._event(self.jobs[job_id], kind, text)
+
+    def take_age(self, job: Job) -> None:
+        """This ledger keeps the job from now on. Times that lie ahead of its age are those of an earlier version, by
+        the wall clock: they begin anew."""
+        age = self.age(job)
+        for rollout_id in [r for r, since in job.done.items() if since > age]:
+            job.done[rollout_id] = age
 
     # ------------------------------------------------------------------ inside
 

@@ -158,7 +158,7 @@ class Job:
     lost: set[int] = field(default_factory=set)  # went with their vault
     again: dict[int, int] = field(default_factory=dict)  # published more than once, not freed: id -> its last version
     held_bytes: int = 0  # payloads of `rollouts` in the object store
-    # acked by every open group, retained (some lost since), oldest first -> since when (wall clock)
+    # acked by every open group, retained (some lost since), oldest first -> since when, by `aged_s`
     done: Table[float] = field(default_factory=Table)
     # where the producer's source of prompts stands: the n-th generation began where the one before it ended
     positions: Table[int] = field(default_factory=Table)  # rollout id -> n; forgotten when it is freed
@@ -197,6 +197,9 @@ class Job:
     verdicts: dict[str, int] = field(default_factory=dict)  # told to whoever waited, by progress.VERDICTS
     seq: int = 0  # of Progress
     began: float = 0.0  # wall clock, seconds
+    # age: seconds for which brokers have kept the job, by the monotonic clock of each, see Chronicle.age
+    aged_s: float = 0.0
+    aged_at: float | None = None  # monotonic: until when that counts; None: nobody has kept it since
 
     @property
     def weights_now(self) -> int | None:

@@ -33,7 +33,7 @@ class Retention(Sources):
                 job.lost.discard(rollout_id)
                 job.demands.discard(rollout_id)
                 if rollout_id not in job.done:
-                    job.done[rollout_id] = self._wall()
+                    job.done[rollout_id] = self.age(job)
                     known = job.progress.get(rollout_id)
                     if known is not None and known.state != ACKED:  # by those that do not drive the producer
                         self._note(job, rollout_id, ACKED, acked=self._wall())
@@ -69,7 +69,7 @@ class Retention(Sources):
     def _make_room(self, job: Job) -> bool:
         """Retention holds as far as its bounds, and that on the object store, allow. Whether anything was freed."""
         before = len(job.done)
-        for rollout_id in _beyond_bounds(job, self._wall()):
+        for rollout_id in _beyond_bounds(job, self.age(job)):
             self._let_go(job, rollout_id)
         if self._over_bytes(job):
             for rollout_id in [r for r in job.done if not all(v.payload.stored for v in job.rollouts.get(r, []))]:
@@ -138,7 +138,7 @@ def in_memory(payload: Payload) -> int:
     return payload.nbytes if payload.vault else 0
 
 
-def _beyond_bounds(job: Job, now_wall: float) -> list[int]:
+def _beyond_bounds(job: Job, age: float) -> list[int]:
     """The oldest of what is retained, which have to go."""
     nbytes = 0
     if job.retain_bytes is not None:
@@ -146,7 +146,7 @@ def _beyond_bounds(job: Job, now_wall: float) -> list[int]:
     number, found = len(job.done), list[int]()
     for rollout_id, since in job.done.items():
         too_many = number > _most(job)
-        too_old = job.retain_s is not None and now_wall - since > job.retain_s
+        too_old = job.retain_s is not None and age - since > job.retain_s
         if not (too_many or too_old or (job.retain_bytes is not None and nbytes > job.retain_bytes)):
             break
         found.append(rollout_id)

@@ -188,6 +188,8 @@ class Roster(Chronicle):
                 serial, revision = job.serial, job.revision
             job = Job(job_id, serial=serial, over=Ids.below(serial), revision=revision, began=self._wall())
             self.jobs[job_id] = job
+            self.spans.pop(job_id, None)  # those of the job of before
+            self.age(job)
         return job
 
     def _gone(self, job: Job, rollout_id: int) -> None:

@@ -225,6 +225,7 @@ class Shelf(Retention):
             raise Refused(f"job {job_id} is in use: {who(alive[0])} is alive")
         self._free_all(job)
         del self.jobs[job_id]
+        self.spans.pop(job_id, None)
         self.clients = {k: c for k, c in self.clients.items() if c.info.job_id != job_id}
 
     # ------------------------------------------------------------------ after a restart, see snapshot.py

@@ -37,16 +37,18 @@ class Snapshot:
 def snapshot(ledger: Ledger, job_id: str, broker: int, serial: int) -> Snapshot:
     """The state of a job as it is now. Shares records with the ledger: serialise it before anything else happens."""
     job = ledger.jobs[job_id]
+    ledger.age(job)
     groups = {name: replace(group, ready=[]) for name, group in job.groups.items()}
     missed = {**job.lost_values, **job.values}  # until a vault says that it has them
     empty: dict[str, Any] = {name: Table() for name in TABLES}
-    bare = replace(job, rollouts={}, values={}, lost_values=missed, groups=groups, **empty)
+    bare = replace(job, rollouts={}, values={}, lost_values=missed, groups=groups, aged_at=None, **empty)
     return Snapshot(broker, serial, bare, [c for c in ledger.clients.values() if c.info.job_id == job_id])
 
 
 def take_job(ledger: Ledger, job: Job, clients: list[Client]) -> list[int]:
     """Let a ledger know a job as its journal in a durable store says; returns the rollouts that are not there."""
     ledger.jobs[job.job_id] = job
+    ledger.take_age(job)
     ledger.take_clients(clients)
     job.held_bytes = 0
     for record in sorted(job.records.values(), key=lambda record: record.serial):
@@ -71,6 +73,7 @@ def restore(
         for name, entries in tables.items():
             setattr(found.job, name, Table(entries))
         found.job.held_bytes = 0  # until a vault says that it has them
+        ledger.take_age(found.job)
     for found in {found.job.job_id: found for found, _ in sorted(snapshots, key=lambda pair: pair[0].order)}.values():
         ledger.take_clients(found.clients)
     for known in ledger.jobs.values():

@@ -121,6 +121,7 @@ class Vault:
         self._nbytes: dict[str, int] = {}
         self._records: dict[str, Located | LocatedValue] = {}
         self._snapshots: dict[str, tuple[Snapshot, Tables]] = {}
+        self._since: dict[str, float] = {}  # job id -> when its newest snapshot came, monotonic
         self._broker = 0  # n-th broker that left a snapshot here
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._deposits = Deposits()
@@ -217,22 +218,31 @@ class Vault:
             for name, change in changes.items():
                 change.apply(tables[name])
             self._snapshots[job_id] = (snapshot, tables)
+            self._since[job_id] = time.monotonic()
         return True
 
     async def forget(self, job_id: str) -> None:
         """The job is forgotten: so is its snapshot, and what is left of it."""
         self._snapshots.pop(job_id, None)
+        self._since.pop(job_id, None)
         self._deposits.forget(job_id)
         await self.drop([token for token, record in self._records.items() if record.job_id == job_id])
 
     async def inventory(self) -> tuple[int, list[Located | LocatedValue], list[tuple[Snapshot, Tables]]]:
         """What a broker that restarts asks for, which is the n-th by now: whoever has a lower number is fenced."""
         self._broker += 1
-        return self._broker, [*self._records.values()], [*self._snapshots.values()]
+        snapshots = [(self._as_of_now(found), tables) for found, tables in self._snapshots.values()]
+        return self._broker, [*self._records.values()], snapshots
 
     async def stats(self) -> dict[str, int]:
         """{"payloads", "nbytes"} that this vault owns; "behind": those that are still to be stored durably."""
         return {"payloads": len(self._held), "nbytes": sum(self._nbytes.values()), "behind": len(self._behind)}
+
+    def _as_of_now(self, found: Snapshot) -> Snapshot:
+        """The snapshot, as much older as it has lain here: a job ages while its broker is down."""
+        now = time.monotonic()
+        lain_s = now - self._since.get(found.job.job_id, now)
+        return replace(found, job=replace(found.job, aged_s=found.job.aged_s + lain_s))
 
     def _forget_old_calls(self) -> None:
         for token in [t for t, task in self._under_way.items() if task.done()][:-_REMEMBERED_CALLS]:
