@@ -147,7 +147,7 @@ def test_a_hand_over_that_failed_lets_go_of_its_payload_at_once(vault, broker, r
             refs.append(Ref(ray.exceptions.OutOfDiskError("full")))
             error = StoreFull
         elif kind == "refused":
-            target, error = Target(token, "p", key="k", version=-7), Refused
+            target, error = Target(token, "p", key="k", version=3), Refused
         elif kind == "no pickle in a store":
             source.header["meta"] = {"an": np.arange(2)}
             target = Target(token, "p", rollout_id=0, durably=Durably("memory://x", "exp"))
