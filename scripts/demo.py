@@ -39,7 +39,7 @@ from slime.cross_job.types import check_job_id  # noqa: E402
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _SAMPLE_S = 0.25  # between two looks at the broker
 _LINE_S = 5.0  # between two lines where there is no terminal
-_FREED_S = 20.0  # deadline for the object store to get back to its start
+_FREED_S = 20.0  # without anything freed, after which the object store counts as what it is
 
 
 def arguments() -> argparse.Namespace:
@@ -225,7 +225,9 @@ def main() -> None:
         deadline = time.monotonic() + _FREED_S
         while after > 1.05 * before and time.monotonic() < deadline:
             time.sleep(0.2)
-            after = store_bytes()
+            last, after = after, store_bytes()
+            if after < last:
+                deadline = time.monotonic() + _FREED_S
         if seen:
             write_report(Viewer(), args.job_id, args.out / "report.html")
         states = {role: client.get_job_status(job).value for role, job in jobs.items()}

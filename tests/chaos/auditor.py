@@ -15,7 +15,7 @@ import numpy as np
 from policy import PROMPTS, RANKS, first_weights, generate, gradient, step
 
 WATCHER_LOG = "watcher.log"
-DARK_S = 45.0  # that a view may be without an answer: brokers and heads restart in a third of it
+DARK_S = 45.0  # that a view may be without an answer, on a quiet machine: brokers and heads restart in a third of it
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Audit:
     longest_without_answer_s: float = 0.0
 
 
-def audit(folder: Path, seed: int) -> Audit:
-    """Check the run in `folder`."""
+def audit(folder: Path, seed: int, dark_s: float = DARK_S) -> Audit:
+    """Check the run in `folder`, where a view may have been without an answer for `dark_s`."""
     saved = sorted(folder.glob("checkpoint-*.npz"))
     if not saved:
         return Audit(faults=["there is no checkpoint: nothing survived"])
@@ -53,7 +53,7 @@ def audit(folder: Path, seed: int) -> Audit:
     _check_archive(found, history, lines(folder / "archived.jsonl"), lines(folder / "status.jsonl"))
     _check_losses(found, history, seed, weights)
     if (folder / WATCHER_LOG).exists():
-        _check_view(found, history, folder)
+        _check_view(found, history, folder, dark_s)
     return found
 
 
@@ -138,7 +138,7 @@ def _check_archive(
         )
 
 
-def _check_view(found: Audit, history: list[dict[str, Any]], folder: Path) -> None:
+def _check_view(found: Audit, history: list[dict[str, Any]], folder: Path, dark_s: float) -> None:
     """What `look` and the live view told, step by step, is in the end what happened."""
     path = folder / "viewed.json"
     if not path.exists():
@@ -146,7 +146,7 @@ def _check_view(found: Audit, history: list[dict[str, Any]], folder: Path) -> No
         return
     viewed, status = json.loads(path.read_text()), lines(folder / "status.jsonl")[-1]
     found.looks, found.longest_without_answer_s = viewed["looks"], round(viewed["longest_gap_s"], 1)
-    if found.longest_without_answer_s > DARK_S:
+    if found.longest_without_answer_s > dark_s:
         found.faults.append(f"who looked on got no answer for {found.longest_without_answer_s} s")
     page = {row["rollout_id"]: row for row in viewed["page"]["rows"]}
     newest = {line["rollout_id"]: line for line in lines(folder / "published.jsonl") if line["version"] > 0}

@@ -30,7 +30,7 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread that asks while the c
 
 import ray  # noqa: E402
 from archiver import Archiver  # noqa: E402
-from auditor import WATCHER_LOG, audit, lines  # noqa: E402
+from auditor import DARK_S, WATCHER_LOG, audit, lines  # noqa: E402
 from faults import FAULTS, Fault, Run, Taken  # noqa: E402
 from local_cluster import end_with_parent  # noqa: E402
 from machine_faults import NODE_FAULTS  # noqa: E402
@@ -74,11 +74,14 @@ class Chaos:
         self.records: list[Record] = []
         self.refused: collections.Counter[str] = collections.Counter()
 
-    def go_on_for(self, seconds: float, most: int) -> None:
-        """From the first training step on. Raises Hang, or AssertionError where a fault did not take effect."""
+    def go_on_for(self, seconds: float, least: int, most: int) -> None:
+        """From the first training step on, and until so many faults are over, however slow the machine is.
+
+        Raises Hang, or AssertionError where a fault did not take effect.
+        """
         self.patience_s = max(RECOVER_S, _STARTS * self._recovered(time.monotonic()))
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and len(self.records) < most:
+        while len(self.records) < (most if time.monotonic() < deadline else min(least, most)):
             taken = [found for found in [self._inject()] if found]
             if taken and self._faults is FAULTS and self._random.random() < _DOUBLE:
                 time.sleep(self._random.random())
@@ -216,7 +219,7 @@ def inject(args: argparse.Namespace, run: Run, began: float) -> dict[str, Any]:
     try:
         run.archiver.start()
         run.supervisor.start()
-        chaos.go_on_for(60 * args.minutes, args.most)
+        chaos.go_on_for(60 * args.minutes, args.least, args.most)
         failures += finish(run, chaos.patience_s)
     except Exception as error:
         if not isinstance(error, (Hang, AssertionError)):
@@ -234,7 +237,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=3.0, help="how long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of training, and of the order of faults")
     parser.add_argument(
-        "--least", type=int, default=None, help="faults without which it fails (default: 8, 300 in an hour)"
+        "--least", type=int, default=None, help="faults before which it does not end (default: 8, 300 in an hour)"
     )
     parser.add_argument("--most", type=int, default=10_000, help="faults after which it ends early")
     parser.add_argument(
@@ -308,7 +311,7 @@ def tell(supervisor: Supervisor) -> None:
 def summary(
     args: argparse.Namespace, chaos: Chaos, supervisor: Supervisor, failures: list[str], folder: Path, seconds: float
 ) -> dict[str, Any]:
-    found = audit(folder, args.seed)
+    found = audit(folder, args.seed, DARK_S * chaos.patience_s / RECOVER_S)
     failures = failures + found.faults
     if len(chaos.records) < args.least:
         failures.append(f"{len(chaos.records)} faults are too few: at least {args.least}")

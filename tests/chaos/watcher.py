@@ -19,7 +19,7 @@ from slime.cross_job.ops.viewer import Viewer
 from slime.cross_job.ops.web import WebView
 
 EVERY_S = 0.5
-_FIRST_S = 120.0  # for the job to be there
+_FIRST_S = 300.0  # for the job to be there
 ENOUGH = "viewed-enough"
 
 
