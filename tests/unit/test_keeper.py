@@ -7,13 +7,15 @@ import pytest
 import ray
 
 from slime.cross_job import keeper as keeper_module
-from slime.cross_job.errors import StoreUnreachable
+from slime.cross_job import vault as vault_module
+from slime.cross_job.errors import BadInput, Fenced, NotKept, StoreUnreachable
 from slime.cross_job.keeper import Keeper
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.snapshot import snapshot
 from slime.cross_job.types import BROKER_NAME
 from slime.cross_job.vault import Vault
 
-from .ledger_hands import attach, publish
+from .ledger_hands import attach, ends_at, publish
 from .ray_stand_in import NAMESPACE, OTHER, VAULT, Troubled, settle, unavailable
 
 THIRD = "slime_cross_job_vault_3"
@@ -203,17 +205,36 @@ def test_jobs_do_not_wait_for_each_other(keeper, vaults, run, loop, ledger):
 # ---------------------------------------------------------------------- vaults that do not answer
 
 
-def test_where_no_vault_answers_it_goes_on_with_a_warning(keeper, vaults, run, caplog, loop):
-    vaults([unavailable()], [25.0])
-    run(keeper.keep("exp"))
+def test_where_no_vault_answers_in_time_nobody_is_answered(keeper, vaults, run, caplog, loop, ledger):
+    one, _ = vaults([unavailable()], [25.0])
+    with pytest.raises(NotKept, match=f"no vault keeps how job exp stands.*{VAULT} on node 1.* alive, but silent"):
+        run(keeper.keep("exp"))
     assert loop.time() == pytest.approx(1020)
-    assert f"vault {VAULT} does not keep the state of a job" in caplog.text
-    assert f"vault {OTHER} does not keep the state of a job" in caplog.text
-
-
-def test_without_a_vault_nothing_is_kept(keeper, run):
+    assert f"vault {VAULT} is silent, and does not keep the state of a job" in caplog.text
+    assert f"vault {OTHER} is silent, and does not keep the state of a job" in caplog.text
     run(keeper.keep("exp"))
-    run(keeper.keep("never known"))
+    assert newest(one)[0].serial == 2
+
+
+def test_where_a_journal_has_it_no_vault_needs_to_answer(keeper, vaults, run, monkeypatch):
+    vaults([unavailable()])
+    written: list[Any] = []
+
+    async def write(entry: Any) -> None:
+        written.append(entry)
+
+    monkeypatch.setattr(keeper.books, "entry", lambda job_id: job_id)
+    monkeypatch.setattr(keeper.books, "write", write)
+    run(keeper.keep("exp"))
+    assert written == ["exp"]
+
+
+def test_one_copy_is_enough_and_none_where_every_vault_died_is_not(keeper, vaults, run, ray_stand_in):
+    vaults([], [unavailable()])
+    run(keeper.keep("exp"))
+    ray_stand_in.actors.clear()
+    with pytest.raises(NotKept, match="every vault died, and none is there yet"):
+        run(keeper.keep("exp"))
 
 
 def test_a_dead_vault_is_not_asked_again(keeper, vaults, run, ray_stand_in, loop):
@@ -222,7 +243,8 @@ def test_a_dead_vault_is_not_asked_again(keeper, vaults, run, ray_stand_in, loop
         run(keeper.keep("exp"))
     assert (serials(one), serials(other)) == ([], [1, 2, 3])
     del ray_stand_in.actors[OTHER]
-    run(keeper.keep("exp"))
+    with pytest.raises(NotKept):
+        run(keeper.keep("exp"))
     assert keeper._vaults == {}
     assert loop.time() == 1000.0
 
@@ -281,7 +303,7 @@ def test_a_vault_that_never_answers_is_not_told_without_end(keeper, vaults, run)
 
 def test_a_broker_that_was_replaced_ends(keeper, vaults, run, monkeypatch, caplog):
     (one,) = vaults([])
-    one._broker = 2
+    one._broker = (2, "another")
 
     def exit_now(code: int) -> None:
         raise Exited(code)
@@ -387,27 +409,202 @@ def test_the_next_broker_fences_the_one_before_it_at_once(keeper, vaults, run, l
     assert newest(one)[0].order == (2, 1)
 
 
-def test_a_vault_that_is_slow_to_say_what_it_holds_is_asked_again(keeper, vaults, run, loop, ray_stand_in, ledger):
-    vaults([])
+def silent(vault: Vault, **troubles: list[Trouble]) -> Troubled:
+    """The same vault, with these troubles."""
+    made = Troubled(vault._name, **troubles)
+    made._snapshots, made._records, made._broker = vault._snapshots, vault._records, vault._broker
+    made._held, made._incarnation = vault._held, vault._incarnation
+    return made
+
+
+def test_a_vault_that_cannot_be_reached_is_asked_again(keeper, vaults, run, loop, ray_stand_in):
+    (one,) = vaults([])
     run(keeper.keep("exp"))
-    kept = ray_stand_in.actors[VAULT]._snapshots
-    slow = ray_stand_in.actors[VAULT] = Troubled(VAULT, inventory=[25.0, unavailable()])
-    slow._snapshots = kept
+    ray_stand_in.actors[VAULT] = silent(one, inventory=[unavailable(), 25.0])
     _, again, _ = begun_anew(run, loop)
     again.heartbeat("p", "still here")
-    assert loop.time() == pytest.approx(1013.5)
+    assert loop.time() == pytest.approx(1025.5)
 
 
-@pytest.mark.parametrize("trouble", [ray.exceptions.ActorDiedError(), unavailable()], ids=["died", "unavailable"])
-def test_a_broker_begins_without_a_vault_that_never_says_what_it_holds(
-    keeper, vaults, run, loop, ray_stand_in, caplog, trouble
-):
+@pytest.mark.parametrize("method", ["hello", "inventory"])
+def test_a_broker_waits_for_a_silent_vault_as_long_as_it_takes(keeper, vaults, run, loop, ray_stand_in, method):
+    (one,) = vaults([])
+    publish(ledger := keeper._ledger, 0)
+    ledger.ack(attach(ledger, "c"), ledger.claim("c", 0).rollout_id)
+    run(keeper.keep("exp"))
+    ray_stand_in.actors[VAULT] = silent(one, **{method: [3000.0]})
+    made = Keeper(NAMESPACE, again := Ledger(loop.time, loop.time))
+
+    async def test() -> None:
+        restoring = loop.create_task(made.restore())
+        await asyncio.sleep(2000)
+        assert made.waits_for() == [{"vault": VAULT, "node_id": "1", "silent_s": pytest.approx(2000, abs=1)}]
+        await restoring
+        assert made.waits_for() == []
+
+    run(test())
+    assert loop.time() == pytest.approx(4000)
+    assert again.status("exp")["exp"]["acked"] == 1
+    assert newest(ray_stand_in.actors[VAULT])[0].order == (2, 1)
+
+
+def test_a_vault_that_dies_or_whose_node_dies_is_not_waited_for_any_longer(keeper, vaults, run, loop, ray_stand_in):
+    made = vaults([], [], [])
+    run(keeper.keep("exp"))
+    ray_stand_in.actors[OTHER] = silent(made[1], hello=[1e6])
+    ray_stand_in.actors[THIRD] = silent(made[2], inventory=[ray.exceptions.ActorDiedError()])
+
+    async def test() -> Keeper:
+        again = Keeper(NAMESPACE, Ledger(loop.time, loop.time))
+        restoring = loop.create_task(again.restore())
+        await asyncio.sleep(100)
+        assert not restoring.done()
+        ray_stand_in.dead_nodes.add(OTHER.rpartition("_")[2])
+        await restoring
+        return again
+
+    again = run(test())
+    assert [*again._vaults] == [VAULT]
+    assert loop.time() < 1110
+
+
+def test_a_brokers_number_is_above_whatever_a_vault_obeyed(keeper, vaults, run, loop, ray_stand_in):
     vaults([], [])
     run(keeper.keep("exp"))
-    ray_stand_in.actors[OTHER] = Troubled(OTHER, inventory=[trouble] * 100)
-    made, again, _ = begun_anew(run, loop)
-    again.heartbeat("p", "still here")
-    assert [*made._vaults] == [VAULT]
+    ray_stand_in.actors[OTHER]._broker = (7, "long gone")
+    made, _, _ = begun_anew(run, loop)
+    assert {vault._broker for vault in ray_stand_in.actors.values()} == {(8, made._process)}
+
+
+def test_an_inventory_comes_in_pages_and_begins_again_where_the_vault_was_restarted_between_two(
+    keeper, vaults, run, loop, ray_stand_in, monkeypatch
+):
+    monkeypatch.setattr(vault_module, "_PAGE", 3)
+    (one,) = vaults([])
+    ledger, pages = keeper._ledger, []
+    for rollout_id in range(10):
+        one._records[f"t{rollout_id}"] = publish(ledger, rollout_id, source=f"after {rollout_id}")
+    run(keeper.keep("exp"))
+    inventory = one.inventory
+
+    async def watched(*args: Any) -> Any:
+        page = await inventory(*args)
+        pages.append((args[-1], page and len(page.items), page and page.left))
+        if len(pages) == 2:
+            one._incarnation = "another"
+            one._listed = ("", [])
+            one._records["t10"] = publish(ledger, 10)
+        return page
+
+    one.inventory = watched
+    _, again, _ = begun_anew(run, loop)
+    assert [located.rollout_id for located in again.catalog()] == [*range(11)]
+    assert ends_at(again, 9) == ends_at(ledger, 9)
+    total = pages[-1][0] + pages[-1][1]
+    assert [page[0] for page in pages] == [0, 3, 6, *range(0, total, 3)]
+    assert all(items is None or items <= 3 for _, items, _ in pages)
+    assert one._listed == ("", [])
+
+
+# ---------------------------------------------------------------------- a vault that is given up
+
+
+@pytest.fixture
+def without_other(keeper, vaults, run, loop, ray_stand_in, ledger):
+    """(the next broker's keeper, its ledger, the vault that it begins without): that one holds rollouts 0 and 1."""
+    one, other = vaults([], [])
+    attach(ledger, "c")
+    for rollout_id in range(3):
+        home = one if rollout_id == 2 else other
+        where = f"{home._name}/{home._incarnation}"
+        home._records[f"t{rollout_id}"] = publish(ledger, rollout_id, vault=where)
+        home._held[f"t{rollout_id}"] = []
+    run(keeper.keep("exp"))
+    stopped = ray_stand_in.actors[OTHER] = silent(other, hello=[1e4])
+    made = Keeper(NAMESPACE, again := Ledger(loop.time, loop.time))
+
+    async def begin() -> Any:
+        restoring = loop.create_task(made.restore())
+        await asyncio.sleep(100)
+        with pytest.raises(BadInput, match=f"does not wait for nobody: it waits for {OTHER}"):
+            made.give_up("nobody")
+        made.give_up(OTHER)
+        return await restoring
+
+    assert run(begin()) == {"exp": [0, 1]}
+    assert loop.time() == pytest.approx(1100)
+    return made, again, stopped
+
+
+def test_a_vault_that_was_given_up_is_taken_back_when_it_answers(without_other, run, ledger):
+    made, again, other = without_other
+    again.demand("c", 0)
+    assert again.next_demand("p") == 0
+    publish(again, 0, "anew", vault=f"{VAULT}/x")
+    again.take_drops()
+    assert run(made.answers_again(OTHER))
+    run(settle())
+    assert [v.payload.token for v in again.versions("exp", 0)] == ["anew"], "it was generated again meanwhile"
+    assert again.claim("c", 1).payload.token == "t1"
+    assert again.status("exp")["exp"]["lost"] == []
+    assert [*other._records] == ["t1"], "nobody needs the other one"
+    assert made.given_up == set()
+    assert other._broker == (made._broker, made._process)
+    run(made.keep("exp"))
+    assert newest(other)[0].order == newest(other)[0].order
+
+
+def test_a_job_that_only_the_given_up_vault_knew_is_had_again(keeper, vaults, run, loop, ray_stand_in, ledger):
+    (one,) = vaults([])
+    attach(ledger, "c")
+    publish(ledger, 0)
+    ledger.claim("c", 0)
+    ledger.ack("c", 0)
+    run(keeper.keep("exp"))
+    ray_stand_in.actors[VAULT] = silent(one, hello=[50.0])
+    made = Keeper(NAMESPACE, again := Ledger(loop.time, loop.time), given_up={VAULT})
+    run(made.restore())
+    assert (again.jobs, loop.time()) == ({}, 1000.0)
+    assert run(made.answers_again(VAULT))
+    assert again.status("exp")["exp"]["acked"] == 1
+    run(made.keep("exp"))
+    assert newest(ray_stand_in.actors[VAULT])[0].order[0] > 1_000_000
+
+
+def test_what_was_begun_without_a_vault_is_newer_than_what_that_knows(keeper, vaults, run, loop, ray_stand_in, ledger):
+    """Or the broker after the next would go back to what was given up."""
+    (one,) = vaults([])
+    for _ in range(30):
+        run(keeper.keep("exp"))
+    ray_stand_in.actors[VAULT] = silent(one, hello=[1e4])
+    other = ray_stand_in.actors[OTHER] = Troubled(OTHER)
+    made = Keeper(NAMESPACE, again := Ledger(loop.time, loop.time), given_up={VAULT})
+    run(made.restore())
+    attach(again, "p2")
+    publish(again, 5, producer="p2")
+    run(made.keep("exp"))
+    assert newest(other)[0].job.published == 1
+    ray_stand_in.actors[VAULT] = silent(one)
+    third, after, _ = begun_anew(run, loop)
+    assert after.status("exp")["exp"]["published"] == 1
+    assert third._broker > made._broker > 1
+
+
+def test_a_vault_that_was_given_up_and_died_is_forgotten(without_other, run, ray_stand_in):
+    made, _, _ = without_other
+    del ray_stand_in.actors[OTHER]
+    assert not run(made.answers_again(OTHER))
+    assert made.given_up == set()
+
+
+def test_a_vault_that_this_broker_has_not_read_is_told_nothing(keeper, vaults, run, ray_stand_in):
+    """It may know more: a memory that overwrites another one is worse than none."""
+    (one,) = vaults([])
+    run(keeper.keep("exp"))
+    strange = Keeper(NAMESPACE, keeper._ledger)
+    with pytest.raises(Fenced, match=f"broker 1 was replaced by broker 1, says vault {VAULT}"):
+        run(one.remember(snapshot(keeper._ledger, "exp", 1, 99, strange._process), {}, None))
+    assert newest(one)[0].serial == 1
 
 
 def test_a_broker_does_not_wait_for_vaults_of_dead_nodes(keeper, vaults, run, loop, ray_stand_in):

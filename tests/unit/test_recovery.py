@@ -9,12 +9,24 @@ import ray
 
 from slime.cross_job import keeper as keeper_module
 from slime.cross_job.broker import Broker
-from slime.cross_job.errors import RolloutNotFound
+from slime.cross_job.errors import BadInput, BrokerLost, RolloutNotFound
 from slime.cross_job.records import FAILED
 from slime.cross_job.types import BROKER_NAME
 from slime.cross_job.vault import Target, Vault
 
-from .ray_stand_in import NAMESPACE, VAULT, Ref, Troubled, attach_both, batch, client, from_refs, settle, unavailable
+from .ray_stand_in import (
+    NAMESPACE,
+    OTHER,
+    VAULT,
+    Ref,
+    Troubled,
+    attach_both,
+    batch,
+    client,
+    from_refs,
+    settle,
+    unavailable,
+)
 
 # ---------------------------------------------------------------------- vaults that die
 
@@ -40,6 +52,7 @@ def test_what_a_consumer_cannot_read_although_the_vault_has_it_stays_its_own(bro
 @pytest.mark.parametrize("gone", ["vault", "restarted", "dead", "object", "node"])
 def test_what_a_consumer_cannot_read_because_it_is_lost_is_generated_again(broker, vault, run, ray_stand_in, gone):
     async def test() -> None:
+        ray_stand_in.actors[OTHER] = Vault(OTHER, NAMESPACE)  # which keeps what becomes of it
         found = await claimed(broker, vault)
         if gone == "vault":
             del ray_stand_in.actors[VAULT]
@@ -173,8 +186,83 @@ def test_a_broker_begins_only_when_ray_has_told_which_vaults_there_are(broker, r
 
     ray_stand_in.util.list_named_actors = list_named_actors
     run(broker.hello())
-    assert loop.time() == pytest.approx(1002)
-    assert "trying again: GCS is away" in caplog.text
+    assert loop.time() == pytest.approx(1003)
+    assert "the broker cannot begin, and tries again" in caplog.text
+
+
+def test_a_broker_that_fails_to_begin_once_begins_all_the_same(broker, vault, run, ray_stand_in, monkeypatch):
+    async def test() -> None:
+        await broker.vault_here(VAULT, vault._incarnation)
+        await claimed(broker, vault)
+        again = restarted_broker(ray_stand_in)
+        know, failures = again._know_the_cluster, [OSError("a full disk"), KeyError("Alive")]
+
+        async def fails() -> None:
+            if failures:
+                raise failures.pop()
+            await know()
+
+        again._know_the_cluster = fails
+        assert (await again.call("claim", "c", 0)).rollout_id == 0
+        assert await again.starting() is None
+
+    run(test())
+
+
+def test_a_broker_that_cannot_begin_says_why_and_goes_on_trying(broker, vault, run, ray_stand_in, loop):
+    broken = True
+
+    async def test() -> None:
+        nonlocal broken
+        know = broker._know_the_cluster
+
+        async def fails() -> None:
+            if broken:
+                raise TypeError("a record of another version")
+            await know()
+
+        broker._know_the_cluster = fails
+        with pytest.raises(
+            BrokerLost, match="failed 3 times, and tries again: TypeError: a record of another version"
+        ):
+            await broker.hello()
+        found = await broker.starting()
+        assert "failed 3 times" in found["message"]
+        assert len(found["failures"]) == 3
+        broken = False
+        await asyncio.sleep(30)
+        assert await broker.starting() is None
+        await broker.hello()
+
+    run(test())
+
+
+def test_a_broker_that_waits_for_a_vault_says_so_and_can_be_told_to_go_on_without_it(
+    broker, run, ray_stand_in, loop, caplog
+):
+    ray_stand_in.actors[VAULT] = Troubled(hello=[1000.0])
+
+    async def test() -> None:
+        waiting = loop.create_task(broker.call("status"))
+        await asyncio.sleep(40)
+        assert not waiting.done()
+        found = await broker.starting()
+        assert found["waits_for"] == [{"vault": VAULT, "node_id": "1", "silent_s": pytest.approx(40, abs=1)}]
+        assert found["since_s"] == pytest.approx(40, abs=1)
+        for words in (f"{VAULT} on node 1 (silent for 40 s)", "Ray calls it alive", f"give-up {VAULT}"):
+            assert words in found["message"]
+        with pytest.raises(BadInput, match="does not wait for nobody"):
+            await broker.give_up("nobody")
+        await broker.give_up(VAULT)
+        assert await waiting == {}
+        assert await broker.starting() is None
+        with pytest.raises(BadInput, match="has begun: it waits for no vault"):
+            await broker.give_up(VAULT)
+        await asyncio.sleep(1000)  # it answers again
+        assert broker._given_up == set()
+        assert VAULT in broker._keeper._vaults
+
+    run(test())
 
 
 def test_what_is_forgotten_is_forgotten_by_the_vaults_too(broker, vault, run):
@@ -183,10 +271,10 @@ def test_what_is_forgotten_is_forgotten_by_the_vaults_too(broker, vault, run):
         await claimed(broker, vault)
         for name in ("p", "c"):
             await broker.call("end", name, FAILED)
-        assert len((await vault.inventory())[1]) == 1
+        assert [*vault._records] == ["t0"]
         await broker.call("forget", "exp")
         await settle()
-        assert (await vault.inventory())[1:] == ([], [])
+        assert (vault._records, vault._snapshots) == ({}, {})
         assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
 
     run(test())
@@ -227,7 +315,7 @@ def test_a_broker_that_lives_on_beside_the_next_one_is_fenced_before_that_has_wr
     async def test() -> None:
         await broker.vault_here(VAULT, vault._incarnation)
         await claimed(broker, vault)
-        await vault.inventory()  # the next one reads, and may be waiting for another vault
+        await vault.inventory(2, "the next one", "r", 0)  # which reads, and may be waiting for another vault
         with pytest.raises(Exited):
             await broker.call("ack", "c", 0)
 

@@ -1,6 +1,8 @@
 """What a vault keeps for a broker that restarts: snapshots of jobs, their tables, the records of payloads."""
 
+import asyncio
 import gc
+import uuid
 import weakref
 from typing import Any
 
@@ -11,7 +13,7 @@ import ray
 from slime.cross_job.deposits import Durably
 from slime.cross_job.errors import CrossJobError, Fenced, PayloadLost, Refused, StoreFull
 from slime.cross_job.records import Job
-from slime.cross_job.snapshot import Snapshot
+from slime.cross_job.snapshot import Snapshot, gathered
 from slime.cross_job.tables import Change
 from slime.cross_job.types import Payload
 from slime.cross_job.vault import FromMethod, FromRefs, Target, Vault
@@ -28,14 +30,21 @@ def kept(vault: Vault) -> list[tuple[str, int, int, list[int]]]:
     return [(s.job.job_id, s.broker, s.serial, [*tables["sources"]]) for s, tables in vault._snapshots.values()]
 
 
+async def inventory(vault: Vault, broker: int) -> Any:
+    """(snapshots with their tables, records), as a broker of this number reads them."""
+    page = await vault.inventory(broker, "", f"{uuid.uuid4()}", 0)
+    assert page.left == 0
+    return gathered(page.items)
+
+
 def test_a_vault_keeps_the_newest_snapshot_of_each_job(vault, run):
     async def test() -> None:
         for found in (snapshot_of("a", 1, 5), snapshot_of("a", 1, 4), snapshot_of("b", 1, 6), snapshot_of("b", 1, 7)):
             assert await vault.remember(found, {}, None)
         assert kept(vault) == [("a", 1, 5, []), ("b", 1, 7, [])]
+        assert [found.order for found, _ in (await inventory(vault, 2))[0]] == [(1, 5), (1, 7)]
         assert await vault.remember(snapshot_of("a", 2, 1), {}, None)
         assert kept(vault) == [("a", 2, 1, []), ("b", 1, 7, [])]
-        assert [found.order for found, _ in (await vault.inventory())[2]] == [(2, 1), (1, 7)]
         await vault.forget("a")
         await vault.forget("never known")
         assert kept(vault) == [("b", 1, 7, [])]
@@ -85,15 +94,59 @@ def test_a_broker_that_was_replaced_is_told_so(vault, run):
     run(test())
 
 
+def test_an_order_of_a_broker_that_has_not_read_the_vault_is_refused_not_passed_over(vault, run):
+    """Whatever its number: it does not know what it would overwrite."""
+
+    async def test() -> None:
+        assert await vault.remember(snapshot_of("a", 1, 50), {}, None)
+        assert await vault.remember(snapshot_of("a", 1, 50), {}, None), "the same again, whose answer was lost"
+        strange = Snapshot(1, 3, Job("a"), [], "another process")
+        higher = Snapshot(9, 1, Job("a"), [], "another process")
+        for found in (strange, higher):
+            with pytest.raises(Fenced):
+                await vault.remember(found, {}, None)
+        with pytest.raises(Fenced):
+            await vault.inventory(1, "another process", "r", 0)
+        assert await vault.inventory(9, "another process", "r", 0)
+        assert await vault.remember(higher, {}, None)
+        assert kept(vault) == [("a", 9, 1, [])]
+
+    run(test())
+
+
+def test_what_a_broker_that_was_replaced_meanwhile_answered_is_asked_of_the_next_one(vault, broker, run):
+    """Its answer came late, as to a vault that was stopped: the next one has read that nothing of it is here."""
+
+    async def test() -> None:
+        await attach_both(broker)
+        broker._keeper.keep = lambda job_id: asyncio.sleep(0)  # it stands for both of them
+        call, asked = broker.call, []
+
+        async def answered(operation: str, *args: Any, **kwargs: Any) -> Any:
+            answer = await call(operation, *args, **kwargs)
+            asked.append(operation)
+            if len(asked) == 1:
+                await vault.inventory(vault._broker[0] + 1, "the next one", "r", 0)
+            return answer
+
+        broker.call = answered
+        located = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
+        await asyncio.sleep(0)
+        assert asked == ["publish", "publish"]
+        assert [*vault._records.values()] == [located]
+
+    run(test())
+
+
 def test_a_vault_remembers_what_it_holds_as_the_broker_recorded_it(vault, broker, run):
     async def test() -> None:
         await attach_both(broker)
         first = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(batch()), 30)
         value = await vault.hand_over(Target("w3", "c", key="weights", version=3), from_refs(batch()), 30)
         await vault.hand_over(Target("same", "p", rollout_id=0), from_refs(batch()), 30)
-        assert (await vault.inventory())[1] == [first, value]
+        assert (await inventory(vault, 2))[1] == [first, value]
         await vault.drop(["t0"])
-        assert (await vault.inventory())[1] == [value]
+        assert (await inventory(vault, 2))[1] == [value]
 
     run(test())
 
@@ -120,7 +173,7 @@ def test_a_snapshot_ages_while_it_lies_in_a_vault(vault, run, monkeypatch):
         came = vault._since["a"]
         monkeypatch.setattr("slime.cross_job.vault.time.monotonic", lambda: came + 3600)
         for _ in range(2):
-            assert (await vault.inventory())[2][0][0].job.aged_s == pytest.approx(3600)
+            assert (await inventory(vault, 2))[0][0][0].job.aged_s == pytest.approx(3600)
         assert vault._snapshots["a"][0].job.aged_s == 0.0
 
     run(test())

@@ -18,7 +18,7 @@ import ray
 
 from .books import BEAT_S, COLLECT_S, Books
 from .clusters import Clusters
-from .errors import CrossJobError, JobIdTaken, PayloadLost
+from .errors import BadInput, BrokerLost, CrossJobError, JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
 from .liveness import JOB_IS, is_over, job_words, over_reason
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _WATCH_EVERY_S = 0.5
 _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
 _VAULTS_EVERY_S = 5.0
+_SILENT_S = 3.0  # after which a vault is named while the broker begins
+_FAILURES = 3  # to begin, after which clients are told
 _JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone has ended
 
 _READS = frozenset(
@@ -61,29 +63,48 @@ class Broker(Clusters):
         super().__init__()
         self._namespace = namespace
         self._protocol = protocol
-        self._ledger = Ledger()
-        self._books = Books(self._ledger, "")
-        self._keeper = Keeper(namespace, self._ledger, self._books)
+        self._given_up: set[str] = set()  # names of vaults
+        self._anew()
         self._changed = asyncio.Event()
         self._drops: dict[str, list[str]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: asyncio.Task[None] | None = None
         self._began_at = 0.0
+        self._failures: list[str] = []  # to begin, one after the other
 
     async def hello(self) -> dict[str, Any]:
-        """Who is here: {"protocol", "namespace", "actor_id"}. Begins, with what the vaults remember."""
-        await asyncio.shield(self._beginning())
+        """Who is here: {"protocol", "namespace", "actor_id"}. Begins, with what the vaults remember.
+
+        Raises:
+            BrokerLost: it failed to begin, several times; it goes on trying.
+        """
+        begun = self._beginning()
+        while not begun.done():
+            if len(self._failures) >= _FAILURES:
+                raise BrokerLost(self._how_it_begins())
+            await asyncio.wait([begun], timeout=1.0)
         actor_id = ray.get_runtime_context().get_actor_id()
         return {"protocol": self._protocol, "namespace": self._namespace, "actor_id": actor_id}
 
     async def starting(self) -> dict[str, Any] | None:
         """None: it has begun, and answers. Else, at once, what it waits for while it begins: {"waits_for": [{"vault",
-        "node_id", "silent_s"}], "since_s": how long it has been at it, "message": all of it in words}."""
+        "node_id", "silent_s"}], "since_s": how long it has been at it, "failures": errors that made it begin again,
+        "message": all of it in words}."""
         if self._beginning().done():
             return None
         since_s = asyncio.get_running_loop().time() - self._began_at
-        message = f"the broker of namespace {self._namespace!r} was restarted {since_s:.0f} s ago and is beginning"
-        return {"waits_for": [], "since_s": since_s, "message": message}
+        waits_for, message = self._keeper.waits_for(), self._how_it_begins()
+        return {"waits_for": waits_for, "since_s": since_s, "failures": [*self._failures], "message": message}
+
+    async def give_up(self, vault: str) -> None:
+        """Begin without this vault, which is silent: what only it knows is lost, unless it answers again.
+
+        Raises:
+            BadInput: the broker does not wait for a vault of this name.
+        """
+        if self._beginning().done():
+            raise BadInput(f"the broker of namespace {self._namespace!r} has begun: it waits for no vault")
+        self._keeper.give_up(vault)
 
     async def attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
@@ -193,9 +214,7 @@ class Broker(Clusters):
         except (ValueError, ray.exceptions.ActorDiedError, PayloadLost):
             lost = True
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            logger.warning(
-                "%s does not answer (%s): nobody can tell whether it holds rollout %d", vault, error, rollout_id
-            )
+            logger.warning("%s is silent (%s): nobody can tell whether it holds rollout %d", vault, error, rollout_id)
         if lost:
             job_id = self._ledger.clients[client_id].info.job_id
             if what := self._ledger.payload_lost(job_id, token):
@@ -211,21 +230,52 @@ class Broker(Clusters):
             self._begun, self._began_at = loop.create_task(self._begin()), loop.time()
         return self._begun
 
+    def _anew(self) -> None:
+        """An empty memory, to begin with."""
+        self._ledger = Ledger()
+        self._books = Books(self._ledger, "")
+        self._keeper = Keeper(self._namespace, self._ledger, self._books, self._given_up)
+
+    def _how_it_begins(self) -> str:
+        """In words: what it waits for, or why it cannot begin."""
+        loop = asyncio.get_running_loop()
+        words = f"the broker of namespace {self._namespace!r} began {loop.time() - self._began_at:.0f} s ago"
+        if len(self._failures) >= _FAILURES:
+            return (
+                f"{words}, failed {len(self._failures)} times, and tries again: {self._failures[-1]}. See the log of "
+                "actor slime_cross_job_broker (`ray logs`), and slime-cross-job doctor"
+            )
+        silent = [vault for vault in self._keeper.waits_for() if vault["silent_s"] > _SILENT_S]
+        if not silent:
+            return f"{words}, and reads what {len(self._keeper.waits_for())} vaults remember"
+        who = ", ".join(f"{v['vault']} on node {v['node_id']} (silent for {v['silent_s']:.0f} s)" for v in silent)
+        return (
+            f"{words}, and waits for what {who} remembers: Ray calls it alive. It goes on as soon as that answers. If "
+            f"it never will, end its process, or go on without it: slime-cross-job give-up {silent[0]['vault']}"
+        )
+
     async def _begin(self) -> None:
-        await self._know_the_cluster()
+        """Go on where the broker before this one was. What fails is tried again, in this process, which counts the
+        failures and can tell of them: one that Ray restarts knows nothing of those of before."""
         while True:
             try:
+                await self._know_the_cluster()
                 missing = await self._keeper.restore()
                 break
-            except ray.exceptions.RayError as error:  # to begin without memory would lose what it said
-                logger.warning("cannot ask the vaults what they remember, trying again: %s", error)
-                await asyncio.sleep(1)
+            except Exception as error:  # whatever it is, to begin without memory would lose what it said
+                self._failures.append(f"{type(error).__name__}: {error}")
+                logger.exception("the broker cannot begin, and tries again")
+                await asyncio.sleep(min(30.0, 2.0 ** (len(self._failures) - 1)))
+                self._anew()
+        self._failures.clear()
         for job_id, rollouts in missing.items():
             logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
         exporter = Exporter(self._ledger)  # what happened until now was exported before
         for job_id in self._ledger.jobs:
             self._ledger.note_event(job_id, "restarted", "the broker was restarted, and goes on where it was")
         watches = (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect)
+        for name in [*self._given_up]:
+            self._spawn(self._wait_for_given_up(name))
         for watch in (*watches, self._watch_followers, self._serve, exporter.watch):
             self._spawn(self._forever(watch))
         self._wake()
@@ -310,7 +360,7 @@ class Broker(Clusters):
             except (ValueError, ray.exceptions.ActorDiedError):
                 logger.info("vault %s is gone, and %d payloads that were to be freed with it", vault, len(tokens))
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("vault %s does not answer (%s): %d payloads are freed later", vault, error, len(tokens))
+                logger.warning("vault %s is silent (%s): %d payloads are freed later", vault, error, len(tokens))
                 self._drops[vault].extend(tokens)
 
     async def _are_over(self, clients: list[Client | None]) -> bool:
@@ -371,6 +421,17 @@ class Broker(Clusters):
         self._books.nodes |= nodes
         await asyncio.gather(*(self._look_at_vault(name, nodes) for name in self._ledger.vaults()))
 
+    async def _wait_for_given_up(self, name: str) -> None:
+        while name in self._given_up:
+            try:
+                if await self._keeper.answers_again(name):
+                    for job_id in [*self._ledger.jobs]:
+                        await self._keep(job_id)
+                    self._wake()
+            except Exception:  # whatever Ray answers; the next round tries again
+                logger.exception("vault %s, which was given up", name)
+                await asyncio.sleep(_VAULTS_EVERY_S)
+
     async def _watch_stores(self) -> None:
         await asyncio.sleep(BEAT_S)
         await self._books.beat()
@@ -388,7 +449,7 @@ class Broker(Clusters):
             except (ValueError, ray.exceptions.ActorDiedError):
                 pass
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("vault %s does not answer: %s", name, error)
+                logger.warning("vault %s is silent, but Ray calls it alive: %s", name, error)
                 return
         if not incarnation:
             self._keeper.vault_gone(name)

@@ -20,6 +20,7 @@
     │   │   └── ValueLost            and it was a value of this client's (weights, say): publish it again
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
     │   ├── StoreUnreachable         the durable store does not answer
+    │   │   └── NotKept                  nor does any vault that keeps the broker's changes: it was not done, for now
     │   ├── StoreFull             7  object store and disk, or the durable store, are full; nothing was published
     │   └── NoResources           8  no node has, or has free, what an actor or placement group needs; named in words
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
@@ -133,6 +134,11 @@ class ActorLost(Unreachable):
 
 class StoreUnreachable(Unreachable):
     """The durable store does not answer, or fails."""
+
+
+class NotKept(StoreUnreachable):
+    """No vault, and no durable store, keeps a change of the broker, for now: it is not answered. It may be asked
+    again."""
 
 
 class StoreFull(Unreachable):

@@ -1,32 +1,45 @@
-"""The broker's memory: the newest snapshot of each job, kept in vaults; see snapshot.py."""
+"""The broker's memory: the newest snapshot of each job, kept in vaults; see snapshot.py.
+
+A broker that begins reads what every vault holds that Ray calls alive. It waits for a silent one as long as it takes,
+or until its operator gives it up by name. Its number is higher than any that a vault ever obeyed, and a vault obeys it
+from the first page that it reads there: no earlier broker can change anything behind its back. It tells a vault
+nothing before it has read it; one that was given up and answers again is read then.
+"""
 
 import asyncio
 import collections
 import contextlib
 import logging
 import os
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from .books import Books
-from .errors import CrossJobError, Fenced, StoreUnreachable
+from .errors import BadInput, CrossJobError, Fenced, NotKept, ProtocolMismatch, StoreUnreachable
 from .ledger import Ledger
 from .records import TABLES, Job
-from .snapshot import restore, snapshot
+from .snapshot import Snapshot, Tables, gathered, restore, snapshot
 from .tables import Mark
-from .types import VAULT_NAME
+from .types import PROTOCOL, VAULT_NAME, Located, LocatedValue
 
 logger = logging.getLogger(__name__)
 
 _COPIES = 2  # vaults that keep a snapshot
 _ANSWER_S = 20.0
-_INVENTORY_S = 25.0  # clients wait 30 s for a broker; a vault that is silent for so long counts as lost
+_LOOK_S = 5.0  # how often Ray is asked whether the node of a silent vault is alive
 _SECOND_COPY_S = 0.5
 _STORES_S = 5.0  # that a broker which begins waits for stores
 _AVOIDED_S = 10.0  # after an error
 _UNANSWERED = 50  # words that a vault that does not answer is told all the same
+_GIVEN_UP = 1_000_000  # added to a broker's number for each vault that it never asked for the newest number
+
+
+class _Gone(Exception):
+    """This vault died, or was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +60,59 @@ class _Kept:
     told: dict[str, _Told] = field(default_factory=dict)  # by vault
 
 
-class Keeper:
-    """See the module."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a vault holds."""
 
-    def __init__(self, namespace: str, ledger: Ledger, books: Books | None = None):
+    handle: Any
+    snapshots: list[tuple[Snapshot, Tables]]
+    records: list[Located | LocatedValue]
+
+
+class Keeper:
+    """See the module.
+
+    Args:
+        given_up: names of vaults that are not waited for; shared with whoever gives them up.
+    """
+
+    def __init__(self, namespace: str, ledger: Ledger, books: Books | None = None, given_up: set[str] | None = None):
         self._namespace = namespace
         self._ledger = ledger
         self.books = books or Books(ledger, "")
+        self.given_up: set[str] = set() if given_up is None else given_up
         self._vaults: dict[str, Any] = {}
+        self._had_vaults = False
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
         self._asked: set[asyncio.Task[bool]] = set()  # the loop itself holds tasks weakly
         self._tasks: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, _Kept] = {}
+        self._forgotten: set[str] = set()  # ids of jobs
+        self._entering: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+        self._waits: dict[str, float] = {}  # vaults that `restore` asks -> when they were last heard
+        self._reading: dict[str, asyncio.Task[Any]] = {}
         self._broker = 1  # n-th of the namespace
+        self._process = uuid.uuid4().hex
         self._serial = 0
 
     async def restore(self) -> dict[str, list[int]]:
-        """Fill the ledger with what vaults remember. Returns job id -> rollouts that no vault holds any more."""
+        """Fill the ledger with what vaults remember, all that Ray calls alive. Returns job id -> rollouts that none of
+        them holds any more."""
         named = await asyncio.to_thread(ray.util.list_named_actors, True)
         nodes = await alive_nodes()
         mine = [a["name"] for a in named if a["namespace"] == self._namespace and a["name"].startswith(VAULT_NAME)]
-        mine = [name for name in mine if name.rpartition("_")[2] in nodes]  # the others never answer
-        snapshots, records = [], []
-        for name, found in zip(mine, await asyncio.gather(*map(self._inventory, mine)), strict=True):
-            if found is not None:
-                self._vaults[name] = found[0]
-                self._broker = max(self._broker, found[1])
-                records += found[2]
-                snapshots += found[3]
-        missing = restore(self._ledger, snapshots, records)
-        if snapshots or records:
+        mine = [name for name in mine if node_of(name) in nodes]  # the others never answer
+        numbers = await asyncio.gather(*(self._unless_given_up(name, self._number) for name in mine))
+        self._broker = 1 + max((n for n in numbers if n is not None), default=0) + _GIVEN_UP * len(self.given_up)
+        mine = [name for name, number in zip(mine, numbers, strict=True) if number is not None]
+        found = await asyncio.gather(*(self._unless_given_up(name, self._inventory) for name in mine))
+        holding = {name: one for name, one in zip(mine, found, strict=True) if one is not None}
+        self._vaults = {name: one.handle for name, one in holding.items()}
+        self._had_vaults = bool(holding)
+        records = [record for one in holding.values() for record in one.records]
+        missing = restore(self._ledger, [pair for one in holding.values() for pair in one.snapshots], records)
+        self._note_what_they_have(holding)
+        if self._ledger.jobs:
             logger.warning(
                 "broker %d goes on with %d jobs and %d payloads that %d vaults remember",
                 *(self._broker, len(self._ledger.jobs), len(records), len(self._vaults)),
@@ -89,18 +125,38 @@ class Keeper:
             await asyncio.wait(keeping, timeout=_STORES_S)
         return missing
 
-    async def _keep_again(self, job_id: str) -> None:
-        try:
-            await self.keep(job_id)
-        except CrossJobError as error:  # its clients are told the same
-            logger.error("job %s: %s", job_id, error)
+    def waits_for(self) -> list[dict[str, Any]]:
+        """Vaults that `restore` asks, and that have not answered yet: [{"vault", "node_id", "silent_s"}]."""
+        now = asyncio.get_running_loop().time()
+        return [{"vault": v, "node_id": node_of(v), "silent_s": now - heard} for v, heard in self._waits.items()]
+
+    def give_up(self, name: str) -> None:
+        """Begin without this vault. Raises BadInput: `restore` does not wait for it."""
+        if name not in self._waits:
+            waited_for = ", ".join(self._waits) or "no vault"
+            raise BadInput(f"the broker does not wait for {name}: it waits for {waited_for}")
+        logger.critical("vault %s is given up: the broker begins without what it holds", name)
+        self.given_up.add(name)
+        self._reading[name].cancel()
+
+    async def answers_again(self, name: str) -> bool:
+        """Wait until a vault that was given up answers, and take it back: what it holds is had again where it is
+        still needed, else freed there. False: it died instead."""
+        with contextlib.suppress(_Gone):
+            await self._number(name)
+            await self.vault_here(name)
+            logger.warning("vault %s, which was given up, answers again", name)
+            return True
+        self.given_up.discard(name)
+        return False
 
     async def keep(self, job_id: str) -> None:
-        """Let vaults remember how the job stands, and its journal, if it has one. Where no vault answers, nobody does,
-        which is logged.
+        """Let vaults remember how the job stands, and its journal, if it has one: two vaults, where two answer in
+        time, else one; none is needed where the journal has it, or where the broker has never known a vault.
 
         Raises:
-            StoreUnreachable: the journal cannot be written, for now. Fenced: another broker writes it.
+            NotKept: no vault has it. StoreUnreachable: the journal cannot be written. Both for now: the change stands,
+                and is kept with the next one. Fenced: another broker writes the journal.
         """
         if job_id not in self._ledger.jobs:
             return
@@ -142,6 +198,12 @@ class Keeper:
         for task in asked:
             self._avoided[task.get_name()] = asyncio.get_running_loop().time() + _ANSWER_S
         await self.books.write(entry)
+        if not kept and entry is None and self._had_vaults:
+            silent = ", ".join(f"{name} on node {node_of(name)}" for name in sorted(self._vaults))
+            raise NotKept(
+                f"no vault keeps how job {job_id} stands, so that nothing is done for now: "
+                + (f"Ray calls {silent} alive, but silent" if silent else "every vault died, and none is there yet")
+            )
 
     def _choose(self) -> tuple[list[str], list[str]]:
         """(the vaults to ask, those that are waited for): those that answer, always the same as long as they do.
@@ -158,7 +220,7 @@ class Keeper:
     def _send(self, name: str, job_id: str) -> tuple[Any, _Told]:
         """Send a vault the job as it is now, and of its tables what changed since it was last told; (ref, what it has
         if it says yes). Serialised here and now: nothing happens between the snapshot and the call."""
-        state = snapshot(self._ledger, job_id, self._broker, self._serial)
+        state = snapshot(self._ledger, job_id, self._broker, self._serial, self._process)
         tables = {table: getattr(self._ledger.jobs[job_id], table) for table in TABLES}
         told = self._told(job_id).get(name)
         changes = {table: tables[table].since(told.marks[table] if told else None) for table in TABLES}
@@ -176,8 +238,7 @@ class Keeper:
                 self._serial += 1
                 sent = self._send(name, job_id)
         except Fenced as error:
-            logger.critical("another broker took the place of this one: %s", error)
-            os._exit(1)
+            _end_as_replaced(error)
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
             if self._vaults.get(name) is not handle:  # it is another one by now, of which this says nothing
                 return False
@@ -185,7 +246,7 @@ class Keeper:
                 self.vault_gone(name)
                 return False
             if name not in self._avoided:
-                logger.warning("vault %s does not keep the state of a job: %r", name, error)
+                logger.warning("vault %s is silent, and does not keep the state of a job: %r", name, error)
             self._avoided[name] = asyncio.get_running_loop().time() + _AVOIDED_S
             return False
         self._avoided.pop(name, None)
@@ -198,6 +259,7 @@ class Keeper:
 
     async def forget(self, job_id: str) -> None:
         """The job is forgotten; so is its snapshot."""
+        self._forgotten.add(job_id)
         await self.books.forget(job_id)
         await self.let_go(job_id)
 
@@ -208,15 +270,36 @@ class Keeper:
         await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
 
     async def know(self, name: str) -> None:
-        """This vault may keep snapshots, if there is one of this name."""
+        """This vault may keep snapshots, if there is one of this name, and it answers."""
         if name not in self._vaults:
-            with contextlib.suppress(ValueError, ray.exceptions.RayError):
-                await self.vault_here(name)
+            with contextlib.suppress(_Gone, ray.exceptions.RayError, asyncio.TimeoutError):
+                await asyncio.wait_for(self.vault_here(name), _ANSWER_S)
 
     async def vault_here(self, name: str) -> None:
-        """This vault may keep snapshots."""
-        self._vaults[name] = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+        """This vault may keep snapshots. What it holds is had again where it is still needed, else freed there."""
+        async with self._entering[name]:  # of two readings at once, none would come to its end
+            found = await self._inventory(name)
         self.vault_gone(name, but_it_is_back=True)
+        self.given_up.discard(name)
+        self._vaults[name], self._had_vaults = found.handle, True
+        known = {*self._ledger.jobs, *self._forgotten}
+        unknown = [pair for pair in found.snapshots if pair[0].job.job_id not in known]
+        again = {pair[0].job.job_id for pair in unknown}
+        restore(self._ledger, unknown, [record for record in found.records if record.job_id in again])
+        for job_id in again:
+            logger.warning("job %s: it goes on as vault %s remembers, which nobody else did", job_id, name)
+        others = [record for record in found.records if record.job_id not in again]
+        over = [record for record in others if not self._ledger.take_back(record)]
+        over = [r for r in over if r.job_id in known or not r.payload.stored]  # else another cluster keeps its job
+        if over:
+            logger.warning("vault %s holds %d payloads that nobody needs: they are freed", name, len(over))
+            found.handle.drop.remote([token for record in over for token in self._tokens(record)])
+
+    def _tokens(self, record: Located | LocatedValue) -> list[str]:
+        """Of what may go with this payload: not where the source of prompts stood, if that is still needed."""
+        token, job = record.payload.token, self._ledger.jobs.get(record.job_id)
+        needed = job is not None and any(source.token == token for source in job.sources.values())
+        return [token] if needed else [token, f"{token}.source"]
 
     def vault_gone(self, name: str, but_it_is_back: bool = False) -> None:
         """This vault is dead, or a new one with nothing in it."""
@@ -226,26 +309,121 @@ class Keeper:
         if not but_it_is_back:
             self._vaults.pop(name, None)
 
-    async def _inventory(self, name: str) -> tuple[Any, int, list[Any], list[Any]] | None:
-        deadline = asyncio.get_running_loop().time() + _INVENTORY_S
-        while (left := deadline - asyncio.get_running_loop().time()) > 0:
+    def _note_what_they_have(self, holding: dict[str, _Found]) -> None:
+        """Whose snapshot the ledger was made of need not be told all of it again."""
+        orders: dict[str, tuple[int, int]] = {}
+        for state, _ in (pair for one in holding.values() for pair in one.snapshots):
+            orders[state.job.job_id] = max(state.order, orders.get(state.job.job_id, (0, 0)))
+        for name, one in holding.items():
+            for state, _ in one.snapshots:
+                job = self._ledger.jobs[state.job.job_id]
+                if state.order == orders[job.job_id]:
+                    marks = {table: getattr(job, table).beginning() for table in TABLES}
+                    self._jobs.setdefault(job.job_id, _Kept()).told[name] = _Told(state.order, marks)
+
+    async def _keep_again(self, job_id: str) -> None:
+        try:
+            await self.keep(job_id)
+        except CrossJobError as error:  # its clients are told the same
+            logger.error("job %s: %s", job_id, error)
+
+    async def _unless_given_up(self, name: str, ask: Callable[[str], Any]) -> Any:
+        """What comes of it; None: this vault died, or was given up."""
+        if name in self.given_up:
+            return None
+        self._waits[name] = asyncio.get_running_loop().time()
+        task = self._reading[name] = asyncio.ensure_future(ask(name))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if name not in self.given_up:
+                raise
+            return None
+        except _Gone:
+            return None
+        finally:
+            del self._reading[name], self._waits[name]
+
+    async def _number(self, name: str) -> int:
+        """Of the last broker that this vault obeyed."""
+        handle = await self._handle(name)
+        hello = await self._answer(name, lambda: handle.hello.remote())
+        if hello["protocol"] != PROTOCOL:
+            raise ProtocolMismatch(
+                f"vault {name} speaks protocol {hello['protocol']}, this broker {PROTOCOL}: use another "
+                "--cross-job-namespace for this version"
+            )
+        return int(hello["broker"])
+
+    async def _inventory(self, name: str) -> _Found:
+        """All that a vault holds; it obeys this broker from now on. Raises _Gone."""
+        handle = await self._handle(name)
+        while True:
+            reading, items, incarnation = uuid.uuid4().hex, list[Any](), ""
+            while True:
+                page = await self._answer(name, self._page(handle, reading, len(items)))
+                if page is None or incarnation not in ("", page.incarnation):  # it was restarted between two pages
+                    break
+                incarnation = page.incarnation
+                items += page.items
+                if not page.left:
+                    return _Found(handle, *gathered(items))
+
+    async def _handle(self, name: str) -> Any:
+        try:
+            return await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+        except ValueError:
+            raise _Gone from None
+
+    def _page(self, handle: Any, reading: str, first: int) -> Callable[[], Any]:
+        return lambda: handle.inventory.remote(self._broker, self._process, reading, first)
+
+    async def _answer(self, name: str, ask: Callable[[], Any]) -> Any:
+        """What this vault answers, as long as it takes while Ray calls it and its node alive. Raises _Gone."""
+        while True:
+            task = asyncio.ensure_future(answer_of(ask(), None))
             try:
-                handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-                return (handle, *await answer_of(handle.inventory.remote(), min(left, _INVENTORY_S / 2)))
-            except (ValueError, ray.exceptions.ActorDiedError):
-                return None
-            except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("vault %s does not say what it holds: %r", name, error)
+                while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
+                    with contextlib.suppress(ray.exceptions.RayError):  # who cannot be asked has not said that it died
+                        if node_of(name) not in await alive_nodes():
+                            raise _Gone
+                if name in self._waits:
+                    self._waits[name] = asyncio.get_running_loop().time()
+                return task.result()
+            except ray.exceptions.ActorDiedError:
+                raise _Gone from None
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, Fenced):
+                    _end_as_replaced(error.cause)
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                logger.warning("vault %s does not say what it holds, and is asked again: %r", name, error)
                 await asyncio.sleep(0.5)
-        return None
+                if node_of(name) not in await alive_nodes():
+                    raise _Gone from None
+            finally:
+                task.cancel()
+
+
+def node_of(name: str) -> str:
+    """Id of the node of a vault, which ends its name."""
+    return name.partition("/")[0].rpartition("_")[2]
+
+
+def _end_as_replaced(error: Exception) -> None:
+    """Ray restarts this broker, if it is the one that has the name, and it reads again what vaults hold."""
+    logger.critical("another broker took the place of this one, which ends: %s", error)
+    os._exit(1)
 
 
 async def alive_nodes() -> set[str]:
-    """Ids of the nodes that Ray counts as alive; a vault ends its name with that of its own."""
+    """Ids of the nodes that Ray counts as alive."""
     return {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
 
 
-async def answer_of(ref: Any, within_s: float = _ANSWER_S) -> Any:
+async def answer_of(ref: Any, within_s: float | None = _ANSWER_S) -> Any:
+    """The answer of an actor, within so many seconds; None: whenever it comes."""
+
     async def answer() -> Any:
         return await ref
 

@@ -280,8 +280,8 @@ class Roster(Chronicle):
         client = self.clients.get(client_id)
         if client is None:
             raise Forgotten(
-                "the broker does not know this client: it ended long ago, or the broker and every vault that kept its "
-                "memory died; start this job again"
+                "the broker does not know this client: it ended long ago, or no vault that remembers it is left (they "
+                "died, or were given up); start this job again"
             )
         if not client.live:
             raise Fenced(

@@ -247,10 +247,37 @@ class Shelf(Retention):
             self._shelve(job, record)
             if not known:
                 self._take_position(job, record.rollout_id, record.payload)
-            elif record.rollout_id in job.positions:
-                self._note_source(job, job.positions[record.rollout_id], record.payload)
+            elif (position := job.positions.get(record.rollout_id)) is not None:
+                if position == job.frontier or position in job.sources:
+                    job.sources[position] = record.payload
+                else:
+                    self._drop_source(job, record.payload)
             self._cover(job, record.rollout_id)
         job.serial = max(job.serial, record.serial + 1)
+
+    def take_back(self, record: Located | LocatedValue) -> bool:
+        """A vault that was given up answers again, and holds this. True: it is needed, and can be had again; False:
+        nobody needs it, it was freed, or was generated again."""
+        job, payload = self.jobs.get(record.job_id), record.payload
+        if job is None:
+            return False
+        if isinstance(record, LocatedValue):
+            there = job.values.get(record.key)
+            if there is not None:
+                return there.payload.token == payload.token and there.payload.vault == payload.vault
+            lost = job.lost_values.get(record.key)
+            if lost is None or lost.payload.token != payload.token:
+                return False
+            self.put_back(job, record)
+            return True
+        versions = [v.payload for v in job.rollouts.get(record.rollout_id, [])]
+        if versions or record.rollout_id not in job.lost:
+            return any(v.token == payload.token and v.vault == payload.vault for v in versions)
+        if record.serial in job.over or record.published_at < job.began:  # or of a job that had this name before
+            return False
+        self.put_back(job, record)
+        self._note(job, record.rollout_id, "" if record.rollout_id in job.done else PUBLISHED)
+        return True
 
     def reconcile(self, job: Job) -> list[int]:
         """After the last `put_back`: what no vault holds any more is lost; returned are the ids."""

@@ -33,7 +33,7 @@ class Sources(Roster):
         job = self.jobs[self._live(client_id, "producer").info.job_id]
         if job.gap and job.tells_source:
             raise PayloadLost(
-                f"the last changes of job {job.job_id} died with the broker and the vaults that kept them: where its "
+                f"the last changes of job {job.job_id} went with vaults that died or were given up: where its "
                 "source of prompts stood is not known. Start the train job again from a checkpoint that knows it, or "
                 "begin anew under another --job-id"
             )

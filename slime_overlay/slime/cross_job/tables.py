@@ -16,7 +16,11 @@ class Table(UserDict[int, V]):
     def __init__(self, entries: Mapping[int, V] | Iterable[tuple[int, V]] = ()):
         self._log: list[int] = []  # keys, in the order of their changes
         self._forgotten = 0  # changes before those
-        super().__init__(entries)
+        self.data = dict(entries)  # with these it begins: they are no changes
+
+    def beginning(self) -> "Mark":
+        """The moment when it was made, to be given to `since` later."""
+        return self, 0
 
     def __setitem__(self, key: int, value: V) -> None:
         self.data.pop(key, None)

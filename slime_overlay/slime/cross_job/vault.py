@@ -29,6 +29,7 @@ from .deposits import Deposits, Durably
 from .errors import (
     ActorLost,
     BadInput,
+    BrokerLost,
     CrossJobError,
     Fenced,
     Forgotten,
@@ -42,7 +43,7 @@ from .errors import (
 from .metrics import Latencies
 from .preview import preview
 from .records import TABLES
-from .snapshot import Snapshot, Tables
+from .snapshot import Item, Page, Snapshot, Tables, listing
 from .tables import Change
 from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload
 
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 _BROKER_S = 120.0
 _HEARD_S = 5.0
 _REMEMBERED_CALLS = 256
+_PAGE = 1000  # items of an inventory
 _BEHIND = 8  # payloads that may be published and not yet stored durably (write-behind); then it waits for one
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
@@ -122,7 +124,8 @@ class Vault:
         self._records: dict[str, Located | LocatedValue] = {}
         self._snapshots: dict[str, tuple[Snapshot, Tables]] = {}
         self._since: dict[str, float] = {}  # job id -> when its newest snapshot came, monotonic
-        self._broker = 0  # n-th broker that left a snapshot here
+        self._broker = (0, "")  # the one that this vault obeys: n-th of the namespace, its process
+        self._listed: tuple[str, list[Item]] = ("", [])  # what a broker reads page by page: name of its reading, all
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._deposits = Deposits()
         self._damaged: set[str] = set()  # names of what was found damaged in a durable store
@@ -133,9 +136,14 @@ class Vault:
             threading.Thread(target=lambda: asyncio.run(self._introduce()), daemon=True).start()
 
     async def hello(self) -> dict[str, Any]:
-        """Who is here, and on which node."""
-        node_id = ray.get_runtime_context().get_node_id()
-        return {"protocol": PROTOCOL, "name": self._name, "node_id": node_id, "incarnation": self._incarnation}
+        """Who is here, and on which node; "broker": the number of the last one that it obeyed (0: none yet)."""
+        return {
+            "protocol": PROTOCOL,
+            "name": self._name,
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "incarnation": self._incarnation,
+            "broker": self._broker[0],
+        }
 
     async def hand_over(self, target: Target, source: FromRefs | FromMethod | None, wait_s: float) -> Any:
         """Own the payload, record it, return what the broker recorded; if that takes longer than `wait_s`, in a text
@@ -201,14 +209,17 @@ class Vault:
         self, snapshot: Snapshot, changes: dict[str, Change[Any]], since: tuple[int, int] | None
     ) -> bool:
         """Keep the newest snapshot of a job, and what changed in its tables since the one with the order `since`
-        (None: they are whole). False: that one is not here, and nothing was kept.
+        (None: they are whole). False: that one is not here, and nothing was kept. The same snapshot again, or one
+        that is older than what this broker left here since, is kept already.
 
         Raises:
-            Fenced: for a broker that was replaced.
+            Fenced: by a broker that was replaced, or that has not read what this vault holds (`inventory`). Nothing
+                was kept.
         """
-        if snapshot.broker < self._broker:
-            raise Fenced(f"broker {snapshot.broker} was replaced by broker {self._broker}: it must end")
-        self._broker = snapshot.broker
+        by = (snapshot.broker, snapshot.process)
+        if by != self._broker and self._broker[0]:
+            raise Fenced(self._obeys(snapshot.broker))
+        self._broker = by
         job_id = snapshot.job.job_id
         nothing: Tables = {name: {} for name in TABLES}
         old, tables = self._snapshots.get(job_id, (None, nothing))
@@ -228,11 +239,28 @@ class Vault:
         self._deposits.forget(job_id)
         await self.drop([token for token, record in self._records.items() if record.job_id == job_id])
 
-    async def inventory(self) -> tuple[int, list[Located | LocatedValue], list[tuple[Snapshot, Tables]]]:
-        """What a broker that restarts asks for, which is the n-th by now: whoever has a lower number is fenced."""
-        self._broker += 1
-        snapshots = [(self._as_of_now(found), tables) for found, tables in self._snapshots.values()]
-        return self._broker, [*self._records.values()], snapshots
+    async def inventory(self, broker: int, process: str, reading: str, first: int) -> Page | None:
+        """What this vault holds, from item `first` on, as it was when the first page was asked for under the name
+        `reading`; None: no such reading is under way, it must begin again. From its first page on, the vault obeys
+        this broker and no other.
+
+        Raises:
+            Fenced: a broker with a number as high, or higher, was here.
+        """
+        if (broker, process) != self._broker and broker <= self._broker[0]:
+            raise Fenced(self._obeys(broker))
+        self._broker = (broker, process)
+        if self._listed[0] != reading:
+            if first:
+                return None
+            snapshots = [(self._as_of_now(found), tables) for found, tables in self._snapshots.values()]
+            self._listed = (reading, listing([*self._records.values()], snapshots))
+        items = self._listed[1]
+        page = items[first : first + _PAGE]
+        left = len(items) - first - len(page)
+        if not left:
+            self._listed = ("", [])
+        return Page(self._incarnation, page, left)
 
     async def stats(self) -> dict[str, int]:
         """{"payloads", "nbytes"} that this vault owns; "behind": those that are still to be stored durably."""
@@ -243,6 +271,9 @@ class Vault:
         now = time.monotonic()
         lain_s = now - self._since.get(found.job.job_id, now)
         return replace(found, job=replace(found.job, aged_s=found.job.aged_s + lain_s))
+
+    def _obeys(self, broker: int) -> str:
+        return f"broker {broker} was replaced by broker {self._broker[0]}, says vault {self._name}: it must end"
 
     def _forget_old_calls(self) -> None:
         for token in [t for t, task in self._under_way.items() if task.done()][:-_REMEMBERED_CALLS]:
@@ -278,7 +309,11 @@ class Vault:
                 payload = replace(payload, stored=name)
             elif durably is not None and len(self._behind) >= _BEHIND:
                 await asyncio.wait(self._behind.values(), return_when=asyncio.FIRST_COMPLETED)
+            obeyed = self._broker
             recorded = await self._record(target, payload, refs)
+            while obeyed != self._broker:  # the broker was replaced, and the next one may not know what it answered
+                obeyed = self._broker
+                recorded = await self._record(target, payload, refs)
             if target.observed:
                 self._latencies.observe("publish_seconds", target.observed, time.monotonic() - began)
         except BaseException:
@@ -387,7 +422,11 @@ class Vault:
             except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
                 # where its journal's store is away, it knows what it was told, and cannot keep it for now; one that
                 # follows another, and was restarted, hears of its clients with their next sign of life
-                patience_s = {StoreUnreachable: _BROKER_S, Forgotten: _HEARD_S}.get(type(error.cause), 0.0)
+                patience_s = 0.0
+                if isinstance(error.cause, Forgotten):
+                    patience_s = _HEARD_S
+                elif isinstance(error.cause, (StoreUnreachable, BrokerLost)):
+                    patience_s = _BROKER_S
                 if asyncio.get_running_loop().time() >= deadline - _BROKER_S + patience_s:
                     raise error.cause from None
             except (ValueError, ray.exceptions.RayActorError) as error:
