@@ -132,6 +132,21 @@ def test_every_suite_has_a_recorded_time(tmp_path):
     assert [suite.name for suite in ci.suites(tmp_path)] == [*ci.QUIET_S]
 
 
+@pytest.mark.parametrize(("last", "code"), [("exit 0", 0), ("exit 1", 1)])
+def test_the_run_fails_if_a_suite_did(monkeypatch, capsys, last, code):
+    known = [shell("unit", "echo '3 passed in 0.1s'"), shell("static", "sleep 60"), shell("chaos", last)]
+    monkeypatch.setattr(ci, "suites", lambda out: known)
+    monkeypatch.setattr(ci, "QUIET_S", {"unit": 1.0, "static": 5000.0, "chaos": 1.0})
+    monkeypatch.setattr("sys.argv", ["ci.py"])
+    monkeypatch.setattr(ci.signal, "signal", lambda number, handler: None)  # this process has one of its own
+    assert ci.main() == code
+    told = capsys.readouterr().out.splitlines()
+    assert "3 passed in 0.1s" in told
+    assert told[-1] == (
+        "passed: unit, chaos; left out: static" if code == 0 else "passed: unit; left out: static; failed: chaos"
+    )
+
+
 def test_whoever_stops_the_run_stops_what_runs(tmp_path):
     runner = Runner(60.0, tmp_path, {"unit": 5.0})
     pid = tmp_path / "pid"
