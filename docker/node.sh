@@ -4,15 +4,18 @@
 #     head          the head, on port 6379, with the dashboard on 8265 and no CPUs for others; its GCS keeps its tables in
 #                   the Redis REDIS_ADDRESS, if that is set, and then survives its own death
 #     worker ROLE   a node with one unit of the resource ROLE (rollout, train), of the cluster HEAD (head:6379)
-#     token         makes the cluster's token, once
+#     token         makes the cluster's token, and the password of its Redis, once
 #
-# Variables: CPUS (4), GPUS (what Ray finds), OBJECT_STORE_BYTES (half of /dev/shm).
+# Variables: REDIS_PASSWORD_FILE (no password), CPUS (4), GPUS (what Ray finds), OBJECT_STORE_BYTES (half of /dev/shm).
 set -euo pipefail
 token=${RAY_AUTH_TOKEN_PATH:-}
 
 main() {
     case ${1:-} in
-    token) make_token ;;
+    token)
+        make_secret "$token"
+        make_secret "${REDIS_PASSWORD_FILE:-}"
+        ;;
     healthy) healthy "$2" ;;
     head) start_head ;;
     worker) start_worker "$2" ;;
@@ -20,11 +23,11 @@ main() {
     esac
 }
 
-make_token() {
-    [ -s "$token" ] && return
-    umask 222 # the images' users differ; the volume it lies in is mounted by the cluster's containers alone
-    python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$token.new"
-    mv "$token.new" "$token"
+make_secret() {
+    if [ -z "$1" ] || [ -s "$1" ]; then return; fi
+    umask 222 # the images' users differ; the volume it lies in is mounted by those containers alone that need it
+    python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$1.new"
+    mv "$1.new" "$1"
 }
 
 healthy() {
@@ -45,7 +48,8 @@ start_head() {
     local more=()
     if [ -n "${REDIS_ADDRESS:-}" ]; then
         export RAY_REDIS_ADDRESS=$REDIS_ADDRESS
-        [ -z "$token" ] || more+=("--redis-password=$(cat "$token")")
+        # Ray knows no other way, and hands it on in the arguments of gcs_server and raylet (README.md, "Secrets")
+        [ -z "${REDIS_PASSWORD_FILE:-}" ] || more+=("--redis-password=$(cat "$REDIS_PASSWORD_FILE")")
     fi
     start_node --head --port=6379 --dashboard-host=0.0.0.0 --num-cpus=0 --num-gpus=0 "${more[@]}"
 }

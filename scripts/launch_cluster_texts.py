@@ -30,7 +30,9 @@ def commands(options: argparse.Namespace) -> str:
     starts = {"head": _start(head + here)}
     starts |= {role: _start(others + _node(role, options.num_gpus, options)) for role in ROLES}
     redis = (
-        f"    export RAY_REDIS_ADDRESS={shlex.quote(options.redis)} # --redis-password=... below, where it has one\n"
+        f"    export RAY_REDIS_ADDRESS={shlex.quote(options.redis)}\n"
+        '    # where it has a password: --redis-password="$(cat FILE)" below; Ray shows it in `ps` here: use it '
+        "for nothing else\n"
     )
     too = f", which is a {options.head_is} node, too" if options.head_is else ""
     return f"""\

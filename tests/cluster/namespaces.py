@@ -66,6 +66,7 @@ class NamespaceCluster(NodeCluster):
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         (self._disks / "token").write_text(self.token)
+        (self._disks / "password").write_text(secrets.token_hex(32))
         self.api = f"http://{self.address('head')}:8265"
         self._env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -81,6 +82,7 @@ class NamespaceCluster(NodeCluster):
             "RAY_health_check_failure_threshold": "4",
             "HEAD": f"{self.address('head')}:6379",
             "REDIS_ADDRESS": f"{self.address('redis')}:6379",
+            "REDIS_PASSWORD_FILE": str(self._disks / "password"),
             "CPUS": "2",
             "SHM_SIZE": "300m",
             "OBJECT_STORE_BYTES": "150000000",
@@ -124,8 +126,9 @@ class NamespaceCluster(NodeCluster):
         disk.mkdir(exist_ok=True)
         Path("/tmp/ray").mkdir(exist_ok=True)  # something to lay the machine's own over
         if name == "redis":
-            redis = f"{program()} --bind 0.0.0.0 --dir {disk} --appendonly yes --save '' --requirepass {self.token}"
-            what = f"exec {redis}"
+            redis = f"{program()} - --bind 0.0.0.0 --dir {disk} --appendonly yes --save ''"
+            password = f"user default on ~* &* +@all -@admin >$(cat {self._disks / 'password'})"
+            what = f"exec {redis} <<END\n{password}\nEND"
         else:
             role = "head" if name == "head" else f"worker {role_of(name)}"
             mounts = f"mount -t tmpfs -o size={self._env['SHM_SIZE']} tmpfs /dev/shm && mount --bind {disk} /tmp/ray"

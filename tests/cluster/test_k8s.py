@@ -234,7 +234,11 @@ def test_redis_is_found_and_asks_for_the_password_that_the_head_has() -> None:
     assert {"name": port["targetPort"], "containerPort": 6379} in container["ports"]
     (password,) = container["env"]
     assert password["valueFrom"] == options["redisPassword"]["valueFrom"]
-    assert container["args"][-2:] == ["--requirepass", f"$({password['name']})"]
+    assert container["command"] == ["sh", "-c"]
+    (script,) = container["args"]
+    first, *config = script.splitlines()
+    assert password["name"] not in first  # what `ps` shows
+    assert config == [f"user default on ~* &* +@all -@admin >${password['name']}", "END"]
     (claim,) = redis["volumeClaimTemplates"]
     assert container["volumeMounts"] == [{"name": claim["metadata"]["name"], "mountPath": "/data"}]
     assert password["valueFrom"]["secretKeyRef"]["name"] != "slime", "KubeRay's own Secret of the token"
