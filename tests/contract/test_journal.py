@@ -1,9 +1,13 @@
 """How a job stands, in every store: what was kept is read again, whoever dies, and of two keepers one is fenced."""
 
+import contextlib
+import shutil
+
 import pytest
 
+from slime.cross_job.archive import sealed
 from slime.cross_job.errors import Fenced, StoreRefused
-from slime.cross_job.journal import Journal
+from slime.cross_job.journal import Journal, Outdated, Torn
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.snapshot import take_job
 from slime.cross_job.types import ClientInfo, Payload
@@ -142,6 +146,101 @@ def test_a_keeper_that_slept_while_the_other_cleaned_up_is_fenced_too(place, sto
     assert figures(again(store)) == figures(ledger)
 
 
+def wiped(store, place) -> None:
+    """As by FLUSHALL, or by `rm -r` of the folder."""
+    store.delete(store.keys("exp"))
+    if place.kind == "file":
+        shutil.rmtree(place.uri.removeprefix("file://"))
+
+
+def test_a_journal_that_is_wiped_is_written_whole_by_who_keeps_it(place, store, ledger):
+    """Its numbers go on; nobody is fenced, and whoever reads it knows all."""
+    journal = Journal(store, "exp", "me")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+        keep(journal, ledger)
+    store.put("exp/keeper.json", sealed({"broker": "me", "beat": 1}))
+    wiped(store, place)
+    publish(ledger, 3)
+    with pytest.raises(Outdated, match="was emptied before entry 3"):
+        keep(journal, ledger)
+    assert journal.emptied
+    assert store.keys("exp/journal") == [], "what is not whole is no beginning"
+    keep(journal, ledger)
+    assert store.keys("exp/journal") == [journal.key(3)]
+    keep(journal, ledger)
+    assert journal.is_ours()
+    assert figures(again(place.open())) == figures(ledger)
+
+
+def test_that_a_journal_is_wiped_is_seen_without_an_entry_too(place, store, ledger):
+    journal = Journal(store, "exp", "me")
+    for _ in range(3):
+        keep(journal, ledger)
+    assert journal.is_ours()
+    assert not journal.emptied
+    wiped(store, place)
+    assert journal.is_ours()
+    assert journal.emptied
+    keep(journal, ledger)
+    assert figures(again(place.open())) == figures(ledger)
+
+
+@pytest.mark.parametrize("sign", ["an entry", "a sign of life"])
+def test_of_a_wiped_journal_that_another_broker_keeps_the_old_one_is_fenced(place, store, ledger, sign):
+    journal = Journal(store, "exp", "me")
+    for _ in range(3):
+        keep(journal, ledger)
+    wiped(store, place)
+    if sign == "an entry":
+        other = Journal(place.open(), "exp", "other")
+        other._number = 5
+        other.begin_anew()
+        keep(other, ledger)
+    else:
+        store.put("exp/keeper.json", sealed({"broker": "other", "beat": 1}))
+    there = store.keys("exp/journal")
+    assert not journal.is_ours()
+    with pytest.raises(Fenced, match="is kept by another broker now"):
+        keep(journal, ledger)
+    assert store.keys("exp/journal") == there, "it leaves nothing that others cannot read"
+
+
+@pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
+def test_a_keeper_that_dies_while_it_writes_a_wiped_journal_leaves_one_that_it_can_go_on_with(place, ledger):
+    """What it left is no journal to who does not know the job; who does goes on behind it."""
+    died, torn = True, 0
+    for after in range(200):
+        store = place.open()
+        store.delete(store.keys("exp"))
+        dying = Journal(store, "exp", "me")
+        for _ in range(2):
+            keep(dying, ledger)
+        store.delete(store.keys("exp"))
+        dying._store = place.open_crashing(after)
+        try:
+            with contextlib.suppress(Outdated):
+                keep(dying, ledger)
+            keep(dying, ledger)
+            died = False
+        except Crash:
+            pass
+        next_one = Journal(place.open(), "exp", "me")
+        try:
+            found = next_one.load()
+        except Torn:
+            torn, found = torn + 1, None
+        if found is None:
+            next_one.begin_anew()
+        keep(next_one, ledger)
+        assert next_one.is_ours()
+        assert figures(again(place.open())) == figures(ledger)
+        if not died:
+            break
+    assert not died, "it never came to its end"
+    assert torn, "it died nowhere in between: nothing is tested"
+
+
 @pytest.mark.parametrize("place", ["memory", "file"], indirect=True)
 def test_an_entry_on_its_way_in_another_thread_fences_nobody(place, store, ledger):
     """`is_ours` is asked for a sign of life while a whole entry is written, which cleans up behind itself."""
@@ -207,8 +306,6 @@ def test_a_journal_that_cannot_be_read_is_named_and_nothing_is_done(store, ledge
     ],
 )
 def test_records_that_nobody_wrote_are_refused(store, ledger, state):
-    from slime.cross_job.archive import sealed
-
     keep(Journal(store, "exp"), ledger)
     (key,) = store.keys("exp/journal")
     store.put(key, sealed({"state": state, "whole": True, "number": 0, "writer": "x"}))

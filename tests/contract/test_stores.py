@@ -4,6 +4,7 @@ What goes wrong with Redis only: test_redis.py.
 """
 
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -16,6 +17,7 @@ from slime.cross_job.errors import (
     NotStored,
     StoreFull,
     StoreRefused,
+    StoreUnreachable,
 )
 from slime.cross_job.stores import open_store
 from slime.cross_job.stores.base import without_password
@@ -220,6 +222,73 @@ def test_what_a_crash_left_is_removed_later_and_nothing_else(tmp_path):
 
 
 # ---------------------------------------------------------------------- places that say no
+
+
+@pytest.mark.parametrize("link", ["a", "a/b", "a/b/k"])
+def test_a_symbolic_link_inside_a_store_is_refused(tmp_path, link):
+    """It would lead out of the store: what is written and freed there is somebody else's."""
+    store = FileStore(f"file://{tmp_path}/s")
+    outside = tmp_path / "outside"
+    (outside / "b").mkdir(parents=True)
+    for file in (outside / "k", outside / "b" / "k"):
+        file.write_bytes(b"not ours")
+    at = tmp_path / "s" / link
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.symlink_to(outside / "k" if link.endswith("k") else outside)
+    for act in (
+        lambda: store.put("a/b/k", b"x"),
+        lambda: store.create("a/b/k", b"x"),
+        lambda: store.get("a/b/k"),
+        lambda: store.delete(["a/b/k"]),
+        lambda: store.keys("a/b/k"),
+        lambda: store.exists("a/b/k"),
+    ):
+        with pytest.raises(StoreRefused, match=f"{at} is a symbolic link: a store has none"):
+            act()
+    assert (outside / "k").read_bytes() == (outside / "b" / "k").read_bytes() == b"not ours"
+
+
+def test_a_store_may_itself_be_a_symbolic_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "s").symlink_to(tmp_path / "there")
+    store = FileStore(f"file://{tmp_path}/s")
+    store.put("a/k", b"v")
+    assert store.get("a/k").to_pybytes() == b"v"
+
+
+def test_a_folder_that_was_deleted_is_an_empty_store_and_is_made_again(tmp_path):
+    store = FileStore(f"file://{tmp_path}/s")
+    store.put("a/k", b"v")
+    shutil.rmtree(tmp_path / "s")
+    assert store.keys("a") == []
+    store.check_room(100)
+    store.put("a/k", b"w")
+    assert store.get("a/k").to_pybytes() == b"w"
+
+
+def test_a_file_system_that_is_not_mounted_any_more_is_away_and_not_an_empty_store(small_disk):
+    disk = small_disk("size=4m")
+    stores = [FileStore(f"file://{disk}"), FileStore(f"file://{disk}/s")]
+    for store in stores:
+        store.put("a/k", b"v")
+    subprocess.run(["umount", disk], check=True)
+    try:
+        for store in stores:
+            for act in (
+                lambda store=store: store.put("a/k", b"x"),
+                lambda store=store: store.get("a/k"),
+                lambda store=store: store.keys("a"),
+                lambda store=store: store.exists("a/k"),
+                lambda store=store: store.check_room(1),
+            ):
+                with pytest.raises(StoreUnreachable, match="mount"):
+                    act()
+        assert [*disk.iterdir()] == []
+    finally:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=True)
+    (disk / "s").mkdir()
+    (disk / "s" / "a").mkdir()
+    assert [store.keys("a") for store in stores] == [[], []], "it is mounted again, on another device perhaps"
 
 
 def test_a_full_disk_is_named_and_nothing_half_is_there(small_disk):

@@ -1,6 +1,7 @@
 """What is published with a durable store outlives vaults, broker, and the whole Ray cluster."""
 
 import asyncio
+import shutil
 import threading
 import time
 import uuid
@@ -116,6 +117,32 @@ def test_a_store_that_is_away_is_ridden_out_and_nothing_is_lost(driver, own_redi
             thread.join(30)
         assert consumer.claim(1).batch.to_pydict() == columns(1)
         assert consumer.status()["losses"] == 0
+
+
+def test_a_store_that_is_emptied_in_mid_run_ends_nobody_and_is_filled_again(driver, store, job_id):
+    settings = {"namespace": job_id, "store": store, "heartbeat_s": 0.2}
+    archive = Archive(open_store(store), job_id)
+    with Producer(job_id, **settings) as producer, Consumer(job_id, **settings) as consumer:
+        for rollout_id in range(3):
+            producer.publish(rollout_id, columns(rollout_id))
+        if store.startswith("file:"):
+            shutil.rmtree(store.removeprefix("file://"))
+        else:
+            open_store(store)._redis.flushall()
+        assert archive.names() == []
+        producer.publish(3, columns(3))
+        for rollout_id in range(4):
+            assert consumer.claim(rollout_id).batch.to_pydict() == columns(rollout_id)
+        wait_for(lambda: len(archive.names()) == 4, 30)
+        status = consumer.status()
+        assert (status["events"]["store emptied"], status["lost"], status["losses"]) == (1, [], 0)
+        for name in (f"{VAULT_NAME}_{producer.info.node_id}", BROKER_NAME):  # nobody but the store remembers
+            ray.kill(ray.get_actor(name, namespace=job_id), no_restart=True)
+        producer.finish = lambda: None
+        consumer.finish = lambda: None
+    with Consumer(job_id, **settings) as again:
+        assert again.get(3).batch.to_pydict() == columns(3)
+        assert again.status()["published"] == 4
 
 
 def test_what_is_damaged_in_the_store_is_named_and_generated_again(driver, job_id, tmp_path):

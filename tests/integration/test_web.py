@@ -112,7 +112,7 @@ def test_what_was_lost_or_dropped_is_marked(viewer, browser):
     with shown(viewer, browser):
         browser.until("document.querySelectorAll('[data-state=lost] .chip').length === 2")
         assert "✕ lost 2" in browser.text("[data-state=lost] h3")
-        assert "lost with a vault (3, 4)" in browser.text("#verdict")
+        assert "are lost (3, 4)" in browser.text("#verdict")
         assert browser.text("#figures [data-bad=yes] small") == "lost 2"
 
 

@@ -8,19 +8,31 @@ from typing import Any
 import pytest
 
 from slime.cross_job import books as books_module
-from slime.cross_job.archive import Archive, new_name
+from slime.cross_job import deposits as deposits_module
+from slime.cross_job.archive import Archive, marked, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
-from slime.cross_job.errors import Forgotten, KeptElsewhere, PayloadDamaged, Refused, StoreUnreachable
+from slime.cross_job.broker import Broker
+from slime.cross_job.deposits import Durably
+from slime.cross_job.errors import (
+    Forgotten,
+    KeptElsewhere,
+    NotStored,
+    PayloadDamaged,
+    Refused,
+    StoreRefused,
+    StoreUnreachable,
+)
 from slime.cross_job.journal import Journal
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.recording import RECORDED, Header, Recording
 from slime.cross_job.records import DEAD
 from slime.cross_job.stores import open_store
-from slime.cross_job.types import Payload
+from slime.cross_job.types import BROKER_NAME, Payload
+from slime.cross_job.vault import Target, Vault
 
 from .ledger_hands import attach, figures, publish, train
-from .ray_stand_in import Hangs, client, payload
+from .ray_stand_in import NAMESPACE, Hangs, batch, client, from_refs, payload
 
 
 @pytest.fixture
@@ -326,6 +338,114 @@ def test_a_store_that_hangs_does_not_keep_other_jobs_from_what_changed_by_itself
         assert found[0].revision > revisions["good"]
         assert {kept.state for kept in found[1]} == {DEAD}
         assert broker._ledger.clients["consumer-bad"].state == DEAD
+
+    run(test())
+
+
+async def handed_over(vault: Vault, uri: str, rollout_id: int) -> None:
+    target = Target(f"t{rollout_id}", "p", rollout_id, durably=Durably(uri, "exp"))
+    await vault.hand_over(target, from_refs(batch(rollout_id)), 30)
+
+
+def test_a_store_that_is_emptied_is_filled_again_and_what_is_lost_is_named(broker, vault, run, uri):
+    """A folder deleted, or FLUSHALL, in mid-run: nobody dies of it, and a broker that restarts knows all."""
+
+    async def test() -> None:
+        await broker.attach(client("producer"), {"store": uri, "retain": 2})
+        await broker.attach(client("consumer"), {})
+        for rollout_id in range(3):
+            await handed_over(vault, uri, rollout_id)
+        await broker.call("claim", "c", 0)
+        await broker.call("ack", "c", 0)  # retained: it lies in the store alone
+        await broker.call("resume", "c", 0)  # and is wanted again
+        store: Any = open_store(uri)
+        store._values.clear()
+        await broker.call("demand", "c", 3)
+        await asyncio.sleep(10)
+        status = (await broker.call("status", "exp"))["exp"]
+        assert status["lost"] == [0]
+        assert status["unstored"] == 0, "vaults have stored what they hold again"
+        assert len(Archive(store, "exp").names()) == 2
+        assert status["events"]["store emptied"] == 1
+        (event,) = [e for e in broker._ledger.jobs["exp"].events.values() if e.kind == "store emptied"]
+        assert event.text.startswith(f"{uri} lost what it had of this job: was it emptied?")
+        assert event.text.endswith("2 payloads are stored again by their vaults; lost are rollout 0 version 1")
+        found = Journal(store, "exp").load()
+        assert found is not None
+        assert sorted(found[0].lost) == [0]
+        assert len(found[0].records) == 2
+        assert (await broker.call("claim", "c", 1)).version == 1
+        await broker.call("demand", "c", 0)
+        assert await broker.wait(5, "next_demand", "p") == 0, "what is lost is generated again"
+
+    run(test())
+
+
+def test_a_broker_that_begins_and_finds_its_store_emptied_goes_on_too(broker, vault, ray_stand_in, run, uri):
+    async def test() -> None:
+        await broker.attach(client("producer"), {"store": uri})
+        await broker.attach(client("consumer"), {})
+        await handed_over(vault, uri, 0)
+        for task in broker._tasks:
+            task.cancel()
+        store: Any = open_store(uri)
+        store._values.clear()
+        again = ray_stand_in.actors[BROKER_NAME] = Broker(NAMESPACE)
+        await again.hello()
+        await asyncio.sleep(10)
+        assert (await again.call("status", "exp"))["exp"]["events"]["store emptied"] == 1
+        assert len(Archive(store, "exp").names()) == 1
+        assert (await again.call("claim", "c", 0)).version == 1
+        await again.call("end", "p", "finished")
+        await again.call("end", "c", "finished")
+        await again.call("forget", "exp")
+        assert store.keys("exp") == []
+
+    run(test())
+
+
+def test_a_job_is_forgotten_whatever_its_store_says(broker, vault, run, uri):
+    async def test() -> None:
+        await broker.attach(client("producer"), {"store": uri})
+        await handed_over(vault, uri, 0)
+        await broker.call("end", "p", "finished")
+        store: Any = open_store(uri)
+        delete = store.delete
+
+        def away(keys: Any) -> None:
+            raise StoreUnreachable("away")
+
+        store.delete = away
+        with pytest.raises(StoreUnreachable, match=r"job exp is forgotten, but what it stored is left: delete exp in"):
+            await broker.call("forget", "exp")
+        store.delete = delete
+        assert await broker.call("status") == {}
+        assert vault._snapshots == {}
+
+    run(test())
+
+
+def test_a_vault_that_sees_another_folder_than_the_broker_refuses_to_store_there(broker, vault, run, uri, monkeypatch):
+    """A folder of the same name that is not shared: what is written there is lost with its node."""
+    monkeypatch.setattr(deposits_module, "_UNMARKED_S", -1.0)
+    other = f"memory://{uuid.uuid4().hex}"
+
+    async def test() -> None:
+        granted = await broker.attach(client("producer"), {"store": uri})
+        assert granted["mark"]
+        words = "does not find in memory://.* the mark that the broker left there for job exp: it sees another folder"
+        for there in ("", "of another run"):
+            if there:
+                marked(open_store(other), "exp", there)
+            target = Target(f"t{there}", "p", 0, durably=Durably(other, "exp", mark=granted["mark"]))
+            with pytest.raises(StoreRefused, match=words):
+                await vault.hand_over(target, from_refs(batch()), 30)
+        with pytest.raises(StoreUnreachable, match=words):
+            await vault.load(f"memory://{uuid.uuid4().hex}", "exp", "n0")
+        with pytest.raises(NotStored):
+            await vault.load(uri, "exp", "n0")
+        target = Target("t1", "p", 0, durably=Durably(uri, "exp", mark=granted["mark"]))
+        assert (await vault.hand_over(target, from_refs(batch()), 30)).payload.stored
 
     run(test())
 

@@ -221,7 +221,7 @@ def test_what_matters_most_is_said_first(clock):
     ledger.end("c", "stopped", "asked to")
     texts = [text for _, text in said(ledger)]
     assert "The train job stopped as asked (asked to): start it to go on." in texts
-    assert "1 rollouts are lost with a vault (3): generated again on demand." in texts
+    assert "1 rollouts are lost (3): generated again on demand." in texts
     clock.now += 700
     ledger.heartbeat("p2", "x")
     assert "Nothing has happened to a rollout for 12 min." in [text for _, text in said(ledger)]

@@ -3,6 +3,7 @@
     JOB/payload/NAME.0.arrow ...   the parts; with compression, the same bytes compressed by Arrow's codec
     JOB/payload/NAME.json          the manifest, written last: what has none was never published
     JOB/quarantine/NAME.json       why a payload is not read any more; its files stay, for whoever wants to know
+    JOB/mark.json                  that the broker sees this store; who does not find it there looks at another one
 
 NAME begins with the time (ms), so that names in order are payloads in the order in which they were written. Every part
 and the manifest have a checksum (XXH3, 128 bits), which is verified whenever they are read; what does not match goes
@@ -13,6 +14,7 @@ used.
 import json
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +37,10 @@ _SUFFIX = {"none": "arrow", "lz4": "arrow.lz4", "zstd": "arrow.zst"}
 
 class Archive:
     """The payloads of one job in a store."""
+
+    @property
+    def store(self) -> Store:
+        return self._store
 
     def __init__(self, store: Store, job_id: str, compression: str = "none"):
         if compression not in COMPRESSIONS:
@@ -223,6 +229,22 @@ class Archive:
 
     def _part(self, name: str, number: int, compression: str) -> str:
         return f"{self._job_id}/payload/{name}.{number}.{_SUFFIX[compression]}"
+
+
+def marked(store: Store, job_id: str, mark: str = "") -> str:
+    """Mark a store as that of the broker of a job: with `mark`, if it has none. Returns its mark."""
+    key, mark = f"{job_id}/mark.json", mark or uuid.uuid4().hex
+    if store.create(key, sealed({"mark": mark})):
+        return mark
+    return mark_of(store, job_id) or mark
+
+
+def mark_of(store: Store, job_id: str) -> str:
+    """The mark that the broker of this job has left in a store; empty: none."""
+    try:
+        return str(opened(store.get(f"{job_id}/mark.json"))["mark"])
+    except (NotStored, PayloadDamaged, KeyError, TypeError):
+        return ""
 
 
 def new_name(token: str) -> str:

@@ -13,18 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .archive import Archive, is_older, opened, sealed
+from .archive import Archive, is_older, marked, sealed
 from .errors import (
     CrossJobError,
     Fenced,
     KeptElsewhere,
-    NotStored,
-    PayloadDamaged,
     Refused,
     StoreFull,
     StoreUnreachable,
 )
-from .journal import Entry, Journal, Outdated
+from .journal import KEEPER, Entry, Journal, Outdated, Torn, keeper_of
 from .ledger import Ledger
 from .mail import Mail
 from .recording import is_recording
@@ -33,7 +31,7 @@ from .snapshot import take_job
 from .stores import Store, open_store
 from .stores.base import without_password
 from .stores.calls import Calls
-from .types import ClientInfo, source_name
+from .types import ClientInfo, Located, LocatedValue, source_name
 from .verdicts import who
 
 logger = logging.getLogger(__name__)
@@ -43,7 +41,6 @@ T = TypeVar("T")
 BEAT_S = 2.0
 COLLECT_S = 600.0
 SILENT_S = 7.0  # after which the keeper of a journal is over
-_KEEPER = "keeper.json"
 _OPEN_S = 10.0
 _AWAY_S = 10.0  # that a store may be away before who waits for it is told
 _ORPHAN_S = 600.0  # after which what nobody knows of is freed
@@ -71,6 +68,9 @@ class Books:
         self._calls: dict[str, Calls] = {}  # by URI: a store that hangs holds up no other
         self._beating: dict[str, asyncio.Task[None]] = {}  # job id -> its sign of life that is under way
         self._beats = 0
+        self.marks: dict[str, str] = {}  # by job id: what says that a store is that of the broker, see archive.py
+        # jobs whose store has lost what it had -> what vaults hold of that
+        self._emptied: dict[str, list[Located | LocatedValue]] = defaultdict(list)
 
     def is_open(self, job_id: str) -> bool:
         return job_id in self._journals
@@ -124,12 +124,22 @@ class Books:
                     f"{store.shown} has a recording of this name, {job_id}, which a job would free: choose another "
                     "--job-id or --cross-job-store"
                 )
-            journal = Journal(store, job_id)
+            journal = Journal(store, job_id, self.me)
             followed = silent_s is not None and not started_anew
             keeper = await self._call(uri, job_id, keeper_of, store, job_id)
             if silent_s is None:
                 silent_s = await self._when_free(store, job_id, uri, keeper)
-            found = await self._call(uri, job_id, journal.load, turn="write")
+            known = self._ledger.jobs.get(job_id)
+            is_known = known is not None and known.store == uri and known.revision > 0
+            found = None
+            try:
+                found = await self._call(uri, job_id, journal.load, turn="write")
+            except Torn as error:
+                if not is_known:
+                    raise
+                logger.critical("%s. Its broker remembers it: the journal is written anew", error)
+            if found is None and is_known:
+                journal.begin_anew()
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
                 raise self._began_without(store, job_id)
@@ -138,6 +148,7 @@ class Books:
                     self._check_takeover(*found)
                 lost = "" if followed or keeper is None else str(keeper.get("cluster", ""))
                 self._go_on(*found, uri, silent_s, lost=None if followed else lost)
+            self.marks[job_id] = await self._call(uri, job_id, marked, store, job_id)
             self._uris[job_id], self._journals[job_id] = uri, journal
             self.let_go.pop(job_id, None)
             await self._beat(job_id)
@@ -170,10 +181,11 @@ class Books:
                 self._drops[entry.job_id] += entry.drops  # what it gives up may go, now that this cannot be forgotten
                 return
             except Outdated:
-                drops, entry = entry.drops, self.entry(entry.job_id)
+                self._given_up[entry.job_id] += entry.drops
+                await self._if_emptied(entry.job_id)
+                entry = self.entry(entry.job_id)
                 if entry is None:
                     return
-                entry.drops += drops
                 continue
             except Fenced as error:
                 logger.critical("%s", error)
@@ -185,12 +197,18 @@ class Books:
             await asyncio.sleep(0.5)
 
     async def forget(self, job_id: str) -> None:
-        """Everything of this job goes."""
+        """Everything of this job goes. Raises StoreUnreachable: what it stored is left."""
         if job_id in self._journals:
             uri = self._uris[job_id]
             store = self._stores[uri]
             self._close(job_id)
-            await self._call(uri, job_id, lambda: store.delete(store.keys(job_id)), turn="delete")
+            try:
+                await self._call(uri, job_id, lambda: store.delete(store.keys(job_id)), turn="delete")
+            except CrossJobError as error:
+                raise StoreUnreachable(
+                    f"job {job_id} is forgotten, but what it stored is left: delete {job_id} in {store.shown} once it "
+                    f"answers ({error})"
+                ) from None
 
     @property
     def may_free(self) -> bool:
@@ -217,6 +235,12 @@ class Books:
         for job_id in self._journals.keys() - self._beating.keys():
             self._beating[job_id] = asyncio.create_task(self._beat_if_ours(job_id))
 
+    def take_emptied(self) -> dict[str, list[Located | LocatedValue]]:
+        """Jobs whose store was found emptied, each told once, and what vaults hold of what it had: they are to be
+        kept, and that is to be stored again."""
+        emptied, self._emptied = self._emptied, defaultdict(list)
+        return emptied
+
     async def collect(self) -> int:
         """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was."""
         freed = 0
@@ -239,7 +263,7 @@ class Books:
         been written."""
         uri = self._uris[job_id]
         self._let_go(job_id, uri, "it was handed on")
-        await self._call(uri, job_id, self._stores[uri].delete, [f"{job_id}/{_KEEPER}"])
+        await self._call(uri, job_id, self._stores[uri].delete, [f"{job_id}/{KEEPER}"])
 
     def is_ours(self, info: ClientInfo) -> bool:
         """Whether this client is on the cluster of this broker."""
@@ -281,11 +305,38 @@ class Books:
         """Whether no other broker has gone on with the job, while this one slept; else it is let go."""
         journal = self._journals.get(job_id)
         if journal is not None and await self.in_store(job_id, journal.is_ours, turn="look"):
+            await self._if_emptied(job_id)
             return True
         if journal is not None:
             logger.critical("job %s is kept by another broker now", job_id)
             self._let_go(job_id, self._uris[job_id], "another broker keeps its job now")
         return False
+
+    async def _if_emptied(self, job_id: str) -> None:
+        """If the store has lost what it had of this job: find out what that was, and say it. Its journal is written
+        whole with the next entry."""
+        journal = self._journals.get(job_id)
+        if journal is None or not journal.emptied:
+            return
+        journal.emptied = False
+        known, archive, store = _alive(self._ledger.jobs[job_id]), self._archive(job_id), self._archive(job_id).store
+        try:
+            await self.in_store(job_id, marked, store, job_id, self.marks[job_id])
+            gone = known.difference(await self.in_store(job_id, archive.names))
+        except CrossJobError:
+            journal.emptied = True
+            raise
+        if job_id not in self._journals:
+            return
+        lost, held = self._ledger.not_stored(job_id, gone)
+        self._emptied[job_id] += held
+        words = ", ".join(lost[:20]) + (", …" if len(lost) > 20 else "")
+        text = (
+            f"{store.shown} lost what it had of this job: was it emptied? The broker writes down again how the job "
+            f"stands. {len(held)} payloads are stored again by their vaults; lost are {words or 'none'}"
+        )
+        logger.critical("job %s: %s", job_id, text)
+        self._ledger.note_event(job_id, "store emptied", text)
 
     @staticmethod
     def _began_without(store: Store, job_id: str) -> Refused:
@@ -306,7 +357,7 @@ class Books:
         return KeptElsewhere(why, job_id, uri)
 
     def _close(self, job_id: str) -> None:
-        for held in (self._journals, self._uris, self._drops, self._given_up):
+        for held in (self._journals, self._uris, self._drops, self._given_up, self.marks, self._emptied):
             held.pop(job_id, None)
 
     def _archive(self, job_id: str) -> Archive:
@@ -325,7 +376,7 @@ class Books:
         self._beats += 1
         body = sealed({"broker": self.me, "cluster": self.cluster, "beat": self._beats})
         store = self._stores[self._uris[job_id]]
-        await self.in_store(job_id, store.put, f"{job_id}/{_KEEPER}", body, turn="beat")
+        await self.in_store(job_id, store.put, f"{job_id}/{KEEPER}", body, turn="beat")
 
     async def _when_free(self, store: Store, job_id: str, uri: str, keeper: dict[str, Any] | None) -> float:
         """Like _wait_for_silence; what is known here of a job that is kept elsewhere is let go."""
@@ -357,14 +408,6 @@ class Books:
                     uri,
                 )
         return SILENT_S
-
-
-def keeper_of(store: Store, job_id: str) -> dict[str, Any] | None:
-    """The last sign of life of who keeps a journal."""
-    try:
-        return dict(opened(store.get(f"{job_id}/{_KEEPER}")))
-    except (NotStored, PayloadDamaged):
-        return None
 
 
 def _alive(job: Job) -> set[str]:

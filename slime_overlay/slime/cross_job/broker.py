@@ -18,13 +18,14 @@ import ray
 
 from .books import BEAT_S, COLLECT_S, Books
 from .clusters import Clusters
+from .deposits import Durably
 from .errors import BadInput, BrokerLost, CrossJobError, JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
 from .liveness import JOB_IS, is_over, job_words, over_reason
 from .metrics import Exporter
 from .records import DEAD, Client
-from .types import PROTOCOL, VAULT_NAME, ClientInfo
+from .types import PROTOCOL, VAULT_NAME, ClientInfo, Located, LocatedValue
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Broker(Clusters):
             "job %s: %s attached, epoch %d (Ray job %s)", info.job_id, info.role, granted["epoch"], info.ray_job_id
         )
         await self._changed_in(info.job_id)
-        return granted
+        return {**granted, "mark": self._books.marks.get(info.job_id, "")}
 
     async def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask = self._operation(operation)
@@ -435,6 +436,25 @@ class Broker(Clusters):
     async def _watch_stores(self) -> None:
         await asyncio.sleep(BEAT_S)
         await self._books.beat()
+        for job_id, held in self._books.take_emptied().items():
+            self._spawn(self._store_again(job_id, held))
+
+    async def _store_again(self, job_id: str, held: list[Located | LocatedValue]) -> None:
+        """The store of this job has lost what vaults hold. Where one does not answer, that counts as unstored."""
+        await self._keep_and_wake(job_id)
+        job = self._ledger.jobs.get(job_id)
+        if job is None or job.store is None:
+            return
+        durably = Durably(job.store, job_id, job.compression, behind=True)
+        by_vault = defaultdict(list)
+        for record in held:
+            by_vault[record.payload.vault.partition("/")[0]].append(record)
+        for name, records in by_vault.items():
+            try:
+                handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
+                await answer_of(handle.store_again.remote(durably, records), 30)
+            except (ValueError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
+                logger.warning("job %s: %s does not store %d payloads again: %s", job_id, name, len(records), error)
 
     async def _collect(self) -> None:
         await asyncio.sleep(COLLECT_S)

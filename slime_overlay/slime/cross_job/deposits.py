@@ -7,6 +7,7 @@ this vault, for all readers of its node; a few are kept, because readers hold wh
 import asyncio
 import logging
 import math
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,11 @@ from typing import Any
 
 import ray
 
-from .archive import Archive, new_name
+from .archive import Archive, mark_of, new_name
 from .batch import Batch
-from .errors import BadInput, StoreFull, StoreUnreachable
+from .errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
 from .metrics import Latencies
-from .stores import open_store
+from .stores import Store, open_store
 from .stores.base import without_password
 from .stores.calls import Calls
 from .types import source_name
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _COPIES = 4
 _AWAY_S = 10.0  # that a store may be away before it is said
+_UNMARKED_S = 30.0  # that a mark may be missing: a network file system may show it late
 _LOAD_S = 600.0  # that it may take to read a payload; large ones come from far
 _AGAIN_S = 1.0
 
@@ -41,6 +43,7 @@ class Durably:
     compression: str = "none"
     behind: bool = False  # soon, not before anybody hears of them
     patience_s: float = 3600.0  # for a store that is full or away
+    mark: str = ""  # that the broker left there, see archive.marked; empty: any
 
 
 class Deposits:
@@ -51,6 +54,8 @@ class Deposits:
         self._latencies = Latencies()
         self._archives: dict[tuple[str, str, str], Archive] = {}
         self._calls: dict[str, Calls] = {}  # by URI
+        self._marked: set[tuple[str, str, str]] = set()  # stores that are those of the broker
+        self._unmarked: dict[tuple[str, str, str], float] = {}  # those that are not, since when
         self._copies: OrderedDict[str, asyncio.Future[list[Any]]] = OrderedDict()
 
     async def save(
@@ -67,7 +72,8 @@ class Deposits:
         `observed`: how long that takes, waiting for the store included, goes into the job's figures.
 
         Raises:
-            StoreFull, StoreUnreachable: that lasted longer than `patience_s`. StoreRefused. BadInput: no batches.
+            StoreFull, StoreUnreachable: that lasted longer than `patience_s`. StoreRefused: also where this node sees
+            another folder than the broker. BadInput: no batches.
         """
         parts = [_batch(await ref) for ref in refs]
         apart = None if source is None else _batch(await source)
@@ -76,6 +82,7 @@ class Deposits:
 
         def write() -> None:
             archive = self._archive(how.uri, how.job_id, how.compression)
+            self._check_mark(archive.store, how)
             archive.save(name, parts, about)
             if apart is not None:
                 archive.save(source_name(name), [apart], {})
@@ -132,12 +139,32 @@ class Deposits:
 
     async def _read(self, uri: str, job_id: str, name: str, observed: bool) -> list[Any]:
         began = time.monotonic()
-        parts = await self._calls_of(uri).call(
-            job_id, lambda: self._archive(uri, job_id, "none").load(name), silent_s=_LOAD_S
-        )
+        parts = await self._calls_of(uri).call(job_id, self._parts_of, uri, job_id, name, silent_s=_LOAD_S)
         if observed:
             self._latencies.observe("store_seconds", job_id, time.monotonic() - began, "read")
         return [await asyncio.to_thread(ray.put, part) for part in parts]
+
+    def _check_mark(self, store: Store, how: Durably) -> None:
+        """Before the first payload of a job is written: this node sees the store that the broker sees."""
+        key = (how.uri, how.job_id, how.mark)
+        if key in self._marked:
+            return
+        found = mark_of(store, how.job_id)
+        if found and how.mark in ("", found):
+            self._marked.add(key)
+            return
+        since = self._unmarked.setdefault(key, time.monotonic())
+        kind = StoreRefused if found or time.monotonic() - since > _UNMARKED_S else StoreUnreachable
+        raise kind(_unshared(store, how.job_id))
+
+    def _parts_of(self, uri: str, job_id: str, name: str) -> list[Batch]:
+        archive = self._archive(uri, job_id, "none")
+        try:
+            return archive.load(name)
+        except NotStored:
+            if mark_of(archive.store, job_id):
+                raise
+            raise StoreUnreachable(_unshared(archive.store, job_id)) from None
 
     def _calls_of(self, uri: str) -> Calls:
         return self._calls.setdefault(uri, Calls(without_password(uri)))
@@ -147,6 +174,14 @@ class Deposits:
         if key not in self._archives:
             self._archives[key] = Archive(open_store(uri, _AWAY_S), job_id, compression)
         return self._archives[key]
+
+
+def _unshared(store: Store, job_id: str) -> str:
+    return (
+        f"node {socket.gethostname()} does not find in {store.shown} the mark that the broker left there for job "
+        f"{job_id}: it sees another folder than the broker's node. Mount one file system at this path on every node, "
+        "or give a --cross-job-store that every node reaches"
+    )
 
 
 def _batch(value: Any) -> Batch:

@@ -7,6 +7,9 @@ brokers that both think that they keep a job, one finds its next number taken: i
 (compare-and-set, by `Store.create`). From time to time an entry holds the tables whole, and those before it go, oldest
 first, some with each entry that follows: a broker that slept meanwhile, and takes a number that is free again, knows
 it by the one before, which is gone.
+
+Where the one before is gone, and nobody else has written since, the store was emptied: a folder deleted, a Redis
+flushed. The broker that keeps the job still knows all of it: its next entry is whole, under the next number.
 """
 
 import logging
@@ -24,6 +27,7 @@ from .tables import Change, Mark, Table
 
 logger = logging.getLogger(__name__)
 
+KEEPER = "keeper.json"
 _OLD_AT_ONCE = 32  # entries that go with each that is written: who waits for it does not wait for thousands
 _WHOLE_EVERY = 500  # entries, or twice as many as there are rows of what is retained, whichever is more
 
@@ -31,8 +35,10 @@ _WHOLE_EVERY = 500  # entries, or twice as many as there are rows of what is ret
 class Journal:
     """The entries of one job, as one broker writes them: one at a time; `is_ours` may be asked beside."""
 
-    def __init__(self, store: Store, job_id: str):
-        self._store, self._job_id = store, job_id
+    def __init__(self, store: Store, job_id: str, me: str = ""):
+        self._store, self._job_id, self._me = store, job_id, me
+        self.emptied = False  # it was found out that the store was; whoever asks for it takes it back
+        self._anew = False  # the next entry needs none before it
         self._writer = uuid.uuid4().hex  # which entries are ours
         self._number = -1  # of the newest entry
         self._marks: dict[str, Mark] = {}
@@ -43,9 +49,10 @@ class Journal:
         """The job as its newest entry says, with its tables, and its clients; None: there is none.
 
         Raises:
-            StoreRefused: entries are damaged, or of another version.
+            Torn: entries are missing. StoreRefused: entries are damaged, or of another version.
         """
         keys = self._store.keys(f"{self._job_id}/journal")
+        self._number = int(keys[-1].rpartition("/")[2].removesuffix(".json")) if keys else -1
         found, whole, expected = None, False, 0
         deltas: list[dict[str, Any]] = []
         for key in reversed(keys):
@@ -59,7 +66,7 @@ class Journal:
             except (PayloadDamaged, BadInput, NotStored, KeyError, AttributeError, TypeError, ValueError) as error:
                 raise self._unreadable(key, str(error)) from None
             if deltas and number != expected:
-                raise self._unreadable(key, f"the entry behind it, {expected}, is missing")
+                raise Torn(self._unreadable(key, f"the entry behind it, {expected}, is missing"))
             expected = number - 1
             found = found or state
             deltas.append(state["changes"])
@@ -68,8 +75,7 @@ class Journal:
         if found is None:
             return None
         if not whole:
-            raise self._unreadable(keys[0], "no entry before it holds all")
-        self._number = int(keys[-1].rpartition("/")[2].removesuffix(".json"))
+            raise Torn(self._unreadable(keys[0], "no entry before it holds all"))
         job: Job = found["job"]
         for name in TABLES:
             rows: dict[int, Any] = {}
@@ -91,9 +97,26 @@ class Journal:
         while True:
             number = self._number
             following = self.key(number + 1)
-            ours = self._is_left(number) and (not self._store.exists(following) or self._is_writer(following))
-            if ours or number == self._number:
-                return ours
+            if self._is_left(number) and (not self._store.exists(following) or self._is_writer(following)):
+                return True
+            emptied = not self._has_another(number)
+            if number == self._number:
+                if emptied:
+                    self.begin_anew()
+                return emptied
+
+    def begin_anew(self) -> None:
+        """The store lost what was written: the next entry is whole, and needs none before it."""
+        self.emptied = self._anew = True
+        self._marks, self._old = {}, []
+
+    def _has_another(self, number: int) -> bool:
+        """Whether another broker goes on with this job: it has written an entry behind this one, or signs of life."""
+        later = [key for key in self._store.keys(f"{self._job_id}/journal") if key > self.key(number)]
+        if any(not self._is_writer(key) for key in later):
+            return True
+        keeper = keeper_of(self._store, self._job_id)
+        return keeper is not None and keeper.get("broker") != self._me
 
     def _is_left(self, number: int) -> bool:
         """Whether nobody has gone on from this entry, and cleaned up behind himself; -1: from nothing."""
@@ -125,15 +148,22 @@ class Journal:
         return Entry(self, self._number + 1, now, told, whole, marks)
 
     def _written(self, entry: "Entry") -> None:
-        self._number, self._marks = entry.number, entry.marks
+        self._number = entry.number
+        if entry.whole or not self._anew:
+            self._marks, self._anew = entry.marks, False
         self._since_whole = 0 if entry.whole else self._since_whole + 1
 
     def key(self, number: int) -> str:
         return f"{self._job_id}/journal/{number:016d}.json"
 
 
+class Torn(StoreRefused):
+    """Entries of a journal are missing: nobody can go on from it who does not know the job otherwise."""
+
+
 class Outdated(Exception):
-    """This entry was made before it was known that another one of ours has its number: make it anew."""
+    """This entry was made before it was known that another one of ours has its number, or that the store was emptied:
+    make it anew."""
 
 
 class Entry:
@@ -168,8 +198,16 @@ class Entry:
         data = sealed(body)
         key = journal.key(self.number)
         is_new = store.create(key, data)
-        if not journal._is_left(self.number - 1):
-            raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
+        needs_one_before = not (journal._anew and self.whole)
+        if not needs_one_before or not journal._is_left(self.number - 1):
+            has_another = journal._has_another(self.number - 1)
+            if is_new and (has_another or needs_one_before):  # an emptied store is to begin with all
+                store.delete([key])
+            if has_another:
+                raise Fenced(f"job {journal._job_id} is kept by another broker now, in the same store {store.shown}")
+            if needs_one_before:
+                journal.begin_anew()
+                raise Outdated(f"{store.shown} was emptied before entry {self.number}")
         if not is_new and bytes(memoryview(store.get(key))) != data:
             if journal._is_writer(key):  # an earlier one of ours, of which we did not hear that it was written
                 journal._number, journal._marks = self.number, {}
@@ -180,6 +218,14 @@ class Entry:
             journal._old = [old for old in store.keys(f"{journal._job_id}/journal") if old < key]
         store.delete(journal._old[:_OLD_AT_ONCE])
         del journal._old[:_OLD_AT_ONCE]
+
+
+def keeper_of(store: Store, job_id: str) -> dict[str, Any] | None:
+    """The last sign of life of who keeps a journal."""
+    try:
+        return dict(opened(store.get(f"{job_id}/{KEEPER}")))
+    except (NotStored, PayloadDamaged):
+        return None
 
 
 def _without_store(client: Client) -> Client:

@@ -258,10 +258,12 @@ class Keeper:
         return self._jobs[job_id].told if job_id in self._jobs else {}
 
     async def forget(self, job_id: str) -> None:
-        """The job is forgotten; so is its snapshot."""
+        """The job is forgotten; so is its snapshot, whatever its store says. Raises StoreUnreachable."""
         self._forgotten.add(job_id)
-        await self.books.forget(job_id)
-        await self.let_go(job_id)
+        try:
+            await self.books.forget(job_id)
+        finally:
+            await self.let_go(job_id)
 
     async def let_go(self, job_id: str) -> None:
         """Another broker keeps the job: what vaults have of it lies in its store, too."""

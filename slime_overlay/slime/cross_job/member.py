@@ -282,7 +282,9 @@ class Member:
             self.metrics = self.link.observed = granted["metrics"] == "on"
         if granted and granted["store"] is not None and self._durably is None:
             behind = granted["store_mode"] == WRITE_BEHIND
-            self._durably = Durably(granted["store"], self.job_id, granted["compression"], behind)
+            self._durably = Durably(
+                granted["store"], self.job_id, granted["compression"], behind, mark=granted.get("mark", "")
+            )
             self.link.store, self.link.client = (self.job_id, granted["store"]), self.info
 
     def _durably_within(self, timeout_s: float | None) -> Durably | None:

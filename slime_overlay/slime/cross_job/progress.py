@@ -24,7 +24,7 @@ EVENTS = (
     *("attached", "finished", "stopped", "failed", "dead"),  # clients
     *("paused", "running", "draining", "requeued", "discarded", "closed"),  # its operator
     *("lost", "dropped", "regenerated", "outdated", "resumed", "rewound", "quarantined"),  # rollouts
-    *("restarted", "vault died"),  # its broker, and what it found
+    *("restarted", "vault died", "store emptied"),  # its broker, and what it found
 )
 """Kinds of events: they label a metric, so there is no other."""
 

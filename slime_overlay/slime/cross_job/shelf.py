@@ -7,6 +7,7 @@ the vaults may free.
 import heapq
 import json
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 from .errors import Refused, RolloutNotFound
@@ -199,6 +200,35 @@ class Shelf(Retention):
         found = [one for one in [*held, *job.values.values()] if one.payload.token == token]
         return self._lose(job, found[0]) if found else None
 
+    def not_stored(self, job_id: str, names: Collection[str]) -> tuple[list[str], list[Located | LocatedValue]]:
+        """The durable store of a job has lost payloads of these names. What no vault holds is lost with them. Returns
+        that, in words, and the newest version of what vaults hold, to be stored again."""
+        job = self._known_job(job_id)
+        lost, held = list[str](), list[Located | LocatedValue]()
+        for number, source in [*job.sources.items()]:
+            if source.stored in names or source_name(source.stored) in names:
+                if source.vault or not source.source_apart:
+                    job.sources[number] = replace(source, stored="")
+                else:
+                    del job.sources[number]
+                    lost.append(f"where the source of prompts stood after its generation {number}")
+        for versions in [*job.rollouts.values()]:
+            for at, located in reversed([*enumerate(versions)]):
+                if located.payload.stored not in names:
+                    continue
+                if not located.payload.vault:
+                    lost.append(self._lose(job, located, "its durable store lost it, and no vault holds it"))
+                else:
+                    versions[at] = kept = replace(located, payload=replace(located.payload, stored=""))
+                    job.records.pop(kept.serial, None)
+                    held.append(kept)
+        for key, value in [*job.values.items()]:
+            if value.payload.stored in names:
+                job.values[key] = again = replace(value, payload=replace(value.payload, stored=""))
+                job.records.pop(again.serial, None)
+                held.append(again)
+        return lost[::-1], held
+
     def vault_lost(self, name: str, incarnation: str = "") -> dict[str, list[str]]:
         """The vault `name` died; what it held is gone, but for its new `incarnation`. Returns job id -> what."""
         lost: dict[str, list[str]] = {}
@@ -376,8 +406,8 @@ class Shelf(Retention):
         self._note_stored(job, located)
         return located
 
-    def _lose(self, job: Job, gone: Located | LocatedValue) -> str:
-        """A version is gone with its vault; the rollout with it, if that was the last one. Returns what it was."""
+    def _lose(self, job: Job, gone: Located | LocatedValue, why: str = "it went with its vault") -> str:
+        """A version is gone; the rollout with it, if that was the last one. Returns what it was."""
         job.over.add(gone.serial)
         job.records.pop(gone.serial, None)
         if isinstance(gone, LocatedValue):
@@ -388,10 +418,10 @@ class Shelf(Retention):
         job.held_bytes -= in_memory(gone.payload)
         if not job.rollouts[rollout_id]:
             del job.rollouts[rollout_id]
-            self._missing(job, rollout_id)
+            self._missing(job, rollout_id, why)
         return f"rollout {rollout_id} version {gone.version}"
 
-    def _missing(self, job: Job, rollout_id: int) -> None:
+    def _missing(self, job: Job, rollout_id: int, why: str = "it went with its vault") -> None:
         """No version of it is left."""
         job.readable.discard(rollout_id)
         if rollout_id not in job.done:  # else it has taken effect: nobody misses it, unless training goes back
@@ -399,7 +429,7 @@ class Shelf(Retention):
             job.losses += 1
             known = job.progress.get(rollout_id)
             self._note(job, rollout_id, LOST, losses=(known.losses if known else 0) + 1)
-            self._event(job, "lost", "it went with its vault", rollout_id)
+            self._event(job, "lost", why, rollout_id)
 
 
 def _is_of(vault: str, name: str) -> bool:

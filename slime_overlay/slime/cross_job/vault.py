@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,6 +181,21 @@ class Vault:
                 await self._tell("note_event", job_id, "quarantined", str(error))
             raise
 
+    async def store_again(self, durably: Durably, lost: list[Located | LocatedValue]) -> None:
+        """The durable store has lost these payloads: those that this vault holds are written again, soon."""
+        for record in lost:
+            token = record.payload.token
+            if token in self._held and token not in self._behind:
+                named = (
+                    {"rollout_id": record.rollout_id}
+                    if isinstance(record, Located)
+                    else {"key": record.key, "version": record.version}
+                )
+                target = Target(token, "", durably=durably, **named)
+                apart = self._held.get(f"{token}.source", [None])[0]
+                work = self._store(target, _about(target, record.payload), record, self._held[token], apart)
+                self._soon(token, work)
+
     async def open(self, token: str) -> list[Any]:
         """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
         if token not in self._held:
@@ -323,11 +339,14 @@ class Vault:
         if recorded.payload.token == token and taken and recorded.payload.vault:
             self._records[token] = recorded
             if durably is not None and durably.behind:
-                self._behind[token] = asyncio.ensure_future(self._store(target, about, recorded, refs, apart))
-                self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
+                self._soon(token, self._store(target, about, recorded, refs, apart))
         else:  # the same content as the version that is there, or not taken, or it lies in the store alone
             await self.drop([token, f"{token}.source"])
         return recorded
+
+    def _soon(self, token: str, work: Coroutine[Any, Any, None]) -> None:
+        self._behind[token] = asyncio.ensure_future(work)
+        self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
 
     async def _store(
         self, target: Target, about: dict[str, Any], recorded: Located | LocatedValue, refs: list[Any], apart: Any

@@ -87,7 +87,12 @@ def standing(
     said = [*_of_its_operator(job), *_of_its_clients(job, now)]
     if job.lost:
         some = _some(sorted(job.lost))
-        said.append((WARNING, f"{len(job.lost)} rollouts are lost with a vault ({some}): generated again on demand."))
+        said.append(
+            (
+                WARNING,
+                f"{len(job.lost)} rollouts are lost ({some}): generated again on demand.",
+            )
+        )
     if damaged:
         text = f"{len(damaged)} rollouts have a damaged record ({_some(damaged)}): their weight version or meta has a "
         said.append((WARNING, f"{text}wrong type. They are handed out as of unknown weights; drop them if in doubt."))

@@ -9,6 +9,7 @@ A crash leaves at most temporary files (names that begin with a dot), which `swe
 
 import contextlib
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from ..errors import BadInput, StoreFull
+from ..errors import BadInput, StoreFull, StoreRefused, StoreUnreachable
 from .base import Data, Store, check_key, explained, pieces
 from .calls import progress
 
@@ -78,6 +79,7 @@ class FileStore(Store):
         if not self._root.parent.is_dir():
             raise BadInput(f"{self._root.parent} is no folder here: it must be there on every node, shared")
         self._do("the store", self._make_folders, self._root)
+        self._devices = self._root.stat().st_dev, self._root.parent.stat().st_dev
 
     def put(self, key: str, data: Data) -> None:
         path = self._path(key)
@@ -129,6 +131,8 @@ class FileStore(Store):
         return self._path(key).is_file()
 
     def check_room(self, nbytes: int) -> None:
+        self._do("its folder", self._check_root)
+        self._do("its folder", self._make_folders, self._root)  # somebody may have deleted it
         disk = self._do("the disk", os.statvfs, self._root)
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         if free < nbytes + min(_RESERVE_BYTES, total // 20):
@@ -148,7 +152,39 @@ class FileStore(Store):
     # ------------------------------------------------------------------ inside
 
     def _path(self, key: str) -> Path:
-        return self._root / check_key(key)
+        """Where a key lies, or would. Raises StoreRefused where a symbolic link would lead out of the store."""
+        path = self._root / check_key(key)
+        self._do("its folder", self._check_root)
+        self._do(key, self._check_links, path)
+        return path
+
+    def _check_root(self) -> None:
+        """The file system that was there when the store was opened is mounted: else all would look as if freed."""
+        try:
+            at, place = 0, self._root.stat()
+        except FileNotFoundError:
+            at, place = 1, _stat_of_mounted(self._root.parent, self.shown)
+        if place.st_dev == self._devices[at]:
+            return
+        if at == 0 and any(self._root.iterdir()):  # mounted anew
+            self._devices = place.st_dev, self._root.parent.stat().st_dev
+            return
+        raise StoreUnreachable(
+            f"{self.shown} is empty, and on another file system than when it was opened: mount the one that it was on"
+        )
+
+    def _check_links(self, path: Path) -> None:
+        at = self._root
+        for name in path.relative_to(self._root).parts:
+            at /= name
+            try:
+                if stat.S_ISLNK(at.lstat().st_mode):
+                    raise StoreRefused(
+                        f"{at} is a symbolic link: a store has none, because it would lead out of its folder. Put the "
+                        "folder itself there, or make the whole store a link"
+                    )
+            except FileNotFoundError:
+                return
 
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         for folder, _, names in os.walk(self._path(prefix), onerror=_unless_absent):
@@ -181,6 +217,13 @@ class FileStore(Store):
             return act(*args)
         except OSError as error:
             raise explained(self, what, error) from None
+
+
+def _stat_of_mounted(folder: Path, shown: str) -> os.stat_result:
+    try:
+        return folder.stat()
+    except FileNotFoundError:
+        raise StoreUnreachable(f"{folder} is not there any more, in which {shown} was: is it not mounted?") from None
 
 
 def _unless_absent(error: OSError) -> None:

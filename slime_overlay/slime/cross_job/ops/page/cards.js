@@ -44,7 +44,8 @@ function drawFigures() {
     });
 }
 
-const FAULTS = ["failed", "dead", "lost", "dropped", "outdated", "rewound", "quarantined", "restarted", "vault died"];
+const FAULTS = ["failed", "dead", "lost", "dropped", "outdated", "rewound", "quarantined", "restarted", "vault died",
+  "store emptied"];
 
 const faults = (status) => FAULTS.reduce((sum, kind) => sum + (status.events[kind] || 0), 0);
 
@@ -132,8 +133,8 @@ function waitName(what) {
 
 // ---------------------------------------------------------------- events
 
-const LEVELS = { failed: "bad", dead: "bad", lost: "bad", quarantined: "bad", "vault died": "bad", dropped: "warn",
-  outdated: "warn", rewound: "warn", restarted: "warn", requeued: "warn", discarded: "warn", regenerated: "warn",
+const LEVELS = { failed: "bad", dead: "bad", lost: "bad", quarantined: "bad", "vault died": "bad", "store emptied": "bad",
+  dropped: "warn", outdated: "warn", rewound: "warn", restarted: "warn", requeued: "warn", discarded: "warn", regenerated: "warn",
   paused: "warn", draining: "warn" };
 const SIGNS = { bad: "\u2715", warn: "!", calm: "\u00b7" };
 let eventsShown = 40;
