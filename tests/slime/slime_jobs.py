@@ -21,7 +21,7 @@ ROUTER_019 = Path(sys.prefix) / "router-0.1.9"  # made by scripts/env.sh
 ROLLOUTS = 5
 FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
 """What is equal in equal trainings; `tokens` hashes every rank's samples, `checksum` the weights after the step."""
-SILENCE_S = 150.0
+SILENCE_S = 240.0
 """A job that logs nothing for so long hangs (see patience.py)."""
 CROSS_JOB = ("--enable-cross-job-communication", "--job-id")
 
