@@ -40,7 +40,8 @@ QUIET_S = {
     "integration": 300,
     "slime core": 420,
     "tools": 300,
-    "slime": 600,
+    "slime": 300,
+    "slime real": 250,
 }
 """Seconds that each suite takes on the quiet machine: 2 cores, nothing else on them. Each run ends with the table that
 it measured, to be pasted here."""
@@ -71,6 +72,7 @@ def suites(out: Path) -> list[Suite]:
     two_jobs = [f"{integration}{name}.py" for name in ("two_jobs", "delivery")]
     tools = [f"{integration}{name}.py" for name in ("cli", "doctor", "metrics", "web")]
     core = [f"{slime}{name}.py" for name in ("same_training", "survival")]
+    real = f"{slime}real.py"
     environments = "(. scripts/env.sh) && ENVIRONMENT=slime && . scripts/env.sh"
     kills = "cluster killed,vault killed,broker killed,train driver killed"
     chaos = ("scripts/chaos.sh", "--json", str(out / "chaos.json"), "--minutes")
@@ -93,7 +95,8 @@ def suites(out: Path) -> list[Suite]:
         Suite("integration", _tests("integration", "tests/integration", *_without([*two_jobs, *tools]))),
         Suite("slime core", _tests("slime", *core), alone=True),
         Suite("tools", _tests("integration", *tools), alone=True),
-        Suite("slime", _tests("slime", "tests/slime", *_without(core)), alone=True),
+        Suite("slime", _tests("slime", "tests/slime", *_without([*core, real])), alone=True),
+        Suite("slime real", _tests("slime", real), alone=True),
     ]
 
 

@@ -1,11 +1,10 @@
 """A train job of another layout gets what slime would have split for it, also of what was published before."""
 
 import layouts
-import pytest
-from slime_jobs import end_well
+from slime_jobs import at_pins, end_well
 
 
-@pytest.mark.parametrize("pin", ["v0.3.1"])
+@at_pins(again=("v0.3.1",))
 def test_a_rollout_that_is_split_anew_is_what_slime_splits_for_that_layout(pin, new_run):
     job = new_run(pin, "layouts").start(layouts.__file__)
     end_well(job)

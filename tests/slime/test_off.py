@@ -32,6 +32,8 @@ FLAGS = {
     *("cross_job_metrics", "cross_job_traces"),
 }
 
+ON = ("--enable-cross-job-communication", "--job-id", "x")
+
 LOOK = """
 import json, sys
 sys.argv = ["train.py", *json.loads(sys.argv[1])]
@@ -74,35 +76,26 @@ def test_without_a_flag_patched_slime_is_slime(pin, checkout: Callable[..., Path
     assert loaded == [], "slime.cross_job was imported with the feature off"
 
 
+def _again(*given: object):
+    return pytest.param(*given, marks=pytest.mark.again)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--cross-job-role", "train"), "--cross-job-role without --enable-cross-job-communication"),
         (("--job-id", "x"), "--job-id without --enable-cross-job-communication"),
-        (("--enable-cross-job-communication",), "no job id"),
         (
-            ("--enable-cross-job-communication", "--job-id", "x", "--cross-job-role", "judge"),
-            "invalid choice: 'judge'",
-        ),
-        (
-            ("--enable-cross-job-communication", "--job-id", "x", "--cross-job-role", "train", "--colocate"),
+            (*ON, "--cross-job-role", "train", "--colocate"),
             "--colocate does not go with --cross-job-role train: rollout and training share no GPU across jobs",
         ),
-        (
-            (
-                "--enable-cross-job-communication",
-                "--job-id",
-                "x",
-                "--cross-job-role",
-                "rollout",
-                "--debug-rollout-only",
-            ),
+        _again(("--cross-job-role", "train"), "--cross-job-role without --enable-cross-job-communication"),
+        _again(("--enable-cross-job-communication",), "no job id"),
+        _again((*ON, "--cross-job-role", "judge"), "invalid choice: 'judge'"),
+        _again(
+            (*ON, "--cross-job-role", "rollout", "--debug-rollout-only"),
             "--debug-rollout-only does not go with --cross-job-role rollout",
         ),
-        (
-            ("--enable-cross-job-communication", "--job-id", "x", "--cross-job-max-ahead", "-1"),
-            "--cross-job-max-ahead -1 is too small",
-        ),
+        _again((*ON, "--cross-job-max-ahead", "-1"), "--cross-job-max-ahead -1 is too small"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(flags, said, checkout: Callable[..., Path], tmp_path: Path):

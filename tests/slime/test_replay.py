@@ -70,6 +70,7 @@ def test_where_the_recording_ends_so_does_the_training(recorded: Run, new_run: C
     assert f"recording 'kept' ends with rollout {ROLLOUTS - 1}" in train.logs
 
 
+@pytest.mark.again
 def test_slimes_debug_files_become_the_same_recording(recorded: Run):
     """The files that slime wrote, through slime's own code: the bytes that it published."""
     words = ("import", *where(recorded)[:-1], "imported", "--ranks", str(RANKS), str(recorded.root / SAVED))
@@ -92,7 +93,7 @@ def test_slimes_debug_files_become_the_same_recording(recorded: Run):
     assert ours.terms == theirs.terms
 
 
-@at_pins("079dbcf", again=("v0.1.0", "v0.3.1"))
+@at_pins(again=("079dbcf", "v0.1.0", "v0.3.1"))
 def test_samples_of_training_data_are_the_same_training_data_to_slime(pin, new_run: Callable[..., Run]):
     """Every combination of normalised rewards, log-probs and metadata, through slime's own code twice."""
     run = new_run(pin, "conversions")

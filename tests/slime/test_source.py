@@ -3,7 +3,7 @@
 from slime_jobs import at_pins, end_well
 
 
-@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
+@at_pins(again=("079dbcf", "v0.1.0", "v0.3.1"))
 def test_a_source_goes_on_where_another_stood(pin, new_run):
     run = new_run(pin, "source")
     job = run.start_script("source_state.py")

@@ -66,7 +66,7 @@ def traced(run: Run, address: str) -> list[dict[str, Any]]:
     return [event for event in made["traceEvents"] if event["ph"] == "X"]
 
 
-@at_pins("v0.3.1", again=("079dbcf",))
+@at_pins("079dbcf", again=("v0.3.1",))
 def test_a_rollout_job_that_was_killed(pin, run, single, cluster):
     """The trainer waits, gives its weights to the new engines, and gets the rollout that was lost in the making."""
     hold = stop_at(run, "rollout", KILLED_AT)
