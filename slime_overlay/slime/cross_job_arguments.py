@@ -54,7 +54,8 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "heartbeat_s": (float, "seconds between two signs of life (default: 1.0)"),
     "dead_after_s": (
         float,
-        "seconds of silence after which a client counts as dead though its Ray job still runs (default: 30.0)",
+        "seconds of silence after which a client's lease is over: others may take its place and what it holds; where "
+        "Ray cannot tell whether it lives, its peers count it as dead (default: 30.0)",
     ),
     "peer_grace_s": (
         float,

@@ -143,7 +143,7 @@ class Supervisor:
             job = self.current(role)
             if job.details is None and not job.lost:
                 client = self.client(role)
-                stalled = client.get("state") == "dead" and client["submission_id"] == job.submission_id
+                stalled = client.get("state") in ("dead", "silent") and client["submission_id"] == job.submission_id
                 job.given_up = job.given_up or stalled
             done = self.finishing.is_set() and job.details is not None and job.details.status == JobStatus.SUCCEEDED
             if (job.details is not None or job.given_up or job.lost) and not done:

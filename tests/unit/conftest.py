@@ -57,7 +57,7 @@ def run(loop: Loop) -> Callable[[Coroutine[Any, Any, Any]], Any]:
 
 @pytest.fixture
 def over() -> dict[str, str]:
-    """Client id -> why Ray says that it is over."""
+    """Client id -> why Ray says that it is over; empty: Ray calls it alive. Of others nobody can tell."""
     return {}
 
 
@@ -73,7 +73,7 @@ def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, st
         await asyncio.sleep(0)
         return function(*args, **kwargs)
 
-    def over_reason(info: ClientInfo) -> str | None:
+    def over_reason(info: ClientInfo, silent_s: float = 0.0) -> str | None:
         asked.append(info.client_id)
         return over.get(info.client_id)
 
@@ -93,6 +93,7 @@ def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, st
         monkeypatch.setattr(module, "ray", stand_in)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
     monkeypatch.setattr(calls, "in_thread", in_loop)
+    monkeypatch.setattr(broker_module, "ask_ray", at_once)
     monkeypatch.setattr(broker_module, "over_reason", over_reason)
     monkeypatch.setattr(broker_module, "job_words", lambda ray_job_id: None)
     monkeypatch.setattr(broker_module, "Ledger", lambda: Ledger(loop.time, loop.time))

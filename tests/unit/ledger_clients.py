@@ -68,8 +68,9 @@ class Clients(RuleBasedStateMachine):
     @rule(takes_over=st.booleans(), max_ahead=PERHAPS_FEW, stated=SETTINGS_OF_A_JOB)
     def attach_producer(self, takes_over: bool, max_ahead: int | None, stated: dict[str, Any]) -> None:
         old = self.producer()
-        holds = old is not None and old.state == "live"
+        holds = old is not None and old.attached
         begins = self.life is None or self.life.complete
+        takes_over |= holds and old is not None and old.state == "silent"
         stated = stated if begins else {"max_ahead": None if holds and takes_over else max_ahead}
         ray_job = old.ray_job if old and takes_over else ""
         refused = JobIdTaken if holds and not takes_over else None
@@ -113,9 +114,11 @@ class Clients(RuleBasedStateMachine):
         said = {key: value for key, value in stated.items() if value is not None}
         person = Someone(name, role, group, ray_job or f"ray-{name}", 0, self.now, said)
         begins = self.life is None or self.life.complete
-        others = [other for other in self.people.values() if other.state == "live" and other is not replaces]
-        if any(other.stated.get(key, value) != value for other in others for key, value in said.items()):
-            refused = None if begins and not others else refused or Refused
+        others = [other for other in self.people.values() if other.attached and other is not replaces]
+        disagree = [o for o in others if any(o.stated.get(key, value) != value for key, value in said.items())]
+        others = [other for other in others if other.there(self.now)]
+        if any(other in others for other in disagree):
+            refused = refused or Refused
         granted = self.compare(
             lambda: self.ledger.attach(self.info(person), dead_after_s=DEAD_AFTER_S, **stated), refused
         )
@@ -125,7 +128,8 @@ class Clients(RuleBasedStateMachine):
             self.end_of_life()
             self.life = Life()
         life = self.the_life()
-        self.leave(replaces, "dead")
+        for other in (replaces, *disagree):
+            self.leave(other, "dead")
         if life.control == "draining" and not others:
             life.control = "running"
         life.settings |= said
@@ -147,12 +151,12 @@ class Clients(RuleBasedStateMachine):
     @rule(last_first=st.booleans(), state=st.sampled_from(["finished", "finished", "dead"]), spared=st.none() | INDEX)
     def all_end(self, last_first: bool, state: str, spared: int | None) -> None:
         """Both sides end, the last of them in `state`; perhaps somebody stays, or a writer, who writes."""
-        leaving = [p for p in self.people.values() if p.state == "live" and (p.role != "writer" or spared is None)]
+        leaving = [p for p in self.people.values() if p.attached and (p.role != "writer" or spared is None)]
         leaving = [p for number, p in enumerate(leaving) if number != spared]
         for person in leaving[::-1] if last_first else leaving:
             self.end_as(person, state if person is leaving[-1] else "finished")
         for person in self.people.values():
-            if person.state == "live" and person.role == "writer":
+            if person.attached and person.role == "writer":
                 self.put_value_as(person, KEYS[1], None, again=False)
 
     def end_as(self, person: Someone, state: str) -> None:
@@ -161,14 +165,9 @@ class Clients(RuleBasedStateMachine):
 
     def leave(self, person: Someone | None, state: str) -> None:
         life = self.life
-        if person is None or person.state != "live" or life is None:
+        if person is None or not person.attached or life is None:
             return
-        person.state = "stopped" if state == "finished" and life.control == "draining" else state
-        person.ended_at = self.now
-        life.ended.append(person)
-        for place in [place for place, (owner, _) in life.leases.items() if owner == person.name]:
-            life.give_back(place)
-        life.settle(self.now)
+        life.leave(person, state, self.now)
         if life.over():
             self.end_of_life()
             life.complete = True
@@ -177,37 +176,76 @@ class Clients(RuleBasedStateMachine):
         if self.life is not None:
             self.life.end()
 
-    @rule(seconds=st.sampled_from([1, 10, 20]), asleep=st.sets(INDEX, max_size=2), awake=st.booleans())
-    def time_passes(self, seconds: int, asleep: set[int], awake: bool) -> None:
-        people = [person for person in self.people.values() if person.state == "live"]
+    @rule(
+        seconds=st.sampled_from([1, 10, 20, 35]),
+        asleep=st.sets(INDEX, max_size=2),
+        awake=st.booleans(),
+        vouched=st.booleans(),
+        stopped=st.booleans(),
+    )
+    def time_passes(self, seconds: int, asleep: set[int], awake: bool, vouched: bool, stopped: bool) -> None:
+        people = [person for person in self.people.values() if person.attached]
         for person in people if awake else [p for number, p in enumerate(people) if number not in asleep]:
-            self.ledger.heartbeat(person.name, "at work")
-            person.last_beat = self.now
+            self.beat(person)
+        if stopped:  # the broker was, so that it heard nobody
+            self.now += seconds
+            for person in self.people.values():
+                person.last_beat += seconds
+            assert self.ledger.tick(stopped_s=float(seconds)) == []
+            return
+        for person in people if vouched else []:
+            self.ledger.vouch(self.ledger.clients[person.name])
+            person.vouched_at = self.now
         for _ in range(seconds):
             self.now += 1
             late = [p for p in people if p.state == "live" and self.now - p.last_beat > DEAD_AFTER_S]
             assert [client.info.client_id for client in self.ledger.tick()] == [person.name for person in late]
             for person in late:
-                self.leave(person, "dead")
+                person.state, person.ended_at = "silent", self.now
             if self.life is not None:
                 before = [*self.life.settled]
                 self.life.settle(self.now)
                 freed, expired = self.life.settled != before, self.ledger.expire()
-                assert late or expired == ([JOB] if freed else [])  # who leaves may have freed them before
+                assert expired == ([JOB] if freed else [])
 
     @precondition(lambda self: any(person.state != "live" for person in self.people.values()))
     @rule(who=INDEX)
     def heartbeat(self, who: int) -> None:
         person = self.choose(who)
         if person is not None:
-            self.compare(lambda: self.ledger.heartbeat(person.name, "at work"), person.barred)
-            if person.state == "live":
-                person.last_beat = self.now
+            self.beat(person)
 
-    @precondition(lambda self: self.serial % 5 == 0 or not any(p.state == "live" for p in self.people.values()))
+    @precondition(lambda self: any(person.state == "silent" for person in self.people.values()))
+    @rule(which=INDEX, takes=st.booleans())
+    def somebody_who_was_silent_is_heard_again(self, which: int, takes: bool) -> None:
+        """It goes on, under a new epoch, if nobody took what it held meanwhile."""
+        silent = [person for person in self.people.values() if person.state == "silent"]
+        person = silent[which % len(silent)]
+        life = self.the_life()
+        held = [rollout_id for (_, rollout_id), (owner, _) in life.leases.items() if owner == person.name]
+        others = [p for p in self.people.values() if p.group == person.group and p is not person and p.attached]
+        if takes and held and others and held[0] in life.readable:
+            found = self.compare(lambda: self.ledger.claim(others[0].name, held[0]), None)
+            error, expected = life.to_be_claimed(self.now, others[0], held[0], None, 0.0)
+            assert (error, person.state) == (None, "dead")
+            assert (found and (found.rollout_id, found.version)) == expected
+            if found is not None:
+                life.counts["claimed"] += 1
+                life.leases[person.group, held[0]] = (others[0].name, found.version)
+        self.beat(person)
+
+    def beat(self, person: Someone) -> None:
+        granted = self.compare(lambda: self.ledger.heartbeat(person.name, "at work"), person.barred)
+        if granted is None:
+            return
+        assert (granted["epoch"] > person.epoch) == (person.state == "silent" and person.role != "writer")
+        person.state, person.epoch = "live", granted["epoch"]
+        person.last_beat, person.ended_at, person.vouched_at = self.now, 0.0, -1.0
+
+    @precondition(lambda self: self.serial % 5 == 0 or not any(p.attached for p in self.people.values()))
     @rule()
     def forget(self) -> None:
-        live = any(person.state == "live" for person in self.people.values())
+        live = any(person.there(self.now) for person in self.people.values())
         if self.life is None or live:
             self.compare(lambda: self.ledger.forget(JOB), Refused if live else RolloutNotFound)
             return
@@ -248,12 +286,12 @@ class Clients(RuleBasedStateMachine):
     def choose(self, number: int, role: str | None = None, live: bool = False) -> Someone | None:
         """One of the latest clients of a role; mostly a live one, now and then one that has ended."""
         fitting = [p for p in self.people.values() if role in (None, p.role)]
-        alive = [p for p in fitting if p.state == "live"]
+        alive = [p for p in fitting if p.attached]
         fitting = alive if live or (number < 5 and alive) else fitting[-4:]
         return fitting[number % len(fitting)] if fitting else None
 
     def alive(self, role: str) -> int:
-        return sum(person.role == role and person.state == "live" for person in self.people.values())
+        return sum(person.role == role and person.attached for person in self.people.values())
 
     def info(self, person: Someone) -> ClientInfo:
         return ClientInfo(person.name, JOB, person.role, group=person.group, ray_job_id=person.ray_job)

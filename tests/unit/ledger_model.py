@@ -25,6 +25,7 @@ from slime.cross_job.errors import (
 from slime.cross_job.types import Payload
 
 Error = type[Exception] | None
+VOUCHED_S = 60.0
 SETTINGS = {
     **{"max_ahead": 0, "retain": None, "retain_s": None, "retain_bytes": None},
     **{"max_bytes": None, "max_staleness": None, "on_stale": "wait"},
@@ -44,10 +45,22 @@ class Someone:
     stated: dict[str, Any]
     state: str = "live"
     ended_at: float = 0.0
+    vouched_at: float = -1.0
+
+    @property
+    def attached(self) -> bool:
+        return self.state in ("live", "silent")
 
     @property
     def barred(self) -> Error:
-        return None if self.state == "live" else Fenced
+        return None if self.attached else Fenced
+
+    def there(self, now: float) -> bool:
+        """For its peers; of one that is silent Ray must have said lately that it is alive."""
+        return self.state == "live" or (self.state == "silent" and now - self.vouched_at <= VOUCHED_S)
+
+    def missed_since(self) -> float:
+        return max(self.ended_at, self.vouched_at + VOUCHED_S if self.vouched_at >= 0 else 0.0)
 
 
 @dataclass
@@ -86,7 +99,32 @@ class Life:
     # ------------------------------------------------------------------ who
 
     def live(self, group: str) -> list[Someone]:
-        return [member for member in self.groups[group] if member.state == "live"]
+        return [member for member in self.groups[group] if member.attached]
+
+    def left(self, group: str, now: float) -> tuple[str, float] | None:
+        """(state, since when) as which a group is missed; None: somebody is there."""
+        members = self.live(group)
+        if any(member.there(now) for member in members):
+            return None
+        if members:
+            return "silent", max(member.missed_since() for member in members)
+        return self.left_last(group).state, self.left_last(group).ended_at
+
+    def leave(self, person: Someone, state: str, now: float) -> None:
+        person.state = "stopped" if state == "finished" and self.control == "draining" else state
+        person.ended_at = now
+        person.vouched_at = -1.0
+        self.ended.append(person)
+        for place in [place for place, (owner, _) in self.leases.items() if owner == person.name]:
+            self.give_back(place)
+        self.settle(now)
+
+    def take_over(self, group: str, owner: str, now: float) -> bool:
+        """What somebody holds whose lease is over is free for others of the group."""
+        holder = next(member for member in self.groups[group] if member.name == owner)
+        if holder.state == "silent":
+            self.leave(holder, "dead", now)
+        return holder.state == "dead"
 
     def left_last(self, group: str) -> Someone:
         return [who for who in self.ended if who.role == "consumer" and who.group == group][-1]
@@ -102,13 +140,13 @@ class Life:
 
     def producer_over(self, now: float, grace_s: float) -> Error:
         last = self.producers[-1] if self.producers else None
-        if self.control == "draining" and (last is None or last.state != "live"):
+        if self.control == "draining" and (last is None or not last.attached):
             return Drained
-        if last is None or last.state == "live":
+        if last is None or last.there(now):
             return None
         if last.state == "finished":
             return EndOfStream
-        return PeerFailed if now - last.ended_at >= grace_s else None
+        return PeerFailed if now - last.missed_since() >= grace_s else None
 
     # ------------------------------------------------------------------ what
 
@@ -184,11 +222,12 @@ class Life:
                 early = self.settings["on_stale"] == "wait" and self.too_far(ahead, self.weights)
                 if ahead <= base + self.settings["max_ahead"] and not early:
                     return None, ahead
-        if self.groups and not any(self.live(group) for group in self.driving()):
-            failed = [group for group in self.driving() if not self.closed(group)]
+        left = [self.left(group, now) for group in self.driving()]
+        if left and None not in left:
+            failed = [since for state, since in left if state != "finished"]
             if not failed:
                 return EndOfStream, None
-            if now - self.left_last(failed[-1]).ended_at >= grace_s:
+            if now - failed[-1] >= grace_s:
                 return PeerFailed, None
         return None, None
 
@@ -198,8 +237,13 @@ class Life:
         """Which (id, version) this consumer gets; what is too stale is given up, what is lost demanded."""
         group = person.group
         if rollout_id is None:
-            for untouched in sorted(self.readable):
-                if (group, untouched) in self.acked or (group, untouched) in self.leases:
+            for untouched in sorted({*self.readable, *(r for g, r in self.leases if g == group)}):
+                owner, _ = self.leases.get((group, untouched), ("", 0))
+                if (group, untouched) in self.acked or (
+                    owner and (owner == person.name or not self.take_over(group, owner, now))
+                ):
+                    continue
+                if untouched not in self.readable:
                     continue
                 if not self.stale(untouched):
                     return None, (untouched, max(self.readable[untouched]))
@@ -218,6 +262,8 @@ class Life:
                 self.wanted.add(rollout_id)
             told = self.value_lost(person) or self.lost_for_good([rollout_id])
             return told or self.producer_over(now, grace_s), None
+        if owner != person.name and self.take_over(group, owner, now):
+            owner, leased = person.name, 0
         if owner != person.name:
             return None, None
         if not leased and version is None and self.stale(rollout_id):
@@ -246,7 +292,7 @@ class Life:
 
     def may_resume(self, person: Someone, rollout_id: int) -> Error:
         others = [other for other in self.live(person.group) if other is not person]
-        if any(other.ray_job != person.ray_job for other in others):
+        if any(other.ray_job != person.ray_job and other.state == "live" for other in others):
             return JobIdTaken
         return RolloutNotFound if max(self.freed - self.skipped, default=-1) >= rollout_id else None
 

@@ -9,7 +9,7 @@ import ray
 from slime.cross_job import broker as broker_module
 from slime.cross_job.broker import Broker
 from slime.cross_job.errors import EndOfStream, Fenced, JobIdTaken, PeerFailed
-from slime.cross_job.records import DEAD, FAILED, FINISHED
+from slime.cross_job.records import FAILED, FINISHED, LIVE, SILENT
 from slime.cross_job.types import PROTOCOL, ClientInfo
 
 from .ray_stand_in import (
@@ -143,9 +143,10 @@ def test_what_is_offered_exists_and_either_changes_something_or_does_not(broker)
 
 
 def test_hello_says_who_is_here(broker, run):
-    assert run(broker.hello()) == {"protocol": PROTOCOL, "namespace": NAMESPACE, "actor_id": "actor1"}
+    here = {"protocol": PROTOCOL, "namespace": NAMESPACE, "actor_id": "actor1", "loop_lag_s": 0.0}
+    assert run(broker.hello()) == here
     watches = {*broker._tasks}
-    assert len(watches) == 7
+    assert len(watches) == 8
     run(broker.hello())
     assert broker._tasks == watches
 
@@ -228,7 +229,7 @@ def test_the_watch_ends_who_is_silent_too_long_even_if_ray_knows_nothing(broker,
 
 
 def test_the_watch_outlives_what_ray_throws(broker, run, monkeypatch, caplog, loop):
-    def broken(info: ClientInfo) -> str | None:
+    def broken(info: ClientInfo, silent_s: float) -> str | None:
         raise RuntimeError("dashboard on fire")
 
     async def test() -> None:
@@ -238,7 +239,93 @@ def test_the_watch_outlives_what_ray_throws(broker, run, monkeypatch, caplog, lo
         await asyncio.sleep(20)
         assert "dashboard on fire" in caplog.text
         await asyncio.sleep(20)
-        assert broker._ledger.clients["p"].state == DEAD
+        assert broker._ledger.clients["p"].state == SILENT
+
+    run(test())
+
+
+def test_a_lease_ends_on_time_though_ray_does_not_answer(broker, run, monkeypatch, asked, loop):
+    async def hangs(function: Any, info: ClientInfo, *args: Any) -> Any:
+        asked.append(info.client_id)
+        await asyncio.sleep(10_000)
+
+    monkeypatch.setattr(broker_module, "ask_ray", hangs)
+
+    async def test() -> None:
+        await broker.hello()
+        for number in range(5):
+            await broker.attach(client("consumer", f"c{number}"), {"dead_after_s": 30})
+        await broker.attach(client("producer"), {"dead_after_s": 30})
+        await asyncio.sleep(29.5)
+        assert {one.state for one in broker._ledger.clients.values()} == {LIVE}
+        await asyncio.sleep(1.5)
+        assert {one.state for one in broker._ledger.clients.values()} == {SILENT}
+        assert loop.time() <= 1031.5
+
+    run(test())
+    assert {*asked[:6]} == {"p", *(f"c{number}" for number in range(5))}, "all are asked about at once"
+
+
+def test_only_the_time_that_the_broker_itself_stood_still_is_forgiven(broker, run, loop, caplog):
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("producer"), {"dead_after_s": 30})
+        await asyncio.sleep(20)
+        loop.now += 100  # as if this process had been stopped
+        await asyncio.sleep(9)
+        assert broker._ledger.clients["p"].state == LIVE
+        assert (await broker.hello())["loop_lag_s"] == pytest.approx(100, abs=1)
+        await asyncio.sleep(2)
+        assert broker._ledger.clients["p"].state == SILENT
+
+    run(test())
+    assert "this broker stood still for" in caplog.text
+
+
+def test_a_peer_that_ray_calls_alive_is_waited_for_and_goes_on_when_it_wakes(broker, run, over, loop):
+    over["p"] = ""
+
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("producer"), {"dead_after_s": 10})
+        await broker.attach(client("consumer"), {"dead_after_s": 100})
+        assert await broker.wait(60, "claim", "c", 0) is None
+        found = await broker.call("peer_verdict", "c")
+        assert found["kind"] == "silent"
+        assert "silent, not dead: no sign of life for 60" in found["message"]
+        assert (await broker.call("heartbeat", "p", "awake"))["epoch"] == 2
+        await broker.call("publish", "p", 0, payload("t0"))
+        assert (await broker.call("claim", "c", 0)).epoch == 2
+
+    run(test())
+
+
+def test_a_peer_of_whom_nobody_can_tell_counts_as_dead_and_may_still_wake_up(broker, run, loop):
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("producer"), {"dead_after_s": 10})
+        await broker.attach(client("consumer"), {"dead_after_s": 100})
+        with pytest.raises(PeerFailed, match="Ray cannot tell whether it lives") as raised:
+            await broker.wait(60, "claim", "c", 0)
+        assert raised.value.verdict["kind"] == "dead"
+        assert (await broker.call("heartbeat", "p", "awake"))["epoch"] == 2
+        assert await broker.wait(1, "claim", "c", 0) is None
+
+    run(test())
+
+
+def test_a_producer_that_was_replaced_in_its_silence_is_fenced_when_it_wakes(broker, run, over, loop):
+    over["p1"] = ""
+
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("producer", "p1"), {"dead_after_s": 10})
+        with pytest.raises(JobIdTaken):
+            await broker.attach(client("producer", "p2"), {})
+        await asyncio.sleep(11)
+        assert (await broker.attach(client("producer", "p2"), {}))["epoch"] == 2
+        with pytest.raises(Fenced, match=r"replaced by a newer producer after 11.* s without a sign of life"):
+            await broker.call("heartbeat", "p1", "awake")
 
     run(test())
 

@@ -26,7 +26,14 @@ GB = 10**9
 def client(state="live", silent_s=0.4, **more):
     return {
         **{"state": state, "reason": "", "activity": "at work", "activity_s": 3.0, "silent_s": silent_s},
-        **{"dead_after_s": 30.0, "ray_job_id": "01000000", "submission_id": "raysubmit_1", "pid": 77, "host": "gpu7"},
+        **{
+            "presumed_dead": False,
+            "dead_after_s": 30.0,
+            "ray_job_id": "01000000",
+            "submission_id": "raysubmit_1",
+            "pid": 77,
+            "host": "gpu7",
+        },
         **more,
     }
 
@@ -144,7 +151,7 @@ def test_a_lease_that_is_about_to_end():
     assert only(checks.leases("exp", status(train=client(silent_s=15.0)))).severity == "ok"
     found = only(checks.leases("exp", status(train=client(silent_s=15.1))))
     assert found.severity == "warning"
-    assert "the group train (pid 77 on gpu7) is silent for 15.1 s; after 30 s it counts as dead" in found.what
+    assert "the group train (pid 77 on gpu7) is silent for 15.1 s, of a lease of 30 s" in found.what
     assert only(checks.leases("exp", status(train=client("dead", silent_s=400)))).severity == "ok"
 
 

@@ -199,7 +199,7 @@ def test_released_and_orphaned_rollouts_are_claimable_again(ledger, clock):
     ledger.heartbeat(producer, "alive")
     assert [c.info.client_id for c in ledger.tick()] == [second]
     assert ledger.claim(first).rollout_id == 0
-    with pytest.raises(Fenced, match="no sign of life"):
+    with pytest.raises(Fenced, match=r"took what it held after 31\.0 s without a sign of life"):
         ledger.ack(second, 0)
     assert ledger.status("exp")["exp"]["requeued"] == 2
 
@@ -207,12 +207,19 @@ def test_released_and_orphaned_rollouts_are_claimable_again(ledger, clock):
 def test_a_broker_that_stood_still_counts_nobody_dead_for_what_it_did_not_hear(ledger, pair, clock):
     ledger.tick()
     clock.now += 1000
-    gone = ledger.tick()
+    gone = ledger.tick(stopped_s=999.0)
     assert gone == []
     for _ in range(31):
         clock.now += 1
         gone += ledger.tick()
     assert {client.info.client_id for client in gone} == {*pair}
+
+
+def test_a_late_tick_by_itself_forgives_nothing(ledger, pair, clock):
+    for round_s in (0.5, 5.5, 10.5, 30.5):
+        clock.now += round_s
+        ledger.tick()
+    assert {client.state for client in ledger.clients.values()} == {"silent"}
 
 
 def test_retention_keeps_the_newest_acked(ledger):

@@ -51,7 +51,7 @@ class LedgerAgainstModel(Invariants):
     @rule(weight_version=PERHAPS_FEW, start=PERHAPS_FEW)
     def generate_what_is_demanded(self, weight_version: int | None, start: int | None) -> None:
         producer = self.producer()
-        if producer is not None and producer.state == "live":
+        if producer is not None and producer.attached:
             wanted = self.next_demand_of(producer, start, None, 0.0)
             if wanted is not None:
                 self.record(producer, wanted, self.new_payload(weight_version))
@@ -86,7 +86,7 @@ class LedgerAgainstModel(Invariants):
     def publish_again(self, who: int, rollout_id: int, version: int) -> None:
         """A retry: the token of some version that is there."""
         producer, versions = self.choose(who, "producer"), self.versions(rollout_id)
-        if producer is not None and producer.state == "live" and versions:
+        if producer is not None and producer.attached and versions:
             version = [*versions][version % len(versions)]
             recorded, located = self.ledger.publish(producer.name, rollout_id, versions[version])
             assert (recorded, located.version, located.payload) == (True, version, versions[version])
@@ -95,7 +95,7 @@ class LedgerAgainstModel(Invariants):
     def publish_the_newest_again(self) -> None:
         """A retry, because the answer was lost: its vault died since, or it was acked, or given up."""
         producer, life = self.producer(), self.the_life() if self.life else Life()
-        if producer is None or producer.state != "live" or self.newest is None or self.newest[0] != producer.name:
+        if producer is None or not producer.attached or self.newest is None or self.newest[0] != producer.name:
             return
         _, rollout_id, version, payload = self.newest
         payload = replace(payload, vault=self.incarnation_of(payload.vault.partition("/")[0]))
@@ -123,7 +123,7 @@ class LedgerAgainstModel(Invariants):
     @rule(rollout_id=ROLLOUT_IDS, weight_version=PERHAPS_FEW)
     def publish_what_may_be_equal(self, rollout_id: int, weight_version: int | None) -> None:
         producer, versions = self.producer(), self.versions(rollout_id)
-        if producer is None or producer.state != "live" or not versions:
+        if producer is None or not producer.attached or not versions:
             return
         payload, newest = self.new_payload(weight_version), versions[max(versions)]
         if (newest.weight_version, newest.nbytes) == (weight_version, payload.nbytes):
@@ -288,7 +288,7 @@ class LedgerAgainstModel(Invariants):
             return
         life = self.the_life()
         self.compare(lambda: self.ledger.unreadable(person.name, rollout_id), person.barred)
-        if person.state == "live":
+        if person.attached:
             if life.leases.get((person.group, rollout_id), ("",))[0] == person.name:
                 life.give_back((person.group, rollout_id))
             if rollout_id in life.lost and person.group in life.driving():
@@ -312,9 +312,9 @@ class LedgerAgainstModel(Invariants):
         )
         assert located is None or (located.version, located.payload) == (wanted, versions[wanted])
         for person in self.people.values():
-            if person.state == "live" and person.role != "writer":
+            if person.attached and person.role != "writer":
                 self.hear_verdict(life, person, rollout_id)
-            if person.state == "live" and person.role == "producer":
+            if person.attached and person.role == "producer":
                 turn, before = self.ledger.source_before(person.name, rollout_id)
                 expected, sources = life.sources_before(rollout_id)
                 assert turn == expected
@@ -326,12 +326,12 @@ class LedgerAgainstModel(Invariants):
         members = [member for members in life.groups.values() for member in members]
         if person.role == "consumer":
             members = [self.people[owner]] if owner != person.name else life.producers[-1:]
-        live = any(member.state == "live" for member in members)
+        live = any(member.there(self.now) for member in members)
         held_back = "paused" if life.control == "paused" else "full" if life.full() else ""
         if held_back and (person.role == "producer" or (live and owner == person.name)):
             assert kind == held_back
             return
-        assert (kind in ("alive", "slow")) == live
+        assert (kind in ("alive", "slow", "silent")) == live
         assert (kind == "absent") == (not members)
 
     # ------------------------------------------------------------------ what dies besides clients
@@ -400,6 +400,8 @@ class LedgerAgainstModel(Invariants):
         assert missing == ({JOB: sorted(before - {*life.readable})} if before - {*life.readable} else {})
         for person in self.people.values():
             person.last_beat = person.ended_at = self.now
+            person.vouched_at = -1.0
+            person.state = "live" if person.attached else person.state
 
     @invariant()
     def a_step_was_taken(self) -> None:

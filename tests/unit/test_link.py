@@ -7,7 +7,7 @@ from slime.cross_job.link import check_address, ensure_ray
 
 
 def test_an_address_of_rays_client_is_refused_at_once(monkeypatch):
-    with pytest.raises(BadInput, match="ray://head:10001 is an address of Ray's Client.*HOST:PORT"):
+    with pytest.raises(BadInput, match=r"ray://head:10001 is an address of Ray's Client.*HOST:PORT"):
         ensure_ray("ray://head:10001")
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(BadInput, match="ray://head:10001"):

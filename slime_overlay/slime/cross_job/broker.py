@@ -9,7 +9,7 @@ Undecorated, so that it can be tested without Ray; `link.py` makes the actor.
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,19 @@ from .deposits import Durably
 from .errors import BadInput, BrokerLost, CrossJobError, JobIdTaken, PayloadLost
 from .keeper import Keeper, alive_nodes, answer_of
 from .ledger import Ledger
-from .liveness import JOB_IS, is_over, job_words, over_reason
+from .liveness import JOB_IS, ask_ray, is_over, job_words, over_reason
 from .metrics import Exporter
-from .records import DEAD, Client
+from .records import DEAD, SILENT, Client
 from .types import PROTOCOL, VAULT_NAME, ClientInfo, Located, LocatedValue
 
 logger = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 0.5
+_STOOD_STILL_S = 0.5  # by which a round of that watch is late where this process was stopped, or had no CPU
+_LAG_OVER_S = 60.0  # over which the lag of the event loop is shown
 _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
+_RAY_ANSWERS_S = 10.0  # within which it tells, or nobody can
+_ASK_AGAIN_S = 5.0  # about a client whose lease is over
 _VAULTS_EVERY_S = 5.0
 _SILENT_S = 3.0  # after which a vault is named while the broker begins
 _FAILURES = 3  # to begin, after which clients are told
@@ -72,9 +76,13 @@ class Broker(Clusters):
         self._begun: asyncio.Task[None] | None = None
         self._began_at = 0.0
         self._failures: list[str] = []  # to begin, one after the other
+        self._asking: set[str] = set()  # clients about which Ray is being asked
+        self._ticked_at: float | None = None
+        self._lags: deque[tuple[float, float]] = deque()  # (when, seconds) that the event loop was late
 
     async def hello(self) -> dict[str, Any]:
-        """Who is here: {"protocol", "namespace", "actor_id"}. Begins, with what the vaults remember.
+        """Who is here: {"protocol", "namespace", "actor_id", "loop_lag_s"}; the last is by how much its event loop was
+        late at most, in the last minute. Begins, with what the vaults remember.
 
         Raises:
             BrokerLost: it failed to begin, several times; it goes on trying.
@@ -85,7 +93,11 @@ class Broker(Clusters):
                 raise BrokerLost(self._how_it_begins())
             await asyncio.wait([begun], timeout=1.0)
         actor_id = ray.get_runtime_context().get_actor_id()
-        return {"protocol": self._protocol, "namespace": self._namespace, "actor_id": actor_id}
+        lag_s = round(max((late_s for _, late_s in self._lags), default=0.0), 3)
+        return {
+            **{"protocol": self._protocol, "namespace": self._namespace, "actor_id": actor_id},
+            "loop_lag_s": lag_s,
+        }
 
     async def starting(self) -> dict[str, Any] | None:
         """None: it has begun, and answers. Else, at once, what it waits for while it begins: {"waits_for": [{"vault",
@@ -175,6 +187,7 @@ class Broker(Clusters):
 
     async def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask = self._operation(operation)
+        wakes = operation == "heartbeat" and getattr(self._ledger.clients.get(args[0]), "state", "") == SILENT
         try:
             result = ask(*args, **kwargs)
         except JobIdTaken:  # a consumer resumes a group in which another one lives
@@ -183,7 +196,7 @@ class Broker(Clusters):
             if not await self._are_over([c for c in group if c is not mine and c.info.job_id == mine.info.job_id]):
                 raise
             result = ask(*args, **kwargs)
-        if operation in _WRITES:
+        if operation in _WRITES or wakes:
             await self._changed_by(operation, *args)
         return await self._with_its_job(result) if operation == "peer_verdict" else result
 
@@ -274,7 +287,8 @@ class Broker(Clusters):
         exporter = Exporter(self._ledger)  # what happened until now was exported before
         for job_id in self._ledger.jobs:
             self._ledger.note_event(job_id, "restarted", "the broker was restarted, and goes on where it was")
-        watches = (self._watch_clients, self._watch_vaults, self._watch_stores, self._collect)
+        self._ticked_at = None
+        watches = (self._watch_clients, self._watch_silence, self._watch_vaults, self._watch_stores, self._collect)
         for name in [*self._given_up]:
             self._spawn(self._wait_for_given_up(name))
         for watch in (*watches, self._watch_followers, self._serve, exporter.watch):
@@ -303,8 +317,17 @@ class Broker(Clusters):
             found = {**found, **more} if isinstance(found, dict) else [*found, *more]
         return found
 
-    async def _over_reason(self, info: ClientInfo) -> str | None:
-        return await asyncio.to_thread(over_reason, info) if self._books.is_ours(info) else None
+    async def _over_reason(self, info: ClientInfo, silent_s: float = 0.0) -> str | None:
+        """See liveness.over_reason. None also where Ray does not answer in time."""
+        if not self._books.is_ours(info):
+            return None
+        try:
+            return await asyncio.wait_for(ask_ray(over_reason, info, silent_s), _RAY_ANSWERS_S)
+        except asyncio.TimeoutError:
+            logger.warning("job %s: Ray does not say within %g s whether %s lives", info.job_id, _RAY_ANSWERS_S, info)
+        except Exception:  # whatever Ray throws, the client may live, and others are asked about
+            logger.exception("job %s: Ray cannot tell whether %s lives", info.job_id, info)
+        return None
 
     def _operation(self, name: str) -> Callable[..., Any]:
         if name not in _READS and name not in _WRITES:
@@ -366,11 +389,13 @@ class Broker(Clusters):
 
     async def _are_over(self, clients: list[Client | None]) -> bool:
         """Whether Ray says of any of these clients that it cannot be alive; it is then counted as dead."""
-        return any([await self._is_over(client) for client in clients if client is not None])
+        return any(await asyncio.gather(*(self._is_over(client) for client in clients if client is not None)))
 
     async def _is_over(self, client: Client) -> bool:
-        reason = await self._over_reason(client.info)
-        if reason is not None and client.live:
+        reason = await self._over_reason(client.info, self._ledger.silent_s(client))
+        if reason == "":
+            self._ledger.vouch(client)
+        elif reason and client.live:
             self._ledger.end(client.info.client_id, DEAD, reason)
             logger.warning("job %s: %s is dead: %s", client.info.job_id, client.info.role, reason)
             if not is_over(reason):
@@ -397,7 +422,7 @@ class Broker(Clusters):
 
     async def _with_its_job(self, verdict: dict[str, Any]) -> dict[str, Any]:
         """A verdict on a client that is not through, with what Ray says of its job."""
-        if verdict["kind"] not in ("alive", "slow", "dead") or JOB_IS in verdict["message"]:
+        if verdict["kind"] not in ("alive", "slow", "silent", "dead") or JOB_IS in verdict["message"]:
             return verdict
         if verdict["cluster"] != self._books.cluster:
             return verdict
@@ -405,16 +430,45 @@ class Broker(Clusters):
         return {**verdict, "message": f"{verdict['message']}; {words}"} if words else verdict
 
     async def _watch_clients(self) -> None:
+        """End leases on time. It waits for nothing else, so that a late round means that this process stood still."""
         await asyncio.sleep(_WATCH_EVERY_S)
-        gone = self._ledger.tick()
-        for client in gone:
-            self._spawn(self._add_its_job(client))
-        gone += [c for c in self._ledger.silent(_ASK_RAY_AFTER_S) if await self._is_over(c)]
+        late = self._ledger.tick(self._stood_still_s())
         expired = self._ledger.expire()
-        for job_id in {*expired, *(client.info.job_id for client in gone)}:
+        for job_id in {*expired, *(client.info.job_id for client in late)}:
             self._spawn(self._keep_and_wake(job_id))  # one whose store is away holds up no other
-        if self._drops:
+        if late or self._drops:
             self._wake()
+
+    def _stood_still_s(self) -> float:
+        """For how long this process did nothing since the last round, though it was due; 0 where it was on time."""
+        now = asyncio.get_running_loop().time()
+        late_s = 0.0 if self._ticked_at is None else max(0.0, now - self._ticked_at - _WATCH_EVERY_S)
+        self._ticked_at = now
+        while self._lags and now - self._lags[0][0] > _LAG_OVER_S:
+            self._lags.popleft()
+        self._lags.append((now, late_s))
+        if late_s < _STOOD_STILL_S:
+            return 0.0
+        logger.warning("this broker stood still for %.1f s: nobody's lease ends for that", late_s)
+        return late_s
+
+    async def _watch_silence(self) -> None:
+        """Ask Ray about clients that are silent: each in a task of its own, so that none holds up another."""
+        await asyncio.sleep(_WATCH_EVERY_S)
+        for client in self._ledger.silent(_ASK_RAY_AFTER_S):
+            if client.info.client_id not in self._asking:
+                self._asking.add(client.info.client_id)
+                self._spawn(self._ask_about(client))
+
+    async def _ask_about(self, client: Client) -> None:
+        try:
+            if await self._is_over(client):
+                await self._keep(client.info.job_id)
+                self._wake()
+            elif client.state == SILENT:
+                await asyncio.sleep(_ASK_AGAIN_S)
+        finally:
+            self._asking.discard(client.info.client_id)
 
     async def _watch_vaults(self) -> None:
         await asyncio.sleep(_VAULTS_EVERY_S)
@@ -496,7 +550,7 @@ class Broker(Clusters):
 async def _job_of(ray_job_id: str) -> str:
     """How this Ray job stands, in words; empty where nobody can tell."""
     try:
-        found = await asyncio.to_thread(job_words, ray_job_id)
+        found = await asyncio.wait_for(ask_ray(job_words, ray_job_id), _RAY_ANSWERS_S)
     except Exception as error:  # whatever the state API makes of a dashboard that is not there
         logger.info("Ray cannot tell about Ray job %s: %s", ray_job_id, error)
         return ""

@@ -19,7 +19,8 @@ class Engines(Pacing):
         self._live(client_id).facts = facts
 
     def facts(self, client_id: str, grace_s: float = 0.0) -> tuple[int, Any] | None:
-        """(epoch, what it announced) of the live producer, or for a producer of the newest consumer; None: not yet.
+        """(epoch as which it attached, what it announced) of the producer, or for a producer of the newest consumer;
+        None: not yet.
 
         Raises:
             EndOfStream, PeerFailed: the producer ended.
@@ -30,10 +31,10 @@ class Engines(Pacing):
             told = [g.last for g in job.groups.values() if g.last is not None and g.last.facts is not None]
             peer = max(told, key=lambda c: c.attached_at, default=None)
         else:
-            peer = job.producer if job.producer is not None and job.producer.live else None
+            peer = job.producer if self._is_there(job.producer) else None
             if peer is None:
                 self._raise_if_producer_over(job, grace_s)
-        return None if peer is None or peer.facts is None else (peer.epoch, peer.facts)
+        return None if peer is None or peer.facts is None else (peer.attached_as, peer.facts)
 
     def begin_update(self, client_id: str, until: int | None = None, grace_s: float = 0.0) -> int | None:
         """Hold the engines for a weight update; returns the epoch of the producer that has them, None: not yet.
@@ -51,14 +52,14 @@ class Engines(Pacing):
         if gate.holder and gate.holder != client_id:
             return None
         producer = job.producer
-        if producer is None or not producer.live or producer.facts is None:
+        if producer is None or not self._is_there(producer) or producer.facts is None:
             self._raise_if_producer_over(job, grace_s)
             return None
-        gate.producer_is(producer.epoch)
+        gate.producer_is(producer.attached_as)
         if not gate.unknown and self._owed(job, until):
             gate.wanted_by = client_id
             return None
-        return producer.epoch if gate.begin(client_id) else None
+        return producer.attached_as if gate.begin(client_id) else None
 
     def end_update(self, client_id: str, version: int, epoch: int) -> None:
         """The engines of the producer with `epoch` have the weights `version`, all of them.
@@ -87,7 +88,7 @@ class Engines(Pacing):
             EndOfStream, PeerFailed: the producer ended.
         """
         job = self.jobs[self._live(client_id, "consumer").info.job_id]
-        if job.producer is not None and not job.producer.live:
+        if job.producer is not None and not self._is_there(job.producer):
             self._raise_if_producer_over(job, grace_s)
             return None
         return job.gate.version if job.gate.open else None
@@ -98,13 +99,13 @@ class Engines(Pacing):
         producer = job.producer
         if (
             producer is None
-            or not producer.live
+            or not self._is_there(producer)
             or producer.facts is None
-            or producer.epoch <= since
+            or producer.attached_as <= since
             or job.gate.holder
         ):
             return None
-        return producer.epoch if job.gate.engines != producer.epoch or job.gate.unknown else None
+        return producer.attached_as if job.gate.engines != producer.attached_as or job.gate.unknown else None
 
     def _owed(self, job: Job, until: int | None) -> bool:
         """Whether a rollout is still to be generated with the weights that the engines have."""

@@ -240,7 +240,8 @@ class Gateway:
         deadline = Deadline(wait_s)
         while deadline:
             producer = self._consumer.status()["producer"]
-            if producer["epoch"] != epoch or producer["state"] != "live":
+            there = producer["state"] in ("live", "silent") and not producer["presumed_dead"]
+            if producer["attached_as"] != epoch or not there:
                 return True
             time.sleep(0.5)
         return False

@@ -24,6 +24,7 @@ from .records import (
     FINISHED,
     GENERATING,
     LOST,
+    SILENT,
     Client,
     Group,
     Job,
@@ -50,7 +51,8 @@ class Ledger(Steering):
         """Lease a rollout to this consumer: `rollout_id`, or the lowest that nobody of its group has; None: not yet.
 
         Claiming again what one holds is the same lease, and so is asking for the next one with the same `token` again.
-        The lease stays with the version that was claimed.
+        The lease stays with the version that was claimed. What a member of the group holds whose own lease is over may
+        be claimed, too: that member is fenced.
 
         Raises:
             EndOfStream, PeerFailed: the producer ended, and what is asked for was not published.
@@ -89,6 +91,8 @@ class Ledger(Steering):
             self._raise_if_producer_over(job, grace_s)
             return None
         owner, leased = group.leases.get(rollout_id, (client_id, None))
+        if owner != client_id and self._taken_from(self.clients[owner], client):
+            owner, leased = client_id, None
         if owner != client_id:
             return None
         if leased is None and version is None and self._is_stale(job, rollout_id):
@@ -170,7 +174,8 @@ class Ledger(Steering):
                 "anew under another --job-id"
             )
         for other in others:
-            self.end(other.info.client_id, DEAD, f"a newer consumer resumed its group at rollout {rollout_id}")
+            words = f"a newer consumer resumed its group at rollout {rollout_id}{self._while_silent(other)}"
+            self.end(other.info.client_id, DEAD, words)
         again = sorted(r for r in group.acked if r >= rollout_id)
         for undone in again:
             group.acked.discard(undone)
@@ -210,15 +215,19 @@ class Ledger(Steering):
         return {"again": again, "acked": covered}
 
     def first(self, client_id: str) -> bool:
-        """True: no consumer of another Ray job had this one's place in its group before, and is alive.
+        """True: no consumer of another Ray job had this one's place in its group before, and is alive; one whose lease
+        is over is fenced.
 
         Raises:
             JobIdTaken: one is.
         """
         client = self._live(client_id, "consumer")
-        for other in self._others(client):
-            if other.epoch < client.epoch:
-                self._may_replace(other, client.info)
+        before = [other for other in self._others(client) if other.attached_as < client.attached_as]
+        for other in before:
+            self._may_replace(other, client.info)
+        for other in before:
+            if other.state == SILENT:
+                self.end(other.info.client_id, DEAD, f"a newer consumer took its place{self._while_silent(other)}")
         return True
 
     def unreadable(self, client_id: str, rollout_id: int) -> None:
@@ -273,7 +282,7 @@ class Ledger(Steering):
             found = verdict(self.clients[owner[0]], "consumer", job.job_id, self._clock(), self._wall())
             return {**found, "message": f"it is leased: {found['message']}"}
         found = verdict(job.producer, "producer", job.job_id, self._clock(), self._wall())
-        if found["kind"] not in ("alive", "slow"):
+        if found["kind"] not in ("alive", "slow", "silent"):
             return found
         held_back = self.held_back(job)
         return {**found, **held_back} if held_back else _with_words(found, self.idle(job))
@@ -292,11 +301,17 @@ class Ledger(Steering):
         self._complete_if_over(job)
 
     def _others(self, client: Client) -> list[Client]:
-        """The living consumers of its group, but for itself."""
-        living = self._living(client.info.job_id)
-        return [
-            c for c in living if c.info.role == "consumer" and c.info.group == client.info.group and c is not client
-        ]
+        """The attached consumers of its group, but for itself."""
+        job = self.jobs[client.info.job_id]
+        return [c for c in self._members(job.groups[client.info.group], job) if c is not client]
+
+    def _taken_from(self, holder: Client, taker: Client) -> bool:
+        """What `holder` has is free for another of its group, if its lease is over: it is fenced."""
+        if holder.state != SILENT:
+            return False
+        words = f"another consumer of its group (pid {taker.info.pid} on {taker.info.host or '?'}) took what it held"
+        self.end(holder.info.client_id, DEAD, f"{words}{self._while_silent(holder)}")
+        return True
 
     def _raise_if_value_lost(self, job: Job, client: Client) -> None:
         for value in job.lost_values.values():
@@ -318,7 +333,7 @@ class Ledger(Steering):
     def _claim_next(self, job: Job, group: Group, client: Client, grace_s: float) -> Located | None:
         put_aside: list[int] = []
         try:
-            while group.ready:
+            while self._free_of_the_silent(group, client):
                 rollout_id = group.ready[0]  # popped once it is settled, or an error would lose it
                 if rollout_id in job.rollouts and rollout_id not in group.acked and rollout_id not in group.leases:
                     try:
@@ -346,6 +361,15 @@ class Ledger(Steering):
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
             self._raise_if_producer_over(job, grace_s)
         return None
+
+    def _free_of_the_silent(self, group: Group, client: Client) -> bool:
+        """Whether `ready` has something to look at: what a silent member holds goes there, if nothing lower is."""
+        others = [(r, self.clients[o]) for r, (o, _) in group.leases.items() if o != client.info.client_id]
+        silent = [(r, holder) for r, holder in others if holder.state == SILENT]
+        for rollout_id, holder in sorted(silent, key=lambda pair: pair[0])[:1]:
+            if not group.ready or rollout_id < group.ready[0]:
+                self._taken_from(holder, client)
+        return bool(group.ready)
 
     def _check_owner(self, group: Group, client: Client, rollout_id: int) -> None:
         owner = group.leases.get(rollout_id)

@@ -1,7 +1,10 @@
-"""Asking Ray whether a client can still be alive: its Ray job, its actor. Public state API only."""
+"""Asking Ray whether a client can still be alive: its process, its actor, its Ray job. Public state API only."""
 
+import asyncio
 import logging
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -14,28 +17,44 @@ logger = logging.getLogger(__name__)
 
 _OVER = ("SUCCEEDED", "STOPPED", "FAILED")
 _LINES = 3
+_JOB_KNOWN_S = 8.0  # after which Ray knows how the job of a process that died has ended, if it has
+_THREADS = ThreadPoolExecutor(32, "ask-ray")  # of their own: a dashboard that hangs holds up nothing else
 JOB_IS = "its Ray job is "
 
 
-def over_reason(info: ClientInfo) -> str | None:
-    """Why the client cannot be alive any more, in words; None when it may live or nobody can tell (no dashboard).
+async def ask_ray(function: Callable[..., Any], *args: Any) -> Any:
+    """Call one of the functions below in a thread for that."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, function, *args)
 
-    Blocks for some tens of milliseconds; call it from a thread.
+
+def over_reason(info: ClientInfo, silent_s: float = 0.0) -> str | None:
+    """Why the client cannot be alive any more, in words. Empty: Ray calls it alive; None: nobody can tell.
+
+    A process that died, in a job that runs on (a script that started it), counts from some seconds of silence on: Ray
+    knows a little later how a job ended.
+
+    Blocks for some tens of milliseconds; call it by `ask_ray`.
     """
     reasons = []
     try:
+        lives = _process_lives(info)
         if info.node_id in {node["NodeID"] for node in ray.nodes() if not node["Alive"]}:
             reasons.append(f"its node {info.node_id[:8]} ({info.host}) died")
         if info.actor_id:
-            actor = state.get_actor(info.actor_id, address=ray.get_runtime_context().gcs_address, timeout=5)
+            actor = state.get_actor(info.actor_id, address=_address(), timeout=5)
             if actor is not None and actor.state == "DEAD":
                 reasons.append(f"its actor {info.actor_id} died")
         found = job_words(info.ray_job_id)
         if found is not None and (reasons or found[0] in _OVER):
             reasons.append(found[1])
+        elif lives is False and silent_s > _JOB_KNOWN_S:
+            reasons = [f"its process {info.pid} on {info.host} died", *([found[1]] if found else [])]
     except (RayStateApiException, ConnectionError, OSError) as error:
         logger.warning("Ray cannot tell about Ray job %s: %s", info.ray_job_id, error)
-    return "; ".join(reasons) or None
+        return "; ".join(reasons) or None
+    if reasons:
+        return "; ".join(reasons)
+    return "" if lives or (lives is None and found is not None) else None
 
 
 def job_words(ray_job_id: str) -> tuple[str, str] | None:
@@ -61,10 +80,21 @@ def submission_id(ray_job_id: str) -> str:
         return ""
 
 
+def _process_lives(info: ClientInfo) -> bool | None:
+    """None: Ray does not know the process."""
+    here: Any = [("pid", "=", info.pid), ("node_id", "=", info.node_id)]
+    known = [worker.is_alive for worker in state.list_workers(address=_address(), filters=here, timeout=5)]
+    return any(known) if known else None
+
+
 def _jobs(ray_job_id: str) -> Any:
+    return state.list_jobs(address=_address(), filters=[("job_id", "=", ray_job_id)], timeout=5)
+
+
+def _address() -> str:
     # without an address the state API looks for a cluster on this machine, and gives up where there are two
-    address = ray.get_runtime_context().gcs_address
-    return state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5)
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def _last_lines(message: str | None) -> str:

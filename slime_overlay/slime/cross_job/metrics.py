@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from .ledger import Ledger
 from .progress import EVENTS, VERDICTS, WAITS
-from .records import DEAD, FAILED, FINISHED, LIVE, RUNNING, STOPPED, Job
+from .records import DEAD, FAILED, FINISHED, LIVE, RUNNING, SILENT, STOPPED, Job
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ METRICS = {
             "clients",
             GAUGE,
             "Producers and consumer groups, by the state of their newest client",
-            {"side": _SIDES, "state": (LIVE, FINISHED, STOPPED, FAILED, DEAD)},
+            {"side": _SIDES, "state": (LIVE, SILENT, FINISHED, STOPPED, FAILED, DEAD)},
         ),
         Metric("jobs", GAUGE, "Jobs whose figures this broker exports", of_a_job=False),
         Metric("publish_seconds", HISTOGRAM, "From a payload being there until the broker has recorded it"),
@@ -130,7 +130,7 @@ Figure = tuple[str, tuple[str, ...]]
 
 def figures(status: Mapping[str, Any]) -> dict[Figure, float]:
     """Counters (totals) and gauges that a job's status tells; a gauge that nobody knows yet is left out."""
-    live = status["producer"] is not None and status["producer"]["state"] == LIVE
+    live = status["producer"] is not None and status["producer"]["state"] in (LIVE, SILENT)
     live |= any(group["live"] for group in status["groups"].values())
     running = live and status["control"] == RUNNING and not status["complete"]
     events, recent = status["events"], status["recent"]
@@ -162,7 +162,7 @@ def figures(status: Mapping[str, Any]) -> dict[Figure, float]:
     for side, clients in (("producer", [status["producer"]]), ("consumer", [*status["consumers"].values()])):
         for client in clients:
             if client is not None:
-                of_clients[side, client["state"]] += 1
+                of_clients[side, DEAD if client["presumed_dead"] else client["state"]] += 1
     found |= {("clients", labels): count for labels, count in of_clients.items()}
     return {figure: float(value) for figure, value in found.items() if value is not None}
 

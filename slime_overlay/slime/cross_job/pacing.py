@@ -77,7 +77,7 @@ class Pacing(Shelf):
         if job.control == DRAINING:
             raise EndOfStream(f"job {job.job_id} is being drained: what is out is finished, nothing new is generated")
         if gated:
-            job.gate.producer_is(client.epoch)
+            job.gate.producer_is(client.attached_as)
         found = self._next_wanted(job, start, until, gated)
         if found is not None:
             if gated:
@@ -88,8 +88,9 @@ class Pacing(Shelf):
             job.handed[found] = (job.weights_now, job.resumed)
             return found
         drivers = self._drivers(job)
-        if drivers and not any(g.live for g in drivers):
-            broken = [g.ended for g in drivers if g.ended is not None and g.ended.state != FINISHED]
+        left = [self._left(group, job) for group in drivers]
+        if left and None not in left:
+            broken = [member for member in left if member is not None and member.state != FINISHED]
             if not broken:
                 raise EndOfStream(f"job {job.job_id}: the consumers finished, nothing more is wanted")
             self._raise_peer(broken[-1], grace_s)

@@ -21,7 +21,7 @@ EVENTS_KEPT = 500
 SPANS_KEPT = 20_000
 
 EVENTS = (
-    *("attached", "finished", "stopped", "failed", "dead"),  # clients
+    *("attached", "silent", "woke", "finished", "stopped", "failed", "dead"),  # clients
     *("paused", "running", "draining", "requeued", "discarded", "closed"),  # its operator
     *("lost", "dropped", "regenerated", "outdated", "resumed", "rewound", "quarantined"),  # rollouts
     *("restarted", "vault died", "store emptied"),  # its broker, and what it found
@@ -35,7 +35,7 @@ WAITS = (
 """Who waited for what."""
 
 VERDICTS = (
-    *("absent", "slow", "alive", "finished", "stopped", "failed", "dead"),  # on a peer
+    *("absent", "slow", "silent", "alive", "finished", "stopped", "failed", "dead"),  # on a peer
     *("paused", "full"),  # on what holds it back
 )
 """Kinds of verdicts."""

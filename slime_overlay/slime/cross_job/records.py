@@ -16,9 +16,11 @@ from .gate import Gate
 from .tables import Table
 from .types import ClientInfo, Ids, Located, LocatedValue, Payload
 
-LIVE, FINISHED, STOPPED, FAILED, DEAD = "live", "finished", "stopped", "failed", "dead"
-"""States of a client: attached; through, nothing more to come; stopped as asked, to be started again; ended with an
-error that it told; gone without a word."""
+LIVE, SILENT = "live", "silent"
+FINISHED, STOPPED, FAILED, DEAD = "finished", "stopped", "failed", "dead"
+"""States of a client: attached and heard; attached, and its lease is over: others may take its place or what it holds,
+and it goes on if nobody did; through, nothing more to come; stopped as asked, to be started again; ended with an error
+that it told; gone, or another took its place."""
 
 RUNNING, PAUSED, DRAINING = "running", "paused", "draining"
 """What a job's operator wants: go on; generate nothing for now; finish what is out, and end."""
@@ -78,14 +80,14 @@ class Client:
 
     info: ClientInfo
     epoch: int  # n-th incarnation in its role (of its group)
-    dead_after_s: float  # its lease: silence after which it counts as dead
+    dead_after_s: float  # its lease: silence after which others may take its place and what it holds
     attached_at: float  # wall clock
     last_beat: float  # monotonic
     last_beat_wall: float
     activity: str = "attached"
     state: str = LIVE
     reason: str = ""
-    ended_at: float = 0.0  # monotonic
+    ended_at: float = 0.0  # monotonic; of one that is silent: since when its lease is over
     stated: dict[str, Any] = field(default_factory=dict)  # the job's settings, as this client was given them
     terms: dict[str, Any] = field(default_factory=dict)  # what the other side must agree with, see Roster.attach
     facts: Any = None  # what it told its peer, see Ledger.announce
@@ -93,10 +95,13 @@ class Client:
     since: float = 0.0  # monotonic: when it began with its activity
     columns: tuple[str, ...] = ()  # of every batch: that it publishes, or that it needs
     waited_s: float = 0.0  # since it last got a rollout
+    attached_as: int = 0  # its epoch when it attached, which stands for its process and, of a producer, its engines
+    vouched_at: float | None = None  # monotonic: when Ray last called it alive, in its present silence
 
     @property
     def live(self) -> bool:
-        return self.state == LIVE
+        """Whether it is attached, heard or not."""
+        return self.state in (LIVE, SILENT)
 
 
 @dataclass(slots=True)
@@ -105,6 +110,7 @@ class Group:
 
     name: str
     epoch: int = 0
+    woken: int = 0  # of those epochs, how many began with a member that was heard again
     last: Client | None = None  # the newest member
     ended: Client | None = None  # the member that ended last: how the group stands when none is left
     live: int = 0
@@ -141,6 +147,7 @@ class Job:
     # who
     producer: Client | None = None
     producer_epoch: int = 0
+    producer_woken: int = 0  # of those epochs, how many began with a producer that was heard again
     groups: dict[str, Group] = field(default_factory=dict)
     # what
     rollouts: dict[int, list[Located]] = field(default_factory=dict)  # id -> its versions, oldest first

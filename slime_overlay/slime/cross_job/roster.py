@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
 from .progress import Chronicle
-from .records import DEAD, DRAINING, FINISHED, RUNNING, SETTINGS, STOPPED, Client, Group, Job
+from .records import DEAD, DRAINING, FINISHED, LIVE, RUNNING, SETTINGS, SILENT, STOPPED, Client, Group, Job
 from .settings import check_setting, flag
 from .stores.base import without_password
 from .types import (
@@ -23,10 +23,10 @@ from .types import (
     check_names,
     shortened,
 )
-from .verdicts import verdict, who
+from .verdicts import VOUCHED_S, presumed_dead, verdict, who
 
 _REMEMBERED = 50  # ended clients a job
-_LATE_S = 3.0  # between two ticks; what is more was no silence of the clients'
+_GIVEN_UP_S = 86_400.0  # after which nobody expects to hear a client again that counts as dead
 
 
 class Roster(Chronicle):
@@ -41,7 +41,6 @@ class Roster(Chronicle):
         super().__init__(clock, wall)
         self.jobs: dict[str, Job] = {}
         self.clients: dict[str, Client] = {}
-        self._ticked = 0.0
 
     def attach(
         self,
@@ -54,10 +53,11 @@ class Roster(Chronicle):
     ) -> dict[str, Any]:
         """Let a client in; returns {"epoch"} and the settings as they hold for the job (see records.SETTINGS).
 
-        A producer replaces an earlier one that ended, or that belongs to the same Ray job (which is fenced).
+        A producer replaces an earlier one that ended; also one of the same Ray job, or whose lease is over, which is
+        fenced.
 
         Args:
-            dead_after_s: its lease: silence after which it counts as dead.
+            dead_after_s: its lease: silence after which others may take its place and what it holds.
             terms: what it takes for granted (JSON-able values by name): the same as whoever else states it.
             lasting: names of those terms that hold for what is published, too: also a producer that ended is heard,
                 as long as rollouts of it are not acked.
@@ -82,11 +82,13 @@ class Roster(Chronicle):
             return self._granted(known)
         job = self._job_for_attach(check_job_id(info.job_id))
         replaced = self._replaced_by(job, info)
-        self._agree(job, stated, terms, replaced)
+        in_the_way = self._agree(job, stated, terms, replaced)
         self._agree_with_what_is_left(job, terms, lasting)
         self._agree_on_columns(job, info.role, columns)
         if replaced is not None:
-            self.end(replaced.info.client_id, DEAD, "replaced by a newer producer of the same Ray job")
+            self.end(replaced.info.client_id, DEAD, f"replaced by a newer producer{self._while_silent(replaced)}")
+        for other in in_the_way:
+            self.end(other.info.client_id, DEAD, f"others agreed on other settings{self._while_silent(other)}")
         if job.control == DRAINING and not self._living(job.job_id):
             job.control = RUNNING  # it was drained; whoever comes now begins again
         for name, value in stated.items():
@@ -111,6 +113,7 @@ class Roster(Chronicle):
         else:  # a writer publishes values only; any number a job
             client = Client(info, 1, dead_after_s, wall, now, wall)
         client.stated, client.terms, client.since, client.columns = stated, terms, now, columns
+        client.attached_as = client.epoch
         self.clients[info.client_id] = client
         self._forget_old(job)
         self._event(job, "attached", f"the {who(client)} attached")
@@ -120,11 +123,14 @@ class Roster(Chronicle):
         self, client_id: str, activity: str, spans: Sequence[tuple[str, int, float, float]] = ()
     ) -> dict[str, Any]:
         """Record a sign of life, and what the client did since (see progress.Span); returns what `attach` did, which
-        may have changed. Raises Fenced when the client was replaced or counted as dead."""
+        may have changed: a client whose lease was over goes on under a new epoch. Raises Fenced when the client was
+        replaced, another took what it held, or Ray said that it is gone."""
         client = self._live(client_id)
+        if client.state == SILENT:
+            self._wake(client)
         if spans:
             self._take_spans(client, spans)
-        client.last_beat, client.last_beat_wall = self._clock(), self._wall()
+        client.last_beat, client.last_beat_wall, client.vouched_at = self._clock(), self._wall(), None
         activity = shortened(activity, MOST_ACTIVITY)
         if activity != client.activity:
             client.activity, client.since = activity, client.last_beat
@@ -154,24 +160,44 @@ class Roster(Chronicle):
         now = self._clock()
         return [c for c in self.clients.values() if c.live and now - c.last_beat > longer_than_s]
 
-    def tick(self) -> list[Client]:
-        """Count clients as dead whose silence exceeds their own limit; returns them. To be called every second."""
+    def silent_s(self, client: Client) -> float:
+        """Seconds since its last sign of life."""
+        return max(0.0, self._clock() - client.last_beat)
+
+    def vouch(self, client: Client) -> None:
+        """Ray calls this client alive: however long it is silent, its peers wait for it within their deadlines."""
+        if client.live:
+            client.vouched_at = self._clock()
+
+    def tick(self, stopped_s: float = 0.0) -> list[Client]:
+        """End the leases of clients whose silence exceeds their own limit; returns them. To be called every second.
+
+        Args:
+            stopped_s: for so long this very process stood still since the last call, as measured: that nobody was
+                heard meanwhile says nothing.
+        """
         now = self._clock()
-        slept_s = now - self._ticked - _LATE_S if self._ticked else 0.0
-        self._ticked = now
-        if slept_s > 0:  # this process was stopped: that nobody was heard meanwhile says nothing
+        if stopped_s > 0:
             for client in self.clients.values():
-                client.last_beat = min(now, client.last_beat + slept_s)
-        gone = [c for c in self.clients.values() if c.live and now - c.last_beat > c.dead_after_s]
-        for client in gone:
-            self.end(client.info.client_id, DEAD, f"no sign of life for {now - client.last_beat:.1f} s")
-        return gone
+                client.last_beat = min(now, client.last_beat + stopped_s)
+        late = [c for c in self.clients.values() if c.state == LIVE and now - c.last_beat > c.dead_after_s]
+        for client in late:
+            client.state, client.ended_at = SILENT, now
+            client.reason = f"no sign of life for {now - client.last_beat:.1f} s"
+            self._event(self.jobs[client.info.job_id], SILENT, f"the {who(client)}: {client.reason}")
+        for client in [c for c in self.clients.values() if presumed_dead(c, now)]:
+            if now - client.last_beat > _GIVEN_UP_S:
+                self.end(client.info.client_id, DEAD, client.reason)
+        return late
 
     def take_clients(self, clients: list[Client]) -> None:
         """Know these clients, of a ledger of another process: their clocks begin anew."""
         now = self._clock()
         for client in clients:
             client.last_beat = client.ended_at = client.since = now
+            client.vouched_at = None
+            if client.state == SILENT:
+                client.state, client.reason = LIVE, ""
             self.clients[client.info.client_id] = client
 
     # ------------------------------------------------------------------ inside
@@ -202,8 +228,53 @@ class Roster(Chronicle):
         job = self.jobs[client.info.job_id]
         return {"epoch": client.epoch, **{name: getattr(job, name) for name in SETTINGS}}
 
+    def _wake(self, client: Client) -> None:
+        """It is heard again, and nobody took its place nor what it holds."""
+        job, silent_s = self.jobs[client.info.job_id], self._clock() - client.last_beat
+        client.state, client.reason, client.ended_at = LIVE, "", 0.0
+        if client is job.producer:
+            job.producer_epoch += 1
+            job.producer_woken += 1
+            client.epoch = job.producer_epoch
+        elif client.info.role == "consumer":
+            group = job.groups[client.info.group]
+            group.epoch += 1
+            group.woken += 1
+            client.epoch = group.epoch
+        self._event(job, "woke", f"the {who(client)} is heard again after {silent_s:.1f} s, and goes on")
+
+    def _while_silent(self, client: Client) -> str:
+        return f" after {self._clock() - client.last_beat:.1f} s without a sign of life" * (client.state == SILENT)
+
+    def _is_there(self, client: Client | None) -> bool:
+        """Whether it is attached, and its peers do not take it for dead."""
+        return client is not None and client.live and not presumed_dead(client, self._clock())
+
+    def _members(self, group: Group, job: Job) -> list[Client]:
+        """Those that are attached, heard or not."""
+        mine = [c for c in self.clients.values() if c.live and c.info.job_id == job.job_id]
+        return [c for c in mine if c.info.role == "consumer" and c.info.group == group.name]
+
+    def _left(self, group: Group, job: Job) -> Client | None:
+        """The member with which this group ended; None: one is there, or there never was one."""
+        if group.live == 0:
+            return group.ended
+        if group.last is not None and group.last.state == LIVE:
+            return None
+        members = self._members(group, job)
+        if any(self._is_there(member) for member in members):
+            return None
+        return max(members, key=self._ended_at, default=None)
+
+    def _ended_at(self, client: Client) -> float:
+        """Since when its peers miss it (monotonic)."""
+        if client.state == SILENT and client.vouched_at is not None:
+            return max(client.ended_at, client.vouched_at + VOUCHED_S)
+        return client.ended_at
+
     def _living(self, job_id: str) -> list[Client]:
-        return [c for c in self.clients.values() if c.live and c.info.job_id == job_id]
+        """The clients of a job that are there."""
+        return [c for c in self.clients.values() if c.info.job_id == job_id and self._is_there(c)]
 
     def _forget_old(self, job: Job) -> None:
         """Clients that ended long ago are forgotten, or a job that is restarted for weeks would remember them all."""
@@ -243,8 +314,10 @@ class Roster(Chronicle):
                 f"{', '.join(columns)}: {', '.join(missing)} missing"
             )
 
-    def _agree(self, job: Job, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None) -> None:
-        for other in self._living(job.job_id):
+    def _agree(self, job: Job, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None) -> list[Client]:
+        """Returns those that disagree and count as dead: they have to go. Raises Refused where others disagree."""
+        in_the_way = []
+        for other in [c for c in self.clients.values() if c.live and c.info.job_id == job.job_id]:
             if other is leaving:
                 continue
             found = [
@@ -253,8 +326,11 @@ class Roster(Chronicle):
                 if other.stated.get(name, value) != value
             ]
             found += _differences(terms, other.terms)
-            if found:
+            if found and self._is_there(other):
                 raise Refused(f"this job and the {who(other)} disagree: {'; '.join(found)}. Give both the same")
+            if found:
+                in_the_way.append(other)
+        return in_the_way
 
     def _replaced_by(self, job: Job, info: ClientInfo) -> Client | None:
         """The live producer that `info` takes over from, if any. Raises JobIdTaken."""
@@ -265,7 +341,9 @@ class Roster(Chronicle):
         return old
 
     def _may_replace(self, old: Client, new: ClientInfo) -> None:
-        """Raises JobIdTaken unless both belong to the same Ray job."""
+        """Raises JobIdTaken unless both belong to the same Ray job, or the lease of the old one is over."""
+        if old.state == SILENT:
+            return
         same_cluster = old.info.cluster == new.cluster  # each counts its Ray jobs from 1
         if new.ray_job_id and old.info.ray_job_id == new.ray_job_id and same_cluster:
             return
@@ -296,7 +374,7 @@ class Roster(Chronicle):
         producer = job.producer
         if job.control == DRAINING and (producer is None or not producer.live):
             raise Drained(f"job {job.job_id} was drained: nothing more is generated, what is not acked is kept")
-        if producer is None or producer.live:
+        if producer is None or self._is_there(producer):
             return
         if producer.state == FINISHED:
             why = f" ({producer.reason})" if producer.reason else ""
@@ -304,7 +382,7 @@ class Roster(Chronicle):
         self._raise_peer(producer, grace_s)
 
     def _raise_peer(self, peer: Client, grace_s: float) -> None:
-        if self._clock() - peer.ended_at >= grace_s:
+        if self._clock() - self._ended_at(peer) >= grace_s:
             found = verdict(peer, peer.info.role, peer.info.job_id, self._clock(), self._wall())
             self._count_verdict(peer.info.job_id, found)
             raise PeerFailed(found["message"], found)

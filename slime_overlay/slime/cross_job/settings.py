@@ -53,7 +53,7 @@ class Settings:
     traces: str | None = None  # off | on: clients tell what they did to each rollout
     namespace: str = DEFAULT_NAMESPACE
     heartbeat_s: float = 1.0
-    dead_after_s: float = 30.0  # a client's lease: silence after which it is dead although Ray calls its job running
+    dead_after_s: float = 30.0  # a client's lease: silence after which others may take its place
     peer_grace_s: float = 0.0  # how long a waiting side lets a failed peer come back before it raises
     resources_s: float = 600.0  # how long to wait for a node that could hold what is to be started
     timeout_s: float = 3600.0  # deadline of a wait that was given none

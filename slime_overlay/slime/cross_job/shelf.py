@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from .errors import Refused, RolloutNotFound
-from .records import DEMANDED, LOST, PUBLISHED, Client, Job
+from .records import DEMANDED, LIVE, LOST, PUBLISHED, Client, Job
 from .retention import Retention, in_memory
 from .types import (
     Located,
@@ -322,8 +322,9 @@ class Shelf(Retention):
     # ------------------------------------------------------------------ inside
 
     def _is_live(self, client_id: str) -> bool:
+        """Whether this client is attached, and its lease is not over."""
         client: Client | None = self.clients.get(client_id)
-        return client is not None and client.live
+        return client is not None and client.state == LIVE
 
     def _known_job(self, job_id: str) -> Job:
         if check_job_id(job_id) not in self.jobs:

@@ -17,7 +17,7 @@ from .records import (
 )
 from .stores.base import without_password
 from .types import Located
-from .verdicts import ERROR, standing, who
+from .verdicts import ERROR, presumed_dead, standing, who
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def _figures(job: Job, now: float, wall: float) -> dict[str, Any]:
         "standing": standing(job, recent, now, idle_s, damaged),
         "events": dict(job.counts),
         "restarts": {
-            "producer": max(0, job.producer_epoch - 1),
-            **{f"consumer {g.name}": max(0, g.epoch - 1) for g in job.groups.values()},
+            "producer": max(0, job.producer_epoch - 1 - job.producer_woken),
+            **{f"consumer {g.name}": max(0, g.epoch - 1 - g.woken) for g in job.groups.values()},
         },
         "producer": _client(job.producer, now),
         "consumers": {name: _client(g.last, now) for name, g in sorted(job.groups.items())},
@@ -222,6 +222,8 @@ def _client(client: Client | None, now: float) -> dict[str, Any] | None:
         "activity": client.activity,
         "activity_s": round(max(0.0, now - client.since), 3),
         "epoch": client.epoch,
+        "attached_as": client.attached_as,
+        "presumed_dead": presumed_dead(client, now),
         "silent_s": round(now - client.last_beat, 3),
         "dead_after_s": client.dead_after_s,
         "attached_at": client.attached_at,

@@ -10,7 +10,7 @@ import heapq
 
 from .engines import Engines
 from .errors import BadInput, Refused, RolloutNotFound
-from .records import CLAIMED, DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
+from .records import CLAIMED, DEAD, DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
 from .types import check_rollout_id
 from .verdicts import who
 
@@ -41,8 +41,10 @@ class Steering(Engines):
         """
         job = self._known_job(job_id)
         group = self._group(job, name)
-        if group.live and group.last is not None:
-            raise Refused(f"group {name!r} of job {job_id} is in use: {who(group.last)} is alive")
+        for member in self._members(group, job):
+            if self._is_there(member):
+                raise Refused(f"group {name!r} of job {job_id} is in use: {who(member)} is alive")
+            self.end(member.info.client_id, DEAD, member.reason)
         behind = sorted(r for r in {*job.rollouts, *job.lost} if r not in group.acked)
         if group.ended is not None:
             group.ended.state, group.ended.reason = FINISHED, "its group was closed"

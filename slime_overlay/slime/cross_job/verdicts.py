@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, STOPPED, Client, Job
+from .records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, SILENT, STOPPED, Client, Job
 
 _JOB_NAME = {"producer": "rollout job", "consumer": "train job"}
 SLOW_AFTER_S = 5.0
+VOUCHED_S = 60.0
+"""For so long Ray's word holds that a silent client is alive: its machine may be overloaded, and the dashboard too."""
 OK, WARNING, ERROR = "ok", "warning", "error"
 _ONE_SIDED = 0.1  # share of the time, from which one of them is the bottleneck
 _IDLE_S = 600.0
@@ -24,9 +26,15 @@ def who(client: Client) -> str:
     )
 
 
+def presumed_dead(client: Client, now: float) -> bool:
+    """Whether its lease is over and nobody can tell that it lives: its peers take it for dead, until it is heard."""
+    vouched = client.vouched_at is not None and now - client.vouched_at <= VOUCHED_S
+    return client.state == SILENT and not vouched
+
+
 def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall: float) -> dict[str, Any]:
-    """Say how the peer in `role` stands: kind absent, slow, alive, finished, stopped, failed or
-    dead; and what to do.
+    """Say how the peer in `role` stands: kind absent, slow, alive, silent, finished, stopped,
+    failed or dead; and what to do.
 
     Returns a JSON-able dict with `kind`, `message`, and where there is a client `who`, `silent_s`, `activity`,
     `activity_s` (seconds since it began with that), `ray_job_id`, `submission_id`, `reason`.
@@ -67,6 +75,21 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
         text = f"the {who(client)} stopped as asked: {client.reason or 'no reason given'}; start the {name} again"
     elif client.state == FAILED:
         kind, text = "failed", f"the {who(client)} failed: {client.reason}; mend it and start the {name} again"
+    elif presumed_dead(client, now):
+        kind = "dead"
+        text = (
+            f"the {who(client)} counts as dead: no sign of life for {silent_s:.1f} s, and Ray cannot tell whether it "
+            f"lives (does its dashboard run?); it was last doing: {client.activity}. Start the {name} again: what it "
+            "had published is still there"
+        )
+    elif client.state == SILENT:
+        kind = "silent"
+        text = (
+            f"the {who(client)} is silent, not dead: no sign of life for {silent_s:.1f} s, but Ray calls it alive "
+            f"(node {client.info.node_id[:8] or '?'}); it was last doing: {client.activity}. It goes on when it wakes "
+            "up and nobody took its place: see whether its process hangs or is stopped, or its machine is overloaded; "
+            f"or stop its Ray job and start the {name} again"
+        )
     else:
         assert client.state == DEAD
         kind = "dead"
@@ -133,6 +156,12 @@ def _of_its_clients(job: Job, now: float) -> list[tuple[str, str]]:
             said.append((WARNING, f"The {name} stopped as asked ({reason or 'no reason given'}): start it to go on."))
         elif client.state == FINISHED:
             said.append((OK, f"The {name} is through."))
+        elif presumed_dead(client, now):
+            text = f"The {name} gives no sign of life for {now - client.last_beat:.0f} s, and counts as dead, as Ray"
+            said.append((ERROR, f"{text} cannot tell whether it lives. Start it again, or see to Ray's dashboard."))
+        elif client.state == SILENT:
+            text = f"The {name} is silent for {now - client.last_beat:.0f} s, doing: {client.activity}. Ray calls it"
+            said.append((WARNING, f"{text} alive: see whether its process hangs, or its machine is overloaded."))
         elif (silent_s := now - client.last_beat) > SLOW_AFTER_S:
             text = f"The {name} gives no sign of life for {silent_s:.0f} s, doing: {client.activity}. Look at its log."
             said.append((WARNING, text))

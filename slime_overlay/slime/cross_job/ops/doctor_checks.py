@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, STOPPED
+from ..records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, SILENT, STOPPED
 from ..types import PROTOCOL
 from .text import span_text
 
@@ -132,8 +132,8 @@ def peers(job_id: str, status: Status) -> list[Finding]:
         return [Finding("peers", "ok", "the job is complete", where=job_id)]
     producer = status["producer"]
     consumers = {name: one for name, one in status["consumers"].items() if one is not None}
-    reading = [name for name, one in consumers.items() if one["state"] == LIVE]
-    producing = producer is not None and producer["state"] == LIVE
+    reading = [name for name, one in consumers.items() if _is_there(one)]
+    producing = producer is not None and _is_there(producer)
     draining = status["control"] == DRAINING
     found: list[Finding] = []
     if reading and not producing:
@@ -145,7 +145,7 @@ def peers(job_id: str, status: Status) -> list[Finding]:
         found += _gone(job_id, "train job", None, "the rollout job", draining)
     if not producing and not reading:
         ends = [_last(name, one) for name, one in (("rollout job", producer), *consumers.items())]
-        failed = any(one is not None and one["state"] in (FAILED, DEAD) for one in (producer, *consumers.values()))
+        failed = any(one is not None and _state(one) in (FAILED, DEAD) for one in (producer, *consumers.values()))
         found.append(
             Finding(
                 "peers",
@@ -186,7 +186,7 @@ def _gone(job_id: str, name: str, client: Status | None, waiting: str, draining:
                 job_id,
             )
         ]
-    state = client["state"]
+    state = _state(client)
     if state == FINISHED or (state == STOPPED and draining):
         return []
     return [
@@ -207,8 +207,8 @@ def progress(job_id: str, status: Status) -> Finding:
     if status["complete"]:
         return Finding("progress", "ok", "the job is complete", where=job_id)
     producer = status["producer"]
-    consumers = {n: one for n, one in status["consumers"].items() if one is not None and one["state"] == LIVE}
-    if producer is None or producer["state"] != LIVE or not consumers:
+    consumers = {n: one for n, one in status["consumers"].items() if one is not None and _is_there(one)}
+    if producer is None or not _is_there(producer) or not consumers:
         return Finding("progress", "note", "not looked at: one of the two jobs is not there", where=job_id)
     idle_s = status["idle_s"]
     acts = "; ".join([_doing("rollout job", producer), *(_doing(f"group {n}", c) for n, c in consumers.items())])
@@ -255,16 +255,17 @@ def _waiting(status: Status) -> str:
 
 
 def leases(job_id: str, status: Status) -> list[Finding]:
-    """Live clients that are silent for so long that their lease is about to end."""
+    """Clients that are silent for so long that their lease is about to end, or over."""
     clients = {"rollout job": status["producer"], **{f"group {n}": c for n, c in status["consumers"].items()}}
-    live = {name: one for name, one in clients.items() if one is not None and one["state"] == LIVE}
+    live = {name: one for name, one in clients.items() if one is not None and _is_there(one)}
     found = [
         Finding(
             "leases",
             "warning",
-            f"the {name} (pid {one['pid']} on {one['host'] or '?'}) is silent for {one['silent_s']:.1f} s; after "
-            f"{one['dead_after_s']:g} s it counts as dead. It was last doing: {one['activity']}",
-            "then its leases end, what it holds is handed out again, and it is refused when it comes back",
+            f"the {name} (pid {one['pid']} on {one['host'] or '?'}) is silent for {one['silent_s']:.1f} s, of a "
+            f"lease of {one['dead_after_s']:g} s. It was last doing: {one['activity']}",
+            "once its lease is over, others may take its place and what it holds, and it is refused when it comes "
+            "back; where Ray cannot tell whether it lives, its peers count it as dead",
             "see whether its process hangs, is stopped or has lost the network; raise --cross-job-dead-after-s if "
             "it only pauses",
             job_id,
@@ -290,12 +291,20 @@ def _last(name: str, client: Status | None) -> str:
     reason = f": {client['reason']}" if client["reason"] else ""
     job = client["submission_id"] or client["ray_job_id"]
     who = f" (Ray job {job}, pid {client['pid']} on {client['host'] or '?'})"
-    return f"{name}{who} is {client['state']}{reason}; it was last heard {span_text(client['silent_s'])} ago"
+    return f"{name}{who} is {_state(client)}{reason}; it was last heard {span_text(client['silent_s'])} ago"
+
+
+def _is_there(client: Status) -> bool:
+    return _state(client) in (LIVE, SILENT)
+
+
+def _state(client: Status) -> str:
+    return DEAD if client["presumed_dead"] else str(client["state"])
 
 
 def _doing(name: str, client: Status) -> str:
-    if client["state"] != LIVE:
-        return f"{name} {client['state']}"
+    if not _is_there(client):
+        return f"{name} {_state(client)}"
     return f"{name} {client['activity']!r} for {span_text(client['activity_s'])}"
 
 

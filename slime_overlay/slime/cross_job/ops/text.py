@@ -265,10 +265,11 @@ def _store(status: Mapping[str, Any]) -> str:
 def _client(client: Mapping[str, Any] | None) -> list[Any]:
     if client is None:
         return ["absent", *([""] * 6)]
-    style = {"live": "green", "failed": "bold red", "dead": "bold red"}.get(client["state"], "yellow")
-    doing = client["activity"] if client["state"] == "live" else client["reason"]
+    state = "dead" if client["presumed_dead"] else client["state"]
+    style = {"live": "green", "failed": "bold red", "dead": "bold red"}.get(state, "yellow")
+    doing = client["activity"] if state in ("live", "silent") else client["reason"]
     return [
-        Text(client["state"], style=style),
+        Text(state, style=style),
         clean(doing, most=120),
         span_text(client["activity_s"]),
         f"{span_text(client['silent_s'])} ago",

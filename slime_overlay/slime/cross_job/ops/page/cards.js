@@ -80,7 +80,7 @@ function jobCard(title, role) {
     put(glyph, sign);
     put(how, word);
     put(rest, client && state_ !== "finished" ? `last heard ${seconds(client.silent_s)} ago` : "");
-    put(doing, client && client.state === "live" ? `${client.activity}, for ${seconds(client.activity_s)}` : "");
+    put(doing, client && ["live", "silent"].includes(client.state) ? `${client.activity}, for ${seconds(client.activity_s)}` : "");
     put(reason, client ? client.reason : "");
     show(doing, Boolean(doing.textContent));
     show(reason, Boolean(reason.textContent));

@@ -103,12 +103,13 @@ function stale() {
 
 const MARKS = {
   live: ["\u25cf", "alive"], slow: ["\u25d0", "silent"], finished: ["\u2713", "finished"],
-  stopped: ["\u25a0", "stopped"], failed: ["\u2715", "failed"], dead: ["\u2715", "dead"],
+  silent: ["\u25d0", "silent"], stopped: ["\u25a0", "stopped"], failed: ["\u2715", "failed"], dead: ["\u2715", "dead"],
   absent: ["\u25cb", "not here yet"],
 };
 
 function standing(client) {
   if (!client) return "absent";
+  if (client.presumed_dead) return "dead";
   return client.state === "live" && client.silent_s > SLOW_S ? "slow" : client.state;
 }
 
