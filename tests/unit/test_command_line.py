@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("jobs", "status", "top", "ls", "show", "tail", "wait", "doctor", "trace", "report", "web"),
-    *("peek", "export", "pause", "resume", "drain", "requeue", "drop", "close-group", "gc", "quarantine"),
+    *("peek", "export", "pause", "resume", "drain", "requeue", "drop", "close-group", "give-up", "gc", "quarantine"),
 )
 
 

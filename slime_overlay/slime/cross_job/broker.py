@@ -102,12 +102,17 @@ class Broker(Clusters):
     async def starting(self) -> dict[str, Any] | None:
         """None: it has begun, and answers. Else, at once, what it waits for while it begins: {"waits_for": [{"vault",
         "node_id", "silent_s"}], "since_s": how long it has been at it, "failures": errors that made it begin again,
-        "message": all of it in words}."""
+        "stuck": whether it takes longer than it should, "message": all of it in words}."""
         if self._beginning().done():
             return None
         since_s = asyncio.get_running_loop().time() - self._began_at
-        waits_for, message = self._keeper.waits_for(), self._how_it_begins()
-        return {"waits_for": waits_for, "since_s": since_s, "failures": [*self._failures], "message": message}
+        return {
+            "waits_for": self._keeper.waits_for(),
+            "since_s": since_s,
+            "failures": [*self._failures],
+            "stuck": len(self._failures) >= _FAILURES or bool(self._silent_vaults()),
+            "message": self._how_it_begins(),
+        }
 
     async def give_up(self, vault: str) -> None:
         """Begin without this vault, which is silent: what only it knows is lost, unless it answers again.
@@ -250,6 +255,9 @@ class Broker(Clusters):
         self._books = Books(self._ledger, "")
         self._keeper = Keeper(self._namespace, self._ledger, self._books, self._given_up)
 
+    def _silent_vaults(self) -> list[dict[str, Any]]:
+        return [vault for vault in self._keeper.waits_for() if vault["silent_s"] > _SILENT_S]
+
     def _how_it_begins(self) -> str:
         """In words: what it waits for, or why it cannot begin."""
         loop = asyncio.get_running_loop()
@@ -259,7 +267,7 @@ class Broker(Clusters):
                 f"{words}, failed {len(self._failures)} times, and tries again: {self._failures[-1]}. See the log of "
                 "actor slime_cross_job_broker (`ray logs`), and slime-cross-job doctor"
             )
-        silent = [vault for vault in self._keeper.waits_for() if vault["silent_s"] > _SILENT_S]
+        silent = self._silent_vaults()
         if not silent:
             return f"{words}, and reads what {len(self._keeper.waits_for())} vaults remember"
         who = ", ".join(f"{v['vault']} on node {v['node_id']} (silent for {v['silent_s']:.0f} s)" for v in silent)

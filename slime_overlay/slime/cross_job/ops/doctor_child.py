@@ -25,6 +25,7 @@ from . import doctor_nodes as nodes
 from .doctor_checks import Finding
 from .doctor_store import look_at_store, quarantine
 from .doctor_versions import find_slime, installed, look_at_slime, same_versions, versions
+from .viewer import raise_if_stuck
 
 CONNECT_S = 15.0
 _LISTEN_S = 3.0
@@ -185,6 +186,7 @@ class Child:
         """Of each job that is looked at: its status, and what `look` tells. Tells of broker, protocol and vaults."""
         began = time.monotonic()
         try:
+            raise_if_stuck(self._namespace)
             hello = self._call("hello")
             answered_s = time.monotonic() - began
             if hello["protocol"] != PROTOCOL:

@@ -1,11 +1,28 @@
 """The steering commands. Each says what will happen, and asks on a terminal (`--yes`: does not)."""
 
+import logging
 from typing import Annotated
 
 import typer
 
 from ..errors import BadInput
-from .app import DEFAULT, Address, JobId, Json, Namespace, RolloutId, Yes, app, connected, out_json, say, sure
+from .app import (
+    CONNECT_S,
+    DEFAULT,
+    Address,
+    JobId,
+    Json,
+    Namespace,
+    RolloutId,
+    Yes,
+    app,
+    connected,
+    deadline,
+    out_json,
+    say,
+    sure,
+    where,
+)
 from .text import bytes_text, clean
 
 Group = Annotated[str, typer.Option("--group", "-g", help="the consumer group")]
@@ -80,6 +97,36 @@ def close_group(
     job = viewer.the_job(job_id)
     sure(f"group {clean(group)} of job {job} is through: what only it has not acked is freed", yes)
     say(f"{len(viewer.steer('close_group', job, group))} rollouts had not been acked by it")
+
+
+@app.command("give-up")
+def give_up(
+    vault: Annotated[str, typer.Argument(metavar="VAULT", help="its name, or the id of its node, as `status` says")],
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    yes: Yes = False,
+) -> None:
+    """Let a broker that was restarted go on without a vault that is silent."""
+    from . import viewer
+
+    with deadline(CONNECT_S, f"the Ray cluster at {where(address)} does not answer within {CONNECT_S:.0f} s"):
+        viewer.ensure_ray(where(address), logging_level=logging.ERROR)
+    found = viewer.starting(namespace)
+    waited = [] if found is None else found["waits_for"]
+    named = [one for one in waited if vault in (one["vault"], one["node_id"])]
+    if not named:
+        names = ", ".join(one["vault"] for one in waited) or "none"
+        raise BadInput(f"the broker of namespace {namespace!r} does not wait for {clean(vault)}; it waits for {names}")
+    name = named[0]["vault"]
+    sure(
+        f"the broker goes on without {name}, which is silent for {named[0]['silent_s']:.0f} s. Rollouts that only it "
+        "holds, and no durable store, are lost, and generated again. What no other vault was told is forgotten: where "
+        "it is the only one, jobs without a durable store begin anew, also those rollouts that were acked. Should it "
+        "answer later, what is still needed of it is taken back, and the rest is freed",
+        yes,
+    )
+    viewer.give_up(namespace, name)
+    say(f"{name} is given up")
 
 
 @app.command()

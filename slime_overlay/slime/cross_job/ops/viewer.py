@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ..errors import BadInput, PayloadLost, RolloutNotFound, Unreachable
+from ..errors import BadInput, BrokerLost, NoBroker, PayloadLost, RolloutNotFound, Unreachable, WaitTimeout
 from ..link import GONE, START_S, Deadline, Link, ensure_ray, get, namespaces
 from ..preview import MOST_CHARACTERS, MOST_NUMBERS, preview
 from ..progress import PROGRESS
-from ..types import DEFAULT_NAMESPACE, Located, check_job_id
+from ..types import BROKER_NAME, DEFAULT_NAMESPACE, Located, check_job_id
 
 if TYPE_CHECKING:
     from ..archive import Archive
+
+_BEGINS_S = 5.0  # for the broker to say how it begins
 
 STEERING = ("control", "requeue", "discard", "close_group", "forget")
 """Operations of the broker that change a job (steering.py, shelf.py)."""
@@ -28,13 +30,18 @@ class Viewer:
         address: of the Ray cluster (None: RAY_ADDRESS), where this process is not connected yet.
 
     Raises:
-        ClusterUnreachable, NoBroker, BrokerLost, ProtocolMismatch.
+        ClusterUnreachable, NoBroker, BrokerLost, ProtocolMismatch. BrokerLost says for which vault the broker waits.
     """
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE, address: str | None = None, timeout_s: float = START_S):
         ensure_ray(address, logging_level=logging.ERROR)
         self.namespace, self._timeout_s = namespace, timeout_s
-        self.link = Link(namespace, make=False)
+        raise_if_stuck(namespace)
+        try:
+            self.link = Link(namespace, make=False)
+        except WaitTimeout:
+            raise_if_stuck(namespace)
+            raise
 
     @staticmethod
     def namespaces(address: str | None = None) -> list[str]:
@@ -136,4 +143,46 @@ class Viewer:
         return self.archive(located.job_id).load(located.payload.stored)
 
     def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        return self.link.call(operation, *args, timeout_s=self._timeout_s, **kwargs)
+        try:
+            return self.link.call(operation, *args, timeout_s=self._timeout_s, **kwargs)
+        except WaitTimeout:
+            raise_if_stuck(self.namespace)
+            raise
+
+
+def starting(namespace: str) -> dict[str, Any] | None:
+    """What the broker of a namespace waits for while it begins, see Broker.starting; None: it has begun.
+
+    Raises:
+        NoBroker: there is none. BrokerLost, WaitTimeout: it does not answer.
+    """
+    return _ask_one_that_begins(namespace, "starting")
+
+
+def give_up(namespace: str, vault: str) -> None:
+    """Let a broker that begins go on without this vault. Raises as `starting`; BadInput: it does not wait for it."""
+    _ask_one_that_begins(namespace, "give_up", vault)
+
+
+def raise_if_stuck(namespace: str) -> None:
+    """Raises BrokerLost where the broker cannot begin, for the time being: it says for which vault it waits, or what
+    fails."""
+    try:
+        found = starting(namespace)
+    except (NoBroker, BrokerLost, WaitTimeout):  # whoever asks it says that
+        return
+    if found is not None and found["stuck"]:
+        raise BrokerLost(found["message"])
+
+
+def _ask_one_that_begins(namespace: str, method: str, *args: Any) -> Any:
+    try:
+        broker = ray.get_actor(BROKER_NAME, namespace=namespace)
+    except ValueError:
+        raise NoBroker(f"namespace {namespace!r} has no broker") from None
+    if not hasattr(broker, method):  # of an earlier version: Link says so
+        return None
+    try:
+        return get(getattr(broker, method).remote(*args), Deadline(_BEGINS_S), "the broker")
+    except GONE as error:
+        raise BrokerLost(f"the broker of namespace {namespace!r} does not answer: {error}") from None
