@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 case ${1:-} in
---stores | --lifecycle | --clusters | --machines | --metrics | --views)
+--stores | --lifecycle | --clusters | --machines | --metrics | --views | --restart)
     part=${1#--}
     shift
     PYTHONPATH=$ROOT/slime_overlay exec python "$ROOT/scripts/bench_$part.py" "$@"

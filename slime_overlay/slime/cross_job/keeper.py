@@ -389,9 +389,10 @@ class Keeper:
                     with contextlib.suppress(ray.exceptions.RayError):  # who cannot be asked has not said that it died
                         if node_of(name) not in await alive_nodes():
                             raise _Gone
+                answer = task.result()
                 if name in self._waits:
                     self._waits[name] = asyncio.get_running_loop().time()
-                return task.result()
+                return answer
             except ray.exceptions.ActorDiedError:
                 raise _Gone from None
             except ray.exceptions.RayTaskError as error:
