@@ -84,6 +84,7 @@ class Life:
     resumed: int = 0
     skipped: set[int] = field(default_factory=set)
     leases: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (group, id) -> (client, version)
+    tokens: dict[tuple[str, int], str] = field(default_factory=dict)  # (group, id) -> with which it was claimed last
     acked: set[tuple[str, int]] = field(default_factory=set)  # (group, id)
     starts: dict[str, int] = field(default_factory=dict)  # group -> where it resumed last
     settled: list[int] = field(default_factory=list)  # readable, acked by every open group; by when
@@ -273,6 +274,18 @@ class Life:
         if version is not None:
             return (None, (rollout_id, version)) if version in versions else (RolloutNotFound, None)
         return None, (rollout_id, leased if leased in versions else max(versions))
+
+    def held_with(self, person: Someone, token: str) -> int | None:
+        """What this consumer holds since it claimed the next one with this token: the answer to asking again. What it
+        held and was lost is given back."""
+        for place, (owner, _) in [*self.leases.items()]:
+            if token and owner == person.name and self.tokens[place] == token:
+                if place[1] in self.readable:
+                    return place[1]
+                self.give_back(place)
+                if place[1] in self.lost and person.group in self.driving():
+                    self.wanted.add(place[1])
+        return None
 
     def lost_for_good(self, wanted: Iterable[int]) -> Error:
         """Nobody is there who would generate again what is lost."""

@@ -1,5 +1,7 @@
 """The ledger, without Ray and with a clock that the test moves."""
 
+import pickle
+
 import pytest
 
 from slime.cross_job.errors import (
@@ -14,6 +16,7 @@ from slime.cross_job.errors import (
     RolloutNotFound,
 )
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.records import ANSWERS
 from slime.cross_job.types import ClientInfo, Payload
 
 
@@ -146,6 +149,69 @@ def test_a_retry_whose_answer_was_lost_is_once(ledger):
     ledger.put_value(writer, "k", payload("v1"))
     assert ledger.put_value(consumer, "k", payload("v0")).version == 0
     assert ledger.get_value("exp", "k").payload.token == "v1"
+
+
+def test_each_thread_of_a_client_may_ask_again(ledger):
+    """Answers are lost in any order: one a client was remembered, and a retry got a third rollout."""
+    producer, consumer = attach(ledger, "producer"), attach(ledger, "consumer")
+    for rollout_id in range(5):
+        publish(ledger, producer, rollout_id)
+    first, second = ledger.claim(consumer, token="A"), ledger.claim(consumer, token="B")
+    assert [ledger.claim(consumer, token=token) for token in "ABA"] == [first, second, first]
+    assert sorted(ledger.jobs["exp"].groups["train"].leases) == [0, 1]
+    ledger.release(consumer, 0, "C")
+    ledger.release(consumer, 1, "D")
+    assert ledger.claim(consumer, token="E").rollout_id == 0
+    ledger.release(consumer, 0, "C")  # was done: what another thread claimed since stays with it
+    assert [*ledger.jobs["exp"].groups["train"].leases] == [0]
+    assert ledger.claim(consumer, token="A").rollout_id == 1, "its lease was over"
+    ledger.vault_lost("vault")
+    for rollout_id in (3, 4, 3):
+        assert ledger.publish(producer, rollout_id, payload(f"t{rollout_id}"))[1].version == 1
+    assert ledger.status("exp")["exp"]["published"] == 5
+    for number, key in enumerate("kl"):
+        ledger.put_value(consumer, key, payload(f"v{number}"))
+    ledger.vault_lost("vault")
+    assert [ledger.put_value(consumer, key, payload(f"v{number}")).version for number, key in enumerate("kl")] == [
+        0,
+        0,
+    ]
+
+
+def test_a_token_never_hands_out_what_another_claim_took_since(ledger):
+    producer, consumer = attach(ledger, "producer"), attach(ledger, "consumer")
+    publish(ledger, producer, 0)
+    publish(ledger, producer, 1)
+    ledger.claim(consumer, token="A")
+    ledger.requeue("exp", 0)
+    assert ledger.claim(consumer, token="B").rollout_id == 0
+    assert ledger.claim(consumer, token="A").rollout_id == 1
+    ledger.requeue("exp", 0)
+    assert ledger.claim(consumer, 0, token="C").rollout_id == 0
+    assert ledger.claim(consumer, token="B") is None
+
+
+def test_answers_that_are_remembered_stay_small(ledger):
+    """Ten megabytes of meta stayed in every snapshot until the next publish."""
+    producer, consumer = attach(ledger, "producer"), attach(ledger, "consumer")
+    for rollout_id in range(3 * ANSWERS):
+        publish(ledger, producer, rollout_id, meta={"text": "x" * 200_000})
+        ledger.put_value(consumer, "k", payload(f"v{rollout_id}"))
+        ledger.claim(consumer, token=f"c{rollout_id}")
+        ledger.release(consumer, rollout_id, f"r{rollout_id}")
+        ledger.claim(consumer, rollout_id, token=f"c{rollout_id}")
+        ledger.ack(consumer, rollout_id)
+    for client in ledger.clients.values():
+        assert all(len(answers) <= ANSWERS for answers in client.answered.values())
+        assert len(pickle.dumps(client)) < 6000
+    assert len(ledger.clients[consumer].claims) <= 1
+
+
+def test_an_answer_that_an_older_version_remembered_is_no_trouble(ledger):
+    producer = attach(ledger, "producer")
+    ledger.clients[producer].answered["publish"] = ("t0", None)
+    assert publish(ledger, producer, 0).version == 1
+    assert publish(ledger, producer, 0).version == 1
 
 
 def test_what_may_be_equal_is_not_recorded_before_it_was_compared(ledger, pair):

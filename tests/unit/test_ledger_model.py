@@ -203,6 +203,11 @@ class LedgerAgainstModel(Invariants):
     def claim_next(self, who: int, grace_s: float) -> None:
         self.take(self.choose(who, "consumer"), None, None, grace_s)
 
+    @rule(who=INDEX, token=st.sampled_from(["a", "b"]), grace_s=GRACE)
+    def claim_next_with_token(self, who: int, token: str, grace_s: float) -> None:
+        """As a thread of the client does, perhaps again because the answer was lost."""
+        self.take(self.choose(who, "consumer"), None, None, grace_s, token)
+
     @rule(who=INDEX, rollout_id=ROLLOUT_IDS, grace_s=GRACE)
     def claim(self, who: int, rollout_id: int, grace_s: float) -> None:
         self.take(self.choose(who, "consumer"), rollout_id, None, grace_s)
@@ -211,14 +216,19 @@ class LedgerAgainstModel(Invariants):
     def claim_version(self, who: int, rollout_id: int, version: int) -> None:
         self.take(self.choose(who, "consumer"), rollout_id, version, 0.0)
 
-    def take(self, person: Someone | None, rollout_id: int | None, version: int | None, grace_s: float) -> None:
+    def take(
+        self, person: Someone | None, rollout_id: int | None, version: int | None, grace_s: float, token: str = ""
+    ) -> None:
         if person is None:
             return
         life = self.the_life()
         error, expected = person.barred, None
         if error is None:
-            error, expected = life.to_be_claimed(self.now, person, rollout_id, version, grace_s)
-        found = self.compare(lambda: self.ledger.claim(person.name, rollout_id, version, grace_s), error)
+            held = life.held_with(person, token)
+            error, expected = life.to_be_claimed(
+                self.now, person, rollout_id if held is None else held, version, grace_s
+            )
+        found = self.compare(lambda: self.ledger.claim(person.name, rollout_id, version, grace_s, token), error)
         assert (found and (found.rollout_id, found.version)) == expected
         if found is None:
             return
@@ -228,6 +238,7 @@ class LedgerAgainstModel(Invariants):
         assert found.payload == life.readable[found.rollout_id][found.version]
         life.counts["claimed"] += place not in life.leases
         life.leases[place] = (person.name, found.version)
+        life.tokens[place] = token
 
     @rule(who=INDEX, rollout_id=ROLLOUT_IDS, release=st.booleans())
     def ack_or_release_what_may_not_be_mine(self, who: int, rollout_id: int, release: bool) -> None:

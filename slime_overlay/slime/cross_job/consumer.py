@@ -6,6 +6,8 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -13,12 +15,12 @@ from typing import Any
 from .batch import Batch
 from .errors import (
     BadInput,
-    BrokerLost,
     EndOfStream,
+    NotOwner,
     PayloadLost,
+    PeerFailed,
     Refused,
-    Stopped,
-    StoreUnreachable,
+    RolloutNotFound,
     Unreachable,
     WaitTimeout,
 )
@@ -29,6 +31,9 @@ from .types import Located, check_name, check_names, check_number, check_plain, 
 from .weights import KEY, pack_weights
 
 logger = logging.getLogger(__name__)
+
+_NOTHING_TAKEN = (BadInput, EndOfStream, PeerFailed, Refused, RolloutNotFound)
+"""How a claim ends that was answered, and granted nothing."""
 
 
 class Rollout:
@@ -121,11 +126,14 @@ class Consumer(Member):
         """See Member. `columns`: those that every batch must have: a producer that says that its batches lack them is
         refused, or this consumer is; a batch without them is refused when it is claimed."""
         group = check_name(group, "a consumer group")
-        self._columns = check_names(columns, "columns")
-        self._unanswered: list[str] = []  # tokens of claims that may have been granted, though nobody heard it
-        self._releasing = threading.Lock()
-        self._latencies = Latencies()
+        self._prepare(check_names(columns, "columns"))
         super().__init__(job_id, group=group, columns=self._columns, **settings)
+
+    def _prepare(self, columns: tuple[str, ...]) -> None:
+        self._columns = columns
+        self._tokens = _Tokens()
+        self._releases: dict[int, str] = {}  # rollout id -> token of a release that nobody knows the outcome of
+        self._latencies = Latencies()
 
     def resume(self, rollout_id: int, source: Any = None) -> None:
         """This consumer goes on from a checkpoint that covers every rollout below `rollout_id`, and no other.
@@ -169,22 +177,39 @@ class Consumer(Member):
     ) -> Rollout:
         """Wait for a rollout (default: the lowest that nobody of the group has) and hold it under a lease.
 
+        A claim that is interrupted (KeyboardInterrupt) or times out strands nothing: what it was granted all the same
+        is what the next claim returns.
+
         Raises:
             EndOfStream: the producer finished, and there is no such rollout. PeerFailed: it failed or died.
             WaitTimeout: with a verdict on the producer, or on who holds the lease.
             RolloutNotFound, Fenced, BrokerLost.
         """
+        return self._claim(rollout_id, version, self._deadline(timeout_s))
+
+    def _claim(self, rollout_id: int | None, version: int | None, deadline: Deadline) -> Rollout:
         rollout_id = None if rollout_id is None else check_rollout_id(rollout_id)
         version = check_version(version, "version")
+        token = self._tokens.begin(rollout_id)
+        try:
+            rollout = self._granted(token, rollout_id, version, deadline)
+        except BaseException as error:
+            if isinstance(error, _NOTHING_TAKEN):
+                self._tokens.open.pop(token, None)
+            else:
+                self._tokens.leave(token)
+            raise
+        del self._tokens.open[token]  # no call from here on, after which Python might raise KeyboardInterrupt
+        return rollout
+
+    def _granted(self, token: str, rollout_id: int | None, version: int | None, deadline: Deadline) -> Rollout:
         what = "rollout" if rollout_id is None else f"rollout {rollout_id}"
-        deadline, began = self._deadline(timeout_s), time.time()
-        asked: dict[str, Any] = {"grace_s": self.settings.peer_grace_s, "token": self._token(rollout_id)}
+        began = time.time()
         while True:
-            try:
-                located = self._wait(deadline, what, "claim", rollout_id, version, **asked)
-            except (WaitTimeout, BrokerLost, StoreUnreachable, Stopped):
-                self._keep_token(asked["token"])
-                raise
+            located = self._wait(
+                *(deadline, what, "claim", rollout_id, version), grace_s=self.settings.peer_grace_s, token=token
+            )
+            self._releases.pop(located.rollout_id, None)
             rollout = Rollout(self, located)
             payload = located.payload
             if payload.columns and (missing := [c for c in self._columns if c not in payload.columns]):
@@ -204,24 +229,12 @@ class Consumer(Member):
                 logger.warning("job %s: rollout %d cannot be read: %s", self.job_id, located.rollout_id, error)
                 may_be_stored = bool(payload.stored) and not isinstance(error, PayloadLost)
                 where = (located.rollout_id, payload.vault, payload.token)
-                if not may_be_stored and self.link.ask(
+                lost = not may_be_stored and self.link.ask(
                     "unreadable", Deadline(2 * START_S), self.info.client_id, *where
-                ):
-                    asked["token"] = self._token(rollout_id)
-                elif not deadline:
-                    self._keep_token(asked["token"])
+                )
+                if not lost and not deadline:
                     raise
                 time.sleep(0.5)
-
-    def _token(self, rollout_id: int | None) -> str:
-        """Of a claim of the next one: that of a claim without an answer, whose rollout is then handed out first."""
-        if rollout_id is not None:
-            return ""
-        return self._unanswered.pop() if self._unanswered else uuid.uuid4().hex
-
-    def _keep_token(self, token: str) -> None:
-        if token:
-            self._unanswered.append(token)
 
     def get(self, rollout_id: int, version: int | None = None) -> Rollout:
         """Read a published rollout without a lease (default: its newest version). Raises RolloutNotFound."""
@@ -238,8 +251,10 @@ class Consumer(Member):
     def release(self, rollout_id: int) -> None:
         """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""
         self.check()
-        with self._releasing:  # the broker remembers the newest token only
-            self.link.call("release", self.info.client_id, check_rollout_id(rollout_id), token=uuid.uuid4().hex)
+        rollout_id = check_rollout_id(rollout_id)
+        token = self._releases.setdefault(rollout_id, uuid.uuid4().hex)
+        self.link.call("release", self.info.client_id, rollout_id, token=token)
+        self._releases.pop(rollout_id, None)
 
     def producer_facts(self, timeout_s: float | None = None) -> tuple[int, Any]:
         """Wait for (epoch, what it announced) of a live producer. Raises EndOfStream, PeerFailed, WaitTimeout."""
@@ -289,35 +304,150 @@ class Consumer(Member):
         """Publish weights as `version`, which must grow; the older version is freed. Returns the version."""
         return self.publish_value(KEY, pack_weights(params), version, timeout_s)
 
-    def subscribe(self, start: int = 0, timeout_s: float | None = None) -> Iterator[Rollout]:
-        """Yield every rollout from id `start` on as it is published, until the stream ends: each once for this group,
-        also when the subscriber, the broker or the cluster is another one by then.
+    def subscribe(self, start: int = 0, timeout_s: float | None = None) -> "Subscription":
+        """Iterate over every rollout from id `start` on as it is published, until the stream ends: each once for this
+        group, also when the subscriber, the broker or the cluster is another one by then.
 
         A rollout counts as seen when the next one is asked for; what was looked at when the subscriber died comes
-        again. Nothing is freed that a group has not seen: see close_group.
+        again. Nothing is freed that a group has not seen: see close_group. After an error the next `next` asks again;
+        only the end of the stream, or `close`, ends it.
+
+        Args:
+            timeout_s: of each rollout.
 
         Raises:
             WaitTimeout: no rollout within `timeout_s`. PeerFailed.
         """
-        while True:
-            try:
-                rollout = self.claim(timeout_s=timeout_s)
-            except EndOfStream:
-                return
-            if rollout.rollout_id >= start:
-                yield rollout
-            rollout.ack()
+        return Subscription(self, check_rollout_id(start), timeout_s)
 
-    async def asubscribe(self, start: int = 0, timeout_s: float | None = None) -> AsyncIterator[Rollout]:
-        """`subscribe` for an event loop, which goes on while this waits."""
-        rollouts, over = self.subscribe(start, timeout_s), object()
-        while (rollout := await asyncio.to_thread(next, rollouts, over)) is not over:
-            yield rollout  # type: ignore[misc]
+    def asubscribe(self, start: int = 0, timeout_s: float | None = None) -> "AsyncSubscription":
+        """`subscribe` for an event loop, which goes on while this waits. A wait that is cancelled takes nothing: what
+        comes meanwhile is what the next `anext` returns, or `aclose` gives back."""
+        return AsyncSubscription(self.subscribe(start, timeout_s))
 
-    def __iter__(self) -> Iterator[Rollout]:
+    def __iter__(self) -> "Claims":
         """Claim one rollout after the other until the stream ends."""
+        return Claims(self)
+
+
+class Claims(Iterator[Rollout]):
+    """Claims one rollout after the other until the stream ends. After an error the next `next` asks again."""
+
+    def __init__(self, consumer: Consumer, timeout_s: float | None = None):
+        self._consumer = consumer
+        self._timeout_s = timeout_s
+        self._deadline = Deadline(0)
+
+    def __next__(self) -> Rollout:
+        self._deadline = self._consumer._deadline(self._timeout_s)
+        try:
+            return self._consumer._claim(None, None, self._deadline)
+        except EndOfStream:
+            raise StopIteration from None
+
+
+class Subscription(Claims):
+    """See Consumer.subscribe."""
+
+    def __init__(self, consumer: Consumer, start: int, timeout_s: float | None):
+        super().__init__(consumer, timeout_s)
+        self._start = start
+        self._shown: Rollout | None = None  # counts as seen when the next one is asked for
+        self._closed = False
+
+    def __next__(self) -> Rollout:
+        while not self._closed:
+            if self._shown is not None:
+                self._shown.ack()
+                self._shown = None
+            self._shown = super().__next__()
+            if self._closed:  # meanwhile, by another thread
+                self.close()
+            elif self._shown.rollout_id >= self._start:
+                return self._shown
+        raise StopIteration
+
+    def end(self) -> None:
+        """Let a thread that waits for the next one give up soon; what it gets until then is given back."""
+        self._closed = True
+        self._deadline.end()
+
+    def close(self) -> None:
+        """End it: what was looked at last is given back, and comes again."""
+        self.end()
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            with suppress(NotOwner):  # it was acked, or given back
+                shown.release()
+
+
+class AsyncSubscription(AsyncIterator[Rollout]):
+    """See Consumer.asubscribe."""
+
+    def __init__(self, rollouts: Subscription):
+        self._rollouts = rollouts
+        self._asking: _Outcome | None = None  # of a thread, which goes on when whoever awaits it is cancelled
+
+    async def __anext__(self) -> Rollout:
         while True:
+            asking = self._asking = self._asking or self._ask()
+            await asyncio.wait([asyncio.wrap_future(asking)])
+            if self._asking is not asking:  # another task had it
+                continue
+            self._asking = None
+            found = asking.result()
+            if isinstance(found, StopIteration):
+                raise StopAsyncIteration
+            if isinstance(found, BaseException):
+                raise found
+            return found
+
+    async def aclose(self) -> None:
+        """End it: what was looked at last, or came for a wait that was cancelled, is given back."""
+        self._rollouts.end()
+        if self._asking is not None:
+            await asyncio.wait([asyncio.wrap_future(self._asking)])
+        await asyncio.to_thread(self._rollouts.close)
+
+    def _ask(self) -> "_Outcome":
+        asking: _Outcome = Future()
+
+        def ask() -> None:
             try:
-                yield self.claim()
-            except EndOfStream:
-                return
+                asking.set_result(next(self._rollouts))
+            except BaseException as error:  # a result as well: where nobody awaits it any more, nobody logs it
+                asking.set_result(error)
+
+        # a daemon, not a thread of the loop's executor: whoever leaves the loop, or the process, does not wait for it
+        threading.Thread(target=ask, name="cross-job-subscription", daemon=True).start()
+        return asking
+
+
+_Outcome = Future[Rollout | BaseException]
+
+
+class _Tokens:
+    """Tokens of the claims that are under way, and of those of which nobody knows whether they were granted."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, tuple[int | None, threading.Thread | None]] = {}  # token -> (id asked for, who asks)
+        self._lock = threading.Lock()
+
+    def begin(self, rollout_id: int | None) -> str:
+        """Of a claim by this thread: that of one whose outcome nobody knows, so that what it was granted is handed out
+        now; else a new one. For a claim by id only that of an earlier claim of this id."""
+        me = threading.current_thread()
+        with self._lock:
+            token = uuid.uuid4().hex
+            for known, (asked, thread) in self.open.items():
+                idle = thread is None or thread is me or not thread.is_alive()
+                if idle and rollout_id in (None, asked):
+                    token = known
+                    break
+            self.open[token] = (rollout_id, me)
+        return token
+
+    def leave(self, token: str) -> None:
+        """The claim ended, and nobody knows whether it was granted: any thread may go on with it."""
+        asked, _ = self.open[token]
+        self.open[token] = (asked, None)

@@ -69,12 +69,11 @@ class Engines(Pacing):
         """
         client = self._live(client_id, "consumer")
         job = self.jobs[client.info.job_id]
-        done = client.answered.get("end_update")
-        if done is not None and done[1] == (version, epoch) and not job.gate.holder:
+        if client.answer("end_update", "") == (version, epoch) and not job.gate.holder:
             return  # the same call again, whose answer was lost
         if job.gate.engines != epoch or not job.gate.end(client_id, version):
             raise NotOwner(f"weights {version} went to engines that are gone: update the weights again")
-        client.answered["end_update"] = ("", (version, epoch))
+        client.remember("end_update", "", (version, epoch))
 
     def break_update(self, client_id: str) -> None:
         """The update that this consumer began did not come to its end: the engines' weights are unknown."""

@@ -50,9 +50,10 @@ class Ledger(Steering):
     ) -> Located | None:
         """Lease a rollout to this consumer: `rollout_id`, or the lowest that nobody of its group has; None: not yet.
 
-        Claiming again what one holds is the same lease, and so is asking for the next one with the same `token` again.
-        The lease stays with the version that was claimed. What a member of the group holds whose own lease is over may
-        be claimed, too: that member is fenced.
+        Claiming again what one holds is the same lease, and so is asking for the next one with the same `token` again:
+        as long as the lease lasts, it is the answer to the claim with that token. The lease stays with the version
+        that was claimed. What a member of the group holds whose own lease is over may be claimed, too: that member is
+        fenced.
 
         Raises:
             EndOfStream, PeerFailed: the producer ended, and what is asked for was not published.
@@ -63,13 +64,12 @@ class Ledger(Steering):
         job = self.jobs[client.info.job_id]
         group = job.groups[client.info.group]
         if rollout_id is None:
-            known, answer = client.answered.get("claim", ("", None))
-            if token and token == known and group.leases.get(answer.rollout_id, ("",))[0] == client_id:
-                return answer
-            located = self._claim_next(job, group, client, grace_s)
-            if located is not None:
-                client.answered["claim"] = (token, located)
-            return located
+            client.claims = {r: t for r, t in client.claims.items() if group.leases.get(r, ("",))[0] == client_id}
+            for known in [r for r, its_token in client.claims.items() if token and its_token == token]:
+                if known in job.rollouts:
+                    return self.claim(client_id, known, token=token)
+                self.unreadable(client_id, known)
+            return self._claim_next(job, group, client, grace_s, token)
         rollout_id = check_rollout_id(rollout_id)
         if rollout_id < group.start and rollout_id not in job.rollouts:
             raise RolloutNotFound(
@@ -105,6 +105,7 @@ class Ledger(Steering):
             job.claimed += 1
             self._note_claimed(job, group, client, located)
         group.leases[rollout_id] = (client_id, located.version)
+        client.claims[rollout_id] = token
         return located
 
     def ack(self, client_id: str, rollout_id: int) -> None:
@@ -138,11 +139,11 @@ class Ledger(Steering):
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         group = job.groups[client.info.group]
-        if token and client.answered.get("release", ("",))[0] == token:
+        if token and client.answer("release", token):
             return
         self._check_owner(group, client, rollout_id)
         self._give_back(job, group, rollout_id)
-        client.answered["release"] = (token, None)
+        client.remember("release", token, True)
 
     def resume(self, client_id: str, rollout_id: int, source: Any = None) -> dict[str, Any]:
         """This consumer's history covers every rollout below `rollout_id`, and nothing else: a checkpoint says so.
@@ -330,7 +331,7 @@ class Ledger(Steering):
                 f"{who(job.producer)} finished: start both jobs again, and they are generated again"
             )
 
-    def _claim_next(self, job: Job, group: Group, client: Client, grace_s: float) -> Located | None:
+    def _claim_next(self, job: Job, group: Group, client: Client, grace_s: float, token: str) -> Located | None:
         put_aside: list[int] = []
         try:
             while self._free_of_the_silent(group, client):
@@ -341,7 +342,7 @@ class Ledger(Steering):
                             self._give_up_stale(job, rollout_id, again=job.on_stale != DROP)
                             located = None
                         else:
-                            located = self.claim(client.info.client_id, rollout_id)
+                            located = self.claim(client.info.client_id, rollout_id, token=token)
                     except CrossJobError:
                         raise
                     except Exception as error:  # its record is damaged: the others are handed out

@@ -29,6 +29,9 @@ WAIT, DROP, REGENERATE = "wait", "drop", "regenerate"
 """What happens to rollouts whose weights are too old, see --cross-job-on-stale."""
 
 
+ANSWERS = 16
+"""Of each operation that are remembered for a client, whose threads may each ask again because an answer was lost."""
+
 WRITE_THROUGH, WRITE_BEHIND = "write-through", "write-behind"
 """What is published is in the durable store before anybody hears of it, or some time later."""
 
@@ -91,7 +94,8 @@ class Client:
     stated: dict[str, Any] = field(default_factory=dict)  # the job's settings, as this client was given them
     terms: dict[str, Any] = field(default_factory=dict)  # what the other side must agree with, see Roster.attach
     facts: Any = None  # what it told its peer, see Ledger.announce
-    answered: dict[str, tuple[str, Any]] = field(default_factory=dict)  # operation -> its newest token and answer
+    answered: dict[str, dict[str, Any]] = field(default_factory=dict)  # operation -> its newest tokens -> answer
+    claims: dict[int, str] = field(default_factory=dict)  # rollout id -> token of the claim that its lease answers
     since: float = 0.0  # monotonic: when it began with its activity
     columns: tuple[str, ...] = ()  # of every batch: that it publishes, or that it needs
     waited_s: float = 0.0  # since it last got a rollout
@@ -102,6 +106,17 @@ class Client:
     def live(self) -> bool:
         """Whether it is attached, heard or not."""
         return self.state in (LIVE, SILENT)
+
+    def answer(self, operation: str, token: str) -> Any:
+        """What `operation` was answered with this token; None: it was not, or long ago."""
+        known = self.answered.get(operation)
+        return known.get(token) if isinstance(known, dict) else None  # older versions kept one answer
+
+    def remember(self, operation: str, token: str, answer: Any) -> None:
+        """Keep the answer, small as it should be: all of them are part of every snapshot."""
+        known = self.answered.get(operation)
+        kept = [*known.items()][-ANSWERS + 1 :] if isinstance(known, dict) else []
+        self.answered[operation] = {**dict(kept), token: answer}
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import replace
+from typing import TypeVar
 
 from .errors import Refused, RolloutNotFound
 from .records import DEMANDED, LIVE, LOST, PUBLISHED, Client, Job
@@ -50,18 +51,21 @@ class Shelf(Retention):
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         payload = check_payload(payload)
         versions = job.rollouts.get(rollout_id, [])
-        token, answer = client.answered.get("publish", ("", None))
+        answer = client.answer("publish", payload.token)
         for at, located in enumerate(versions):
             if located.payload.token == payload.token:  # a retry, because the answer was lost
+                payload = replace(payload, weight_version=located.payload.weight_version)  # the gate may have said it
                 versions[at] = located = self._lies_at(job, located, payload)
                 return True, located
-        if token == payload.token:  # so is this: its vault died, or it was acked
-            if answer.version and (rollout_id in job.lost or rollout_id in job.rollouts):
-                answer = replace(answer, payload=payload, serial=job.serial)
+        if answer is not None:  # so is this: its vault died, or it was acked
+            answer = replace(answer, payload=replace(payload, weight_version=answer.payload.weight_version))
+            newest = all(located.version < answer.version for located in versions)
+            if answer.version and newest and (rollout_id in job.lost or rollout_id in job.rollouts):
+                answer = replace(answer, serial=job.serial)
                 job.serial += 1
                 self._shelve(job, answer)
                 self._note(job, rollout_id, "" if rollout_id in job.done else PUBLISHED)
-                client.answered["publish"] = (token, answer)
+                client.remember("publish", payload.token, _bare(answer))
             else:
                 self._drops.append((payload.vault, payload.token))
             return True, answer
@@ -81,7 +85,7 @@ class Shelf(Retention):
         if outdated and resumed < job.resumed:
             self._drops.append((payload.vault, payload.token))
             located = Located(job.job_id, rollout_id, 0, payload, self._wall(), client.epoch)
-            client.answered["publish"] = (payload.token, located)
+            client.remember("publish", payload.token, _bare(located))
             why = f"not taken: weights {payload.weight_version} made it, it was begun for weights {begun}"
             self._event(job, "outdated", why, rollout_id)
             if rollout_id not in job.rollouts:
@@ -97,7 +101,7 @@ class Shelf(Retention):
         self._make_room(job)
         job.published += 1
         job.republished += number > 1
-        client.answered["publish"] = (payload.token, located)
+        client.remember("publish", payload.token, _bare(located))
         return True, located
 
     def put_value(self, client_id: str, key: str, payload: Payload, version: int | None = None) -> LocatedValue:
@@ -112,14 +116,14 @@ class Shelf(Retention):
         job = self.jobs[client.info.job_id]
         key, version = check_name(key, "a key"), check_version(version, "the version of a value")
         payload = check_payload(payload)
-        token, answer = client.answered.get("put_value", ("", None))
+        answer = client.answer("put_value", payload.token)
         old = job.values.get(key)
         if old is not None and old.payload.token == payload.token:
             return old
-        if token == payload.token:  # a retry, because the answer was lost: with the value, if its vault died
+        if answer is not None:  # a retry, because the answer was lost: with the value, if its vault died
             if old is not None and old.serial > answer.serial:
                 self._drops.append((payload.vault, payload.token))
-                return answer
+                return replace(answer, payload=payload)
             version = answer.version
         number = (old.version + 1 if old else 0) if version is None else version
         if old is not None and number <= old.version and (old.author == client_id or self._is_live(old.author)):
@@ -131,7 +135,7 @@ class Shelf(Retention):
         job.lost_values.pop(key, None)
         if old is not None:
             self._drop(job, old)
-        client.answered["put_value"] = (payload.token, value)
+        client.remember("put_value", payload.token, _bare(value))
         return value
 
     def stored(self, job_id: str, serial: int, token: str, name: str) -> bool:
@@ -435,6 +439,14 @@ class Shelf(Retention):
 
 def _is_of(vault: str, name: str) -> bool:
     return vault.partition("/")[0] == name
+
+
+_Record = TypeVar("_Record", Located, LocatedValue)
+
+
+def _bare(record: _Record) -> _Record:
+    """What is remembered of an answer: all but what the retry says again, which may be large."""
+    return replace(record, payload=Payload("", "", 0, weight_version=record.payload.weight_version))
 
 
 def _alike(old: Payload, new: Payload) -> bool:
