@@ -84,7 +84,7 @@ class Life:
     resumed: int = 0
     skipped: set[int] = field(default_factory=set)
     leases: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (group, id) -> (client, version)
-    tokens: dict[tuple[str, int], str] = field(default_factory=dict)  # (group, id) -> with which it was claimed last
+    asked_with: dict[tuple[str, int], str] = field(default_factory=dict)  # (group, id) -> with which it was claimed last
     acked: set[tuple[str, int]] = field(default_factory=set)  # (group, id)
     starts: dict[str, int] = field(default_factory=dict)  # group -> where it resumed last
     settled: list[int] = field(default_factory=list)  # readable, acked by every open group; by when
@@ -279,7 +279,7 @@ class Life:
         """What this consumer holds since it claimed the next one with this token: the answer to asking again. What it
         held and was lost is given back."""
         for place, (owner, _) in [*self.leases.items()]:
-            if token and owner == person.name and self.tokens[place] == token:
+            if token and owner == person.name and self.asked_with[place] == token:
                 if place[1] in self.readable:
                     return place[1]
                 self.give_back(place)

@@ -238,7 +238,7 @@ class LedgerAgainstModel(Invariants):
         assert found.payload == life.readable[found.rollout_id][found.version]
         life.counts["claimed"] += place not in life.leases
         life.leases[place] = (person.name, found.version)
-        life.tokens[place] = token
+        life.asked_with[place] = token
 
     @rule(who=INDEX, rollout_id=ROLLOUT_IDS, release=st.booleans())
     def ack_or_release_what_may_not_be_mine(self, who: int, rollout_id: int, release: bool) -> None:

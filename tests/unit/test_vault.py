@@ -14,6 +14,7 @@ from slime.cross_job.errors import (
     ActorLost,
     BadInput,
     Fenced,
+    MethodFailed,
     PayloadLost,
     Refused,
     StoreFull,
@@ -97,6 +98,65 @@ def test_a_method_that_goes_wrong_leaves_nothing_behind(vault, broker, run, head
         source = FromMethod(Actor(header, batch(), None), "generate", (), {}, parts=1)
         with pytest.raises(error, match=message):
             await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
+        assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
+        assert await broker.call("catalog") == []
+
+    run(test())
+
+
+LINE = 'ray::generate()\n  File "rollout.py", line 1, in generate\n'  # of a traceback
+
+
+class Unfit(Exception):
+    """Cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("no pickle")
+
+
+def raised(error: Exception, traceback: str = LINE) -> Exception:
+    """As Ray says it of a method."""
+    return ray.exceptions.RayTaskError("generate", f"{traceback}{error!r}", error).as_instanceof_cause()
+
+
+def without_pickle() -> Exception:
+    made = raised(KeyError("x"))
+    made.cause = Unfit("boo")  # type: ignore[attr-defined]
+    return made
+
+
+JUNK = {**returned(batch())[0], "weight_version": "3"}
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ((raised(TypeError("object of type 'NoneType' has no len()"), ""),), BadInput, "must return.*has no len"),
+        ((raised(ValueError("Task returned 4 objects, but num_returns=3."), ""),), BadInput, "must return.*4 objects"),
+        ((raised(ValueError("my num_returns is bad")),), ValueError, "my num_returns is bad"),
+        ((raised(KeyError("abc")),), KeyError, "abc"),
+        ((raised(ray.exceptions.TaskCancelledError()),), MethodFailed, "rollout.py"),
+        ((raised(ray.exceptions.ActorDiedError()),), MethodFailed, "rollout.py"),  # another one, which it asked
+        ((without_pickle(),), MethodFailed, "rollout.py"),
+        ((ray.exceptions.UnserializableException("Weird: x"),), MethodFailed, "Weird: x"),
+        ((returned(batch())[0], "no batch", None), BadInput, "value 1 after the header is a str"),
+        ((returned(batch())[0], batch(), batch()), BadInput, "value 2 after the header is a Batch"),
+        (({"slime_cross_job": 6}, batch(), None), BadInput, "of protocol 7; what it returned is of 6"),
+        ((JUNK, batch(), None), BadInput, "weight_version '3' is a str"),
+        (({**JUNK, "weight_version": 3, "meta": {"a": np.ones(1)}}, batch(), None), BadInput, r"meta\['a'\]"),
+        (({**JUNK, "weight_version": 3, "nbytes": "1"}, batch(), None), BadInput, "nbytes"),
+        (({**JUNK, "weight_version": 3, "columns": "tokens"}, batch(), None), BadInput, "columns"),
+    ],
+)
+def test_what_a_method_returns_or_raises_comes_as_one_clear_error(vault, broker, run, values, error, message):
+    async def test() -> None:
+        await attach_both(broker)
+        source = FromMethod(Actor(*values), "generate", (), {}, parts=1)
+        with pytest.raises(error, match=message) as found:
+            await vault.hand_over(Target("t0", "p", rollout_id=0), source, 30)
+        assert not isinstance(found.value, ray.exceptions.RayError)
+        if error in (ValueError, KeyError):  # the method's own comes with the traceback of its process
+            assert 'File "rollout.py", line 1' in found.value.__notes__[0]
         assert await vault.stats() == {"payloads": 0, "nbytes": 0, "behind": 0}
         assert await broker.call("catalog") == []
 

@@ -179,6 +179,9 @@ def test_a_snapshot_ages_while_it_lies_in_a_vault(vault, run, monkeypatch):
     run(test())
 
 
+LINE = 'ray::generate()\n  File "rollout.py", line 1, in generate\n'  # of a traceback
+
+
 class Value:
     """What is published, to see when nobody holds it any more."""
 
@@ -205,7 +208,7 @@ def test_a_hand_over_that_failed_lets_go_of_its_payload_at_once(vault, broker, r
             source.header["meta"] = {"an": np.arange(2)}
             target = Target(token, "p", rollout_id=0, durably=Durably("memory://x", "exp"))
         else:
-            raised = ray.exceptions.RayTaskError("generate", "traceback", KeyError("reward")).as_instanceof_cause()
+            raised = ray.exceptions.RayTaskError("generate", LINE, KeyError("reward")).as_instanceof_cause()
             source, error = FromMethod(Actor(raised, value(), None), "generate", (value(),), {}, parts=1), KeyError
         for _ in range(2):  # the second joins the first, or asks again because the answer was lost
             with pytest.raises(error):

@@ -28,6 +28,7 @@
     ├── NotStored (KeyError)      2  the durable store has no such key
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
+    ├── MethodFailed                 a producer's method raised what no other process can take
     ├── EndOfStream               0  the other job finished: there is nothing more to come
     │   └── Drained                  all is drained, as its operator wanted; what is not acked is kept
     └── Stopped                   0  this job was asked to stop (SIGTERM)
@@ -190,6 +191,11 @@ class PeerFailed(CrossJobError):
     def __init__(self, message: str, verdict: dict | None = None):
         super().__init__(message, verdict)
         self.verdict = verdict or {}
+
+
+class MethodFailed(CrossJobError):
+    """The method that a vault called raised an exception that cannot be carried here as it is; the message holds its
+    text. Nothing of that call was published."""
 
 
 class EndOfStream(CrossJobError):

@@ -28,6 +28,7 @@ from .errors import (
     Forgotten,
     HeldBack,
     JobIdTaken,
+    MethodFailed,
     PayloadLost,
     Stopped,
     StoreFull,
@@ -311,6 +312,10 @@ class Member:
                 try:
                     ask = self.link.vault_on(node_id).hand_over.remote(target, source, slice_s)
                     recorded = get(ask, Deadline(slice_s + START_S), "the vault")
+                except TypeError as error:  # Ray cannot pickle an argument of the producer's method
+                    raise BadInput(f"{what} cannot be handed to its vault: {shortened(error, 1000)}") from None
+                except ray.exceptions.RayTaskError as error:
+                    raise _foreign(what, error) from None
                 except GONE as error:
                     self.link.forget_vault(node_id)
                     dead = isinstance(error, ray.exceptions.ActorDiedError)
@@ -399,6 +404,13 @@ class Member:
             with suppress(CrossJobError):
                 self.link.call("heartbeat", self.info.client_id, self._activity, self._spans)
         self.link.call("end", self.info.client_id, state, shortened(reason, MOST_REASON))
+
+
+def _foreign(what: str, error: ray.exceptions.RayTaskError) -> Exception:
+    """What the producer's method raised, in the vault that called it."""
+    if isinstance(error.cause, Exception) and not isinstance(error.cause, ray.exceptions.RayError):
+        return error.cause
+    return MethodFailed(f"{what} was not published: {error}")
 
 
 def as_source(value: Any) -> FromRefs:

@@ -19,10 +19,12 @@ import threading
 import time
 import uuid
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from .archive import sealed
 from .batch import Batch
@@ -34,6 +36,7 @@ from .errors import (
     CrossJobError,
     Fenced,
     Forgotten,
+    MethodFailed,
     NotStored,
     PayloadDamaged,
     PayloadLost,
@@ -46,7 +49,7 @@ from .preview import preview
 from .records import TABLES
 from .snapshot import Item, Page, Snapshot, Tables, listing
 from .tables import Change
-from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload
+from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload, check_payload
 
 logger = logging.getLogger(__name__)
 
@@ -312,10 +315,10 @@ class Vault:
         except _FULL as error:
             raise StoreFull(f"the object store and its spill disk are full, nothing was published: {error}") from None
         token = target.token
-        self._held[token], self._nbytes[token] = refs, header["nbytes"]
+        payload = check_payload(self._payload(target, header, len(refs), apart is not None))
+        self._held[token], self._nbytes[token] = refs, payload.nbytes
         if apart is not None:
             self._held[f"{token}.source"] = [apart]
-        payload = self._payload(target, header, len(refs), apart is not None)
         durably, about = target.durably, _about(target, payload)
         try:
             if durably is not None:
@@ -363,38 +366,51 @@ class Vault:
             logger.error("job %s: a payload is published, but not in the durable store: %s", how.job_id, error)
 
     async def _call(self, source: FromMethod) -> tuple[dict[str, Any], list[Any], Any]:
-        method = getattr(source.actor, source.method)
-        refs = method.options(num_returns=2 + source.parts).remote(*source.args, **source.kwargs)
+        what = f"{source.method}()"
+        must = (
+            f"{what} must return slime.cross_job.producer.returned(columns, ...), a header and {source.parts} part(s)"
+        )
+        try:
+            method = getattr(source.actor, source.method)
+            refs = method.options(num_returns=2 + source.parts).remote(*source.args, **source.kwargs)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BadInput(f"{what} cannot be called with these arguments: {error}") from None
         try:
             header = await refs[0]
+            if not isinstance(header, dict) or HEADER not in header:
+                raise BadInput(f"{must}; its first value is a {type(header).__name__}")
+            if header[HEADER] != PROTOCOL:
+                raise BadInput(f"{must} of protocol {PROTOCOL}; what it returned is of {header[HEADER]!r:.50}")
+            apart = bool(header.get("source_apart"))
+            for number, ref in enumerate(refs[1:]):  # "ready" may mean an error; reading a batch copies nothing
+                kind = type(await ref)
+                if not issubclass(kind, Batch if number < source.parts or apart else type(None)):
+                    raise BadInput(f"{must}; value {number + 1} after the header is a {kind.__name__}")
+        except _FULL:
+            raise
+        except ray.exceptions.RayTaskError as error:
+            raise _raised_by(what, must, error) from None
         except ray.exceptions.RayActorError as error:
-            raise ActorLost(
-                f"the actor died in {source.method}(): {error}. Nothing of this call was published"
-            ) from None
-        except ValueError as error:
-            if "num_returns" not in str(error):
+            raise ActorLost(f"the actor died in {what}: {error}. Nothing of this call was published") from None
+        except (ray.exceptions.RayError, RuntimeError) as error:  # it cannot be read here; or it is StopIteration
+            if not isinstance(error, ray.exceptions.RayError) and not isinstance(
+                error.__cause__, ray.exceptions.RayError
+            ):
                 raise
-            raise BadInput(f"{source.method}() must return returned(columns, ...): {error}") from None
-        if not isinstance(header, dict) or header.get(HEADER) != PROTOCOL:
-            raise BadInput(
-                f"{source.method}() must return slime.cross_job.producer.returned(columns, ...), "
-                f"a header and {source.parts} part(s); its first value is a {type(header).__name__}"
-            )
-        for ref in refs[1:]:  # "ready" may mean an error, such as a full store; reading a batch copies nothing
-            await ref
-        return header, refs[1:-1], refs[-1] if header.get("source_apart") else None
+            raise MethodFailed(f"{what} raised an exception that cannot be carried here: {error}") from None
+        return header, refs[1:-1], refs[-1] if apart else None
 
     def _payload(self, target: Target, header: dict[str, Any], parts: int, source_apart: bool) -> Payload:
         return Payload(
             token=target.token,
             vault=f"{self._name}/{self._incarnation}",
-            nbytes=header["nbytes"],
+            nbytes=header.get("nbytes", 0),
             parts=parts,
-            num_samples=header["num_samples"],
+            num_samples=header.get("num_samples", -1),
             weight_version=header.get("weight_version"),
             meta=header.get("meta") or {},
             made_at=time.time(),
-            columns=tuple(header.get("columns") or ()),
+            columns=header.get("columns") or (),
             source=header.get("source"),
             source_apart=source_apart,
         )
@@ -468,6 +484,22 @@ class Vault:
             except (ValueError, ray.exceptions.RayError) as error:
                 logger.info("vault %s cannot reach the broker yet: %s", self._name, error)
             await asyncio.sleep(0.5)
+
+
+def _raised_by(what: str, must: str, error: ray.exceptions.RayTaskError) -> Exception:
+    """What the caller is told of an exception of the producer's method: that exception, if it can be carried there."""
+    cause, text = error.cause, str(error)
+    if isinstance(cause, CrossJobError):
+        return cause
+    if '  File "' not in text:  # no line of the method raised it: Ray did, when it counted what was returned
+        return BadInput(f"{must}; Ray says: {text.strip().splitlines()[-1]}")
+    with suppress(Exception):  # whatever its class does when it is pickled
+        if not isinstance(cause, (ray.exceptions.RayError, StopIteration, StopAsyncIteration)):
+            found = cloudpickle.loads(cloudpickle.dumps(cause))
+            if isinstance(found, Exception):
+                vars(found)["__notes__"] = [text]  # its traceback, which Python shows from 3.11 on
+                return found
+    return MethodFailed(f"{what} raised an exception that cannot be carried here: {text}")
 
 
 def _load_nothing_of_slime() -> None:
