@@ -38,9 +38,7 @@ def measure(rollouts: int) -> Restart:
     ledger.attach(ClientInfo("p", _JOB, "producer"), max_ahead=rollouts)
     ledger.attach(ClientInfo("c", _JOB, "consumer", group="train"))
     for rollout_id in range(rollouts):
-        payload = Payload(
-            f"{rollout_id:032x}", f"{'f' * 56}/1", 20_000, num_samples=512, weight_version=rollout_id
-        )
+        payload = Payload(f"{rollout_id:032x}", f"{'f' * 56}/1", 20_000, num_samples=512, weight_version=rollout_id)
         payload = replace(payload, columns=("tokens", "mask"), source={"next": 512 * rollout_id})
         held.append(ledger.publish("p", rollout_id, payload)[1])
     tables = {name: dict(getattr(ledger.jobs[_JOB], name)) for name in TABLES}

@@ -228,7 +228,7 @@ def test_a_broker_that_cannot_begin_says_why_and_goes_on_trying(broker, vault, r
             await broker.hello()
         found = await broker.starting()
         assert "failed 3 times" in found["message"]
-        assert len(found["failures"]) == 3
+        assert (found["failures"], found["stuck"]) == (3, True)
         broken = False
         await asyncio.sleep(30)
         assert await broker.starting() is None
@@ -249,6 +249,7 @@ def test_a_broker_that_waits_for_a_vault_says_so_and_can_be_told_to_go_on_withou
         found = await broker.starting()
         assert found["waits_for"] == [{"vault": VAULT, "node_id": "1", "silent_s": pytest.approx(40, abs=1)}]
         assert found["since_s"] == pytest.approx(40, abs=1)
+        assert found["stuck"]
         for words in (f"{VAULT} on node 1 (silent for 40 s)", "Ray calls it alive", f"give-up {VAULT}"):
             assert words in found["message"]
         with pytest.raises(BadInput, match="does not wait for nobody"):

@@ -75,7 +75,7 @@ class Broker(Clusters):
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: asyncio.Task[None] | None = None
         self._began_at = 0.0
-        self._failures: list[str] = []  # to begin, one after the other
+        self._failures, self._failure = 0, ""  # to begin: how many, one after the other, and the last one
         self._asking: set[str] = set()  # clients about which Ray is being asked
         self._ticked_at: float | None = None
         self._lags: deque[tuple[float, float]] = deque()  # (when, seconds) that the event loop was late
@@ -89,7 +89,7 @@ class Broker(Clusters):
         """
         begun = self._beginning()
         while not begun.done():
-            if len(self._failures) >= _FAILURES:
+            if self._failures >= _FAILURES:
                 raise BrokerLost(self._how_it_begins())
             await asyncio.wait([begun], timeout=1.0)
         actor_id = ray.get_runtime_context().get_actor_id()
@@ -101,7 +101,7 @@ class Broker(Clusters):
 
     async def starting(self) -> dict[str, Any] | None:
         """None: it has begun, and answers. Else, at once, what it waits for while it begins: {"waits_for": [{"vault",
-        "node_id", "silent_s"}], "since_s": how long it has been at it, "failures": errors that made it begin again,
+        "node_id", "silent_s"}], "since_s": how long it has been at it, "failures": how often it had to begin again,
         "stuck": whether it takes longer than it should, "message": all of it in words}."""
         if self._beginning().done():
             return None
@@ -109,8 +109,8 @@ class Broker(Clusters):
         return {
             "waits_for": self._keeper.waits_for(),
             "since_s": since_s,
-            "failures": [*self._failures],
-            "stuck": len(self._failures) >= _FAILURES or bool(self._silent_vaults()),
+            "failures": self._failures,
+            "stuck": self._failures >= _FAILURES or bool(self._silent_vaults()),
             "message": self._how_it_begins(),
         }
 
@@ -262,9 +262,9 @@ class Broker(Clusters):
         """In words: what it waits for, or why it cannot begin."""
         loop = asyncio.get_running_loop()
         words = f"the broker of namespace {self._namespace!r} began {loop.time() - self._began_at:.0f} s ago"
-        if len(self._failures) >= _FAILURES:
+        if self._failures >= _FAILURES:
             return (
-                f"{words}, failed {len(self._failures)} times, and tries again: {self._failures[-1]}. See the log of "
+                f"{words}, failed {self._failures} times, and tries again: {self._failure}. See the log of "
                 "actor slime_cross_job_broker (`ray logs`), and slime-cross-job doctor"
             )
         silent = self._silent_vaults()
@@ -281,15 +281,17 @@ class Broker(Clusters):
         failures and can tell of them: one that Ray restarts knows nothing of those of before."""
         while True:
             try:
-                await self._know_the_cluster()
-                missing = await self._keeper.restore()
-                break
+                await self._try_to_begin()
+                return
             except Exception as error:  # whatever it is, to begin without memory would lose what it said
-                self._failures.append(f"{type(error).__name__}: {error}")
+                self._failures, self._failure = self._failures + 1, f"{type(error).__name__}: {error}"
                 logger.exception("the broker cannot begin, and tries again")
-                await asyncio.sleep(min(30.0, 2.0 ** (len(self._failures) - 1)))
+                await asyncio.sleep(min(30.0, 2.0 ** min(self._failures - 1, 5)))
                 self._anew()
-        self._failures.clear()
+
+    async def _try_to_begin(self) -> None:
+        await self._know_the_cluster()
+        missing = await self._keeper.restore()
         for job_id, rollouts in missing.items():
             logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
         exporter = Exporter(self._ledger)  # what happened until now was exported before
