@@ -3,13 +3,14 @@
 import json
 import pickle
 import time
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from slime.cross_job.archive import Archive, checksum, is_older, new_name, opened, sealed
+from slime.cross_job.archive import Archive, checksum, new_name, opened, sealed
 from slime.cross_job.batch import Batch
-from slime.cross_job.errors import BadInput, NotStored, PayloadDamaged
+from slime.cross_job.errors import BadInput, NotStored, PayloadDamaged, StoreUnreachable
 
 from .conftest import Crash
 
@@ -90,15 +91,29 @@ def test_what_is_in_quarantine_is_not_swept(archive, store):
             archive.load(name)
     store.put(f"exp/payload/{new_name('left')}.0.arrow", b"v")
     before = [key for key in store.keys("exp") if "left" not in key]
-    assert archive.sweep(older_than_s=-60) == 1, "what has no manifest is swept: else nothing is tested"
+    left = archive.leftovers()
+    assert len(left) == 1, "what has no manifest is left: else nothing is tested"
+    archive.delete_leftovers([*left, part_key(whole)])
     assert store.keys("exp") == before
     assert {*archive.quarantined()} == {bad, worse}
     assert whole in archive.names()
 
 
-def test_a_payload_is_as_old_as_its_name_and_a_foreign_name_is_never_old():
-    assert is_older(new_name("t"), -1)
-    assert not any(is_older(name, than_s) for name, than_s in ((new_name("t"), 60), ("notes", -1), ("", -1)))
+def test_a_payload_whose_parts_were_taken_for_leftovers_was_not_saved(archive, store, monkeypatch):
+    """It took too long to write: its parts are gone before its manifest is there."""
+    monkeypatch.setattr("slime.cross_job.archive._LONG_S", -1.0)
+    saved(archive, "t0")
+    put = store.put
+
+    def swept(key: str, data: Any) -> None:
+        if key.endswith(".json"):
+            archive.delete_leftovers(archive.leftovers())
+        put(key, data)
+
+    monkeypatch.setattr(store, "put", swept)
+    with pytest.raises(StoreUnreachable, match="took too long to write"):
+        saved(archive, "t1")
+    assert len(archive.names()) == 1
 
 
 def manifest_key(name: str) -> str:
@@ -247,5 +262,5 @@ def test_a_payload_whose_writer_dies_anywhere_is_whole_or_not_there(place, store
     assert False in seen, "nothing died before the manifest: nothing was tested"
     archive = Archive(place.open(), "exp")
     archive.delete([name for name in archive.names() if name != whole])
-    archive.sweep(older_than_s=-1)
+    archive.delete_leftovers(archive.leftovers())
     assert {key.partition(".")[0] for key in store.keys("exp/payload")} == {f"exp/payload/{whole}"}

@@ -1,6 +1,7 @@
 """Who keeps the journal of a job in a durable store, and what is freed there; on a store in memory, time jumps."""
 
 import asyncio
+import time
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ from slime.cross_job.errors import (
 from slime.cross_job.journal import Journal
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.recording import RECORDED, Header, Recording
-from slime.cross_job.records import DEAD
+from slime.cross_job.records import SILENT
 from slime.cross_job.stores import open_store
 from slime.cross_job.types import BROKER_NAME, Payload
 from slime.cross_job.vault import Target, Vault
@@ -192,6 +193,90 @@ def test_what_is_acked_is_freed_and_what_nobody_knows_of_too_after_a_while(new, 
     run(test())
 
 
+@pytest.mark.parametrize("clock_s", [-10 * 365 * 86400.0, 10 * 365 * 86400.0])
+def test_what_nobody_knows_of_is_freed_by_the_brokers_own_patience_whatever_clocks_say(
+    new, run, uri, monkeypatch, clock_s
+):
+    """The clock of a writer's node is ten years off, and with it what it names."""
+    books, ledger = new("a")
+    archive, store = Archive(open_store(uri), "exp"), open_store(uri)
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        with monkeypatch.context() as patched:
+            patched.setattr("time.time", lambda now=time.time(): now + clock_s)
+            begun, orphan = saved(uri, "begun"), saved(uri, "orphan")
+            store.put(f"exp/payload/{new_name('part')}.0.arrow", b"its writer has died, or is at it")
+            books.mail("exp").ask(new_name("m"), "me", {"method": "call"})
+        for _ in range(3):
+            assert await books.collect() == 0, "they may be about to be recorded"
+            await asyncio.sleep(199)
+        publish(ledger, 1, stored=begun)
+        await asyncio.sleep(10)
+        assert await books.collect() == 1
+        assert {*archive.names()} == {begun, *_alive(ledger)}
+        assert orphan not in archive.names()
+        assert books.mail("exp").letters() == []
+        assert len(archive.leftovers()) == 1
+        await asyncio.sleep(3600)
+        assert await books.collect() == 1
+        assert archive.leftovers() == []
+        assert len(archive.names()) == 2
+
+    run(test())
+
+
+def test_a_payload_that_is_recorded_while_others_are_listed_is_kept(new, run, uri):
+    """Its vault could not reach the broker for long: it was an orphan in every collection before."""
+    books, ledger = new("a")
+    store: Any = open_store(uri)
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        late = saved(uri, "late")
+        assert await books.collect() == 0
+        await asyncio.sleep(601)
+        keys, listed = store.keys, []
+
+        def slow(prefix: str) -> list[str]:
+            found = keys(prefix)
+            if prefix.endswith("quarantine"):  # looked at between the listing and the deletion
+                listed.append(publish(ledger, 1, stored=late))
+            return found
+
+        store.keys = slow
+        assert await books.collect() == 0
+        assert listed, "nothing was recorded meanwhile: nothing is tested"
+        assert late in Archive(store, "exp").names()
+
+    run(test())
+
+
+def test_a_store_that_is_away_keeps_no_other_job_from_being_collected(new, run, uri, monkeypatch):
+    books, ledger = new("a")
+    monkeypatch.setattr(books_module, "_ORPHAN_S", -60.0)
+
+    async def test() -> None:
+        other: Any = open_store(f"{uri}-other")
+        await books.open("another", f"{uri}-other")
+        await begin(books, ledger, uri)
+        orphan = saved(uri, "orphan")
+
+        def away(_: str) -> bool:
+            raise StoreUnreachable("away")
+
+        other.exists = other.keys = away
+        with pytest.raises(StoreUnreachable, match="away"):
+            await books.collect()
+        assert orphan not in Archive(open_store(uri), "exp").names()
+
+    run(test())
+
+
+def _alive(ledger: Ledger) -> set[str]:
+    return {record.payload.stored for record in ledger.jobs["exp"].records.values()}
+
+
 def test_what_is_in_quarantine_is_not_collected(new, run, uri, monkeypatch):
     """Whoever wants to know why it was damaged finds it there, although nobody needs it any more."""
     books, ledger = new("a")
@@ -336,8 +421,8 @@ def test_a_store_that_hangs_does_not_keep_other_jobs_from_what_changed_by_itself
         found = Journal(open_store(good), "good").load()
         assert found is not None
         assert found[0].revision > revisions["good"]
-        assert {kept.state for kept in found[1]} == {DEAD}
-        assert broker._ledger.clients["consumer-bad"].state == DEAD
+        assert {kept.state for kept in found[1]} == {SILENT}
+        assert broker._ledger.clients["consumer-bad"].state == SILENT
 
     run(test())
 

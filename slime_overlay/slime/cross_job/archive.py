@@ -5,10 +5,10 @@
     JOB/quarantine/NAME.json       why a payload is not read any more; its files stay, for whoever wants to know
     JOB/mark.json                  that the broker sees this store; who does not find it there looks at another one
 
-NAME begins with the time (ms), so that names in order are payloads in the order in which they were written. Every part
-and the manifest have a checksum (XXH3, 128 bits), which is verified whenever they are read; what does not match goes
-to quarantine. Reading executes nothing that a store may hold: JSON, and Arrow buffers that are checked as they are
-used.
+NAME begins with the time (ms), so that names in order are payloads in the order in which they were written, as far
+as the clocks of nodes agree: nothing else hangs on it. Every part and the manifest have a checksum (XXH3, 128 bits),
+which is verified whenever they are read; what does not match goes to quarantine. Reading executes nothing that a store
+may hold: JSON, and Arrow buffers that are checked as they are used.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from .batch import Batch
-from .errors import BadInput, BatchError, CrossJobError, NotStored, PayloadDamaged
+from .errors import BadInput, BatchError, CrossJobError, NotStored, PayloadDamaged, StoreUnreachable
 from .settings import COMPRESSIONS
 from .stores import Store
 from .stores.calls import progress
@@ -32,6 +32,7 @@ FORMAT = 1
 _FEW = 8  # manifests, which are read sooner than all names are listed
 _PAGE = 64  # keys that are deleted at once
 _LEFT_S = 0.1  # at most, to others, after each page
+_LONG_S = 600.0  # for a payload to be written
 _SUFFIX = {"none": "arrow", "lz4": "arrow.lz4", "zstd": "arrow.zst"}
 
 
@@ -56,7 +57,7 @@ class Archive:
         Raises:
             StoreFull, StoreRefused, StoreUnreachable: nothing of it is seen.
         """
-        described, written = [], []
+        described, written, began = [], [], time.monotonic()
         self._store.check_room(sum(part.nbytes for part in parts))
         try:
             for number, part in enumerate(parts):
@@ -76,8 +77,10 @@ class Archive:
                 "about": dict(about),
             }
             self._store.put(self._manifest(name), sealed(body))
+            if time.monotonic() - began > _LONG_S and not all(map(self._store.exists, written)):
+                raise StoreUnreachable(f"parts of payload {name} were taken for leftovers: it took too long to write")
         except Exception:
-            self._forget(written)
+            self._forget([self._manifest(name), *written])
             raise
 
     def load(self, name: str) -> list[Batch]:
@@ -129,18 +132,16 @@ class Archive:
                 if len(keys) > _PAGE:
                     time.sleep(min(3 * (time.monotonic() - began), _LEFT_S))
 
-    def leftovers(self, older_than_s: float) -> list[str]:
-        """Keys of parts without a manifest, which a writer that died left."""
+    def leftovers(self) -> list[str]:
+        """Keys of parts without a manifest: a writer is at them, or has died."""
         keys = self._store.keys(f"{self._job_id}/payload")
         whole = {key.removesuffix(".json") for key in keys if key.endswith(".json")}
-        alone = [k for k in keys if not k.endswith(".json") and f"{k.rpartition('/')[0]}/{_stem(k)}" not in whole]
-        return [key for key in alone if is_older(_stem(key), older_than_s)]
+        return [k for k in keys if not k.endswith(".json") and f"{k.rpartition('/')[0]}/{_stem(k)}" not in whole]
 
-    def sweep(self, older_than_s: float) -> int:
-        """Delete what writers that died left; how many keys and files that was."""
-        left = self.leftovers(older_than_s)
-        self._store.delete(left)
-        return len(left) + self._store.sweep(self._job_id, older_than_s)
+    def delete_leftovers(self, keys: Sequence[str]) -> None:
+        """Delete those of these parts that have no manifest still."""
+        left = {*self.leftovers()}
+        self._store.delete([key for key in keys if key in left])
 
     def forget_quarantined(self, names: Sequence[str]) -> None:
         """Delete what is in quarantine under these names, with what it was about."""
@@ -250,12 +251,6 @@ def mark_of(store: Store, job_id: str) -> str:
 def new_name(token: str) -> str:
     """Name for a payload that is written from now on."""
     return f"{int(time.time() * 1000):013d}-{token}"
-
-
-def is_older(name: str, than_s: float) -> bool:
-    """Whether a payload of this name was begun that long ago, by this node's clock. A foreign name: no."""
-    begun_ms = name.partition("-")[0]
-    return begun_ms.isdecimal() and int(begun_ms) < (time.time() - than_s) * 1000
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:

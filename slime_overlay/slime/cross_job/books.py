@@ -10,10 +10,10 @@ go.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
-from .archive import Archive, is_older, marked, sealed
+from .archive import Archive, marked, sealed
 from .errors import (
     CrossJobError,
     Fenced,
@@ -37,14 +37,16 @@ from .verdicts import who
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+H = TypeVar("H", bound=Hashable)
 
 BEAT_S = 2.0
 COLLECT_S = 600.0
 SILENT_S = 7.0  # after which the keeper of a journal is over
 _OPEN_S = 10.0
 _AWAY_S = 10.0  # that a store may be away before who waits for it is told
-_ORPHAN_S = 600.0  # after which what nobody knows of is freed
-_LEFTOVER_S = 3600.0
+_ORPHAN_S = 600.0  # between two collections that find what nobody knows of, after which it is freed
+_LEFTOVER_S = 3600.0  # the same, of what is not whole
+_ORPHANS_AT_ONCE = 500
 
 
 class Books:
@@ -71,6 +73,7 @@ class Books:
         self.marks: dict[str, str] = {}  # by job id: what says that a store is that of the broker, see archive.py
         # jobs whose store has lost what it had -> what vaults hold of that
         self._emptied: dict[str, list[Located | LocatedValue]] = defaultdict(list)
+        self._seen: dict[tuple[str, str], dict[Any, float]] = {}  # (job id, kind) -> what nobody knows of, since when
 
     def is_open(self, job_id: str) -> bool:
         return job_id in self._journals
@@ -242,21 +245,16 @@ class Books:
         return emptied
 
     async def collect(self) -> int:
-        """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was."""
-        freed = 0
-        for job_id in [*self._journals]:
-            if not await self._still_ours(job_id):
-                continue
-            job, archive = self._ledger.jobs.get(job_id), self._archive(job_id)
-            names = await self.in_store(job_id, archive.names)
-            needed = {*(_alive(job) if job is not None else ()), *await self.in_store(job_id, archive.quarantined)}
-            orphans = [name for name in names if name not in needed and is_older(name, _ORPHAN_S)]
-            if orphans:
-                logger.info("job %s: %d stored payloads that nobody knows of are freed", job_id, len(orphans))
-            await self.in_store(job_id, archive.delete, orphans)
-            freed += len(orphans) + await self.in_store(job_id, archive.sweep, _LEFTOVER_S)
-            await self.in_store(job_id, self.mail(job_id).sweep, _ORPHAN_S)
-        return freed
+        """Free what nobody knows of: what was written by somebody who died before he could say so. How much it was.
+
+        That is what two collections have found, so far apart by the clock of this process: no other clock counts. One
+        job whose store is away holds up no other; then, at last, its error is raised.
+        """
+        found = await asyncio.gather(*map(self._collect, [*self._journals]), return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
+        return sum(freed for freed in found if isinstance(freed, int))
 
     async def hand_on(self, job_id: str) -> None:
         """Let the job go, so that the next broker that asks for it keeps it, at once. What is known of it must have
@@ -312,6 +310,40 @@ class Books:
             self._let_go(job_id, self._uris[job_id], "another broker keeps its job now")
         return False
 
+    async def _collect(self, job_id: str) -> int:
+        if not await self._still_ours(job_id):
+            return 0
+        archive, mail = self._archive(job_id), self.mail(job_id)
+        names = await self.in_store(job_id, archive.names)
+        kept = await self.in_store(job_id, archive.quarantined)
+
+        def unknown(found: list[str]) -> list[str]:
+            job = self._ledger.jobs.get(job_id)
+            known = _alive(job) if job is not None else set()
+            return [name for name in found if name not in known and name not in kept]
+
+        orphans = self._seen_for(_ORPHAN_S, job_id, "orphans", unknown(names))
+        if orphans:
+            logger.info("job %s: %d stored payloads that nobody knows of are freed", job_id, len(orphans))
+        for at in range(0, len(orphans), _ORPHANS_AT_ONCE):  # one may be recorded while others are deleted
+            page = unknown(orphans[at : at + _ORPHANS_AT_ONCE])
+            await self.in_store(job_id, archive.delete, page, turn="delete")
+        left = self._seen_for(_LEFTOVER_S, job_id, "parts", await self.in_store(job_id, archive.leftovers))
+        await self.in_store(job_id, archive.delete_leftovers, left, turn="delete")
+        found = (await self.in_store(job_id, archive.store.drafts, job_id)).items()
+        drafts = [name for name, _ in self._seen_for(_LEFTOVER_S, job_id, "drafts", found)]
+        await self.in_store(job_id, archive.store.delete_drafts, drafts, turn="delete")
+        letters = self._seen_for(_ORPHAN_S, job_id, "letters", await self.in_store(job_id, mail.letters))
+        await self.in_store(job_id, mail.delete, letters)
+        return len(orphans) + len(left) + len(drafts)
+
+    def _seen_for(self, least_s: float, job_id: str, kind: str, found: Iterable[H]) -> list[H]:
+        """Those of what is found now that were found in every collection for so long."""
+        now, before = asyncio.get_running_loop().time(), self._seen.get((job_id, kind), {})
+        seen = {one: before.get(one, now) for one in found}
+        self._seen[job_id, kind] = seen
+        return [one for one, since in seen.items() if now - since >= least_s]
+
     async def _if_emptied(self, job_id: str) -> None:
         """If the store has lost what it had of this job: find out what that was, and say it. Its journal is written
         whole with the next entry."""
@@ -359,6 +391,7 @@ class Books:
     def _close(self, job_id: str) -> None:
         for held in (self._journals, self._uris, self._drops, self._given_up, self.marks, self._emptied):
             held.pop(job_id, None)
+        self._seen = {key: seen for key, seen in self._seen.items() if key[0] != job_id}
 
     def _archive(self, job_id: str) -> Archive:
         return Archive(self._stores[self._uris[job_id]], job_id)

@@ -5,15 +5,16 @@
 
 Whoever keeps the job's journal answers; a question that nobody has answered yet is answered by the next keeper. So a
 question may be carried out twice, as a call of Ray's may whose answer was lost; operations bear that. NAME begins with
-the time, as that of a payload, so that what nobody fetches can be swept. Records of the ledger travel as JSON
+the time, as that of a payload. Records of the ledger travel as JSON
 (records_json.py): nothing that is read can execute anything.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from . import errors
-from .archive import is_older, opened, sealed
+from .archive import opened, sealed
 from .errors import BadInput, CrossJobError, NotStored, PayloadDamaged
 from .records_json import decode, encode
 from .stores import Store
@@ -72,11 +73,13 @@ class Mail:
         kind = getattr(errors, found["error"], CrossJobError)
         raise (kind if isinstance(kind, type) and issubclass(kind, CrossJobError) else CrossJobError)(*found["args"])
 
-    def sweep(self, older_than_s: float) -> int:
-        """Remove what nobody fetched; how much."""
-        old = [key for key in self._store.keys(self._folder) if is_older(_name(key), older_than_s)]
-        self._store.delete(old)
-        return len(old)
+    def letters(self) -> list[str]:
+        """Keys of all questions and answers that are there: nobody fetches those that stay for minutes."""
+        return self._store.keys(self._folder)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete these letters."""
+        self._store.delete(keys)
 
     def _question(self, name: str) -> str:
         return f"{self._folder}/question/{name}.json"

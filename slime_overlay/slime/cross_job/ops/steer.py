@@ -136,7 +136,7 @@ def gc(
     forget: Annotated[list[str] | None, typer.Option("--forget", help="a job: all that it holds goes")] = None,
     yes: Yes = False,
 ) -> None:
-    """Free, now, what nobody knows of in durable stores; with --forget JOB all that a job holds, and its memory."""
+    """Free, now, what nobody has known of for 10 minutes in durable stores; with --forget JOB all that a job holds."""
     viewer = connected(address, namespace)
     for job in forget or []:
         status = viewer.status(job)
@@ -145,7 +145,7 @@ def gc(
         viewer.steer("forget", job)
         say(f"job {job} is forgotten")
     if not forget:
-        sure("what writers that died left in durable stores, older than 10 minutes, is deleted", yes)
+        sure("what the broker has seen in durable stores for 10 minutes, and nobody knows of, is deleted", yes)
         say(f"{viewer.collect()} freed")
 
 

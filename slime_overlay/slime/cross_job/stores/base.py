@@ -75,9 +75,13 @@ class Store(ABC):
         """Before a large value is put: there is room for it, and some is left, so that small values (what the broker
         keeps) can be written although large ones do not fit any more. Raises StoreFull."""
 
-    def sweep(self, prefix: str, older_than_s: float) -> int:
-        """Remove what writers that died left below `prefix`, where the store does not do that by itself; how much."""
-        return 0
+    def drafts(self, prefix: str) -> dict[str, str]:
+        """What is being written below `prefix`, or was left by a writer that died, where the store does not remove
+        that by itself: name -> a text that changes while it is written."""
+        return {}
+
+    def delete_drafts(self, names: Iterable[str]) -> None:  # noqa: B027  most have none
+        """Delete these drafts."""
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; what was put stays."""

@@ -4,13 +4,12 @@ Durable: a value is written to a temporary name, synced, and renamed; then its f
 same key one wins, because a hard link to an existing name fails. Values are read by mapping the file, so that only
 what is looked at is read, and the page cache of a node is shared by all of its processes.
 
-A crash leaves at most temporary files (names that begin with a dot), which `sweep` removes.
+A crash leaves at most temporary files (names that begin with a dot): `drafts`.
 """
 
 import contextlib
 import os
 import stat
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -140,14 +139,19 @@ class FileStore(Store):
                 f"no room for {nbytes} bytes in {self.shown}: {free} of {total} are free; free some, or keep less"
             )
 
-    def sweep(self, prefix: str, older_than_s: float) -> int:
-        removed = 0
-        for _, path in self._do(prefix, lambda: [*self._files(prefix)]):
-            with contextlib.suppress(FileNotFoundError):
-                if path.name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > older_than_s:
-                    self._do(path.name, self._disk.remove, path)
-                    removed += 1
-        return removed
+    def drafts(self, prefix: str) -> dict[str, str]:
+        found = {}
+        for name, path in self._do(prefix, lambda: [*self._files(prefix)]):
+            if path.name.startswith(_TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):
+                    about = path.stat()
+                    found[name] = f"{about.st_size} {about.st_mtime_ns}"
+        return found
+
+    def delete_drafts(self, names: Iterable[str]) -> None:
+        for name in names:
+            progress()
+            self._do(name, self._disk.remove, self._root / name)
 
     # ------------------------------------------------------------------ inside
 
