@@ -21,6 +21,16 @@ SETTINGS: dict[str, tuple[type, str]] = {
     ),
     "retain_s": (float, "seconds for which acked rollouts are kept (default: no bound)"),
     "retain_bytes": (int, "bytes of acked rollouts that are kept (default: no bound)"),
+    "retain_from": (
+        str,
+        "from when that counts, ack: from the ack of every consumer group, publication: where no group reads the job, "
+        "from its publication or its last reading; the oldest goes, read or not (default: ack)",
+    ),
+    "forget_after_s": (
+        float,
+        "seconds after which a job that is complete is forgotten, with what its durable store keeps of it (default: "
+        "604800.0, a week)",
+    ),
     "max_bytes": (
         int,
         "bytes of rollouts that are kept; at this bound the rollout job waits for acks (default: no bound)",

@@ -16,6 +16,8 @@ FLAGS = {
         "cross_job_retain",
         "cross_job_retain_s",
         "cross_job_retain_bytes",
+        "cross_job_retain_from",
+        "cross_job_forget_after_s",
         "cross_job_heartbeat_s",
         "cross_job_dead_after_s",
         "cross_job_peer_grace_s",

@@ -121,6 +121,15 @@ class RayStandIn:
         ids = {name.rpartition("_")[2] for name in (VAULT, OTHER, *self.actors)}
         return [{"NodeID": node_id, "Alive": node_id not in self.dead_nodes} for node_id in ids]
 
+    @property
+    def experimental(self) -> Any:
+        """Sizes of opaque values: those of the tests say theirs, as `size`."""
+        return SimpleNamespace(
+            get_local_object_locations=lambda refs: {
+                ref: {"node_ids": [], "object_size": getattr(ref._value, "size", None)} for ref in refs
+            }
+        )
+
     def put(self, value: Any) -> Ref:
         return Ref(value)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from slime.cross_job.errors import Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.snapshot import restore
 
@@ -184,3 +185,104 @@ def test_what_was_acked_before_it_was_thrown_away_is_freed_when_it_comes_again(l
     ledger.end("ca", "finished")
     publish(ledger, 0, "t0-again", weight_version=1)
     assert figures(ledger, "retained", "queue_depth", "freed") == [0, 0, 1]
+
+
+# ---------------------------------------------------------------------- where no group reads: from publication
+
+
+def test_what_no_group_reads_is_retained_from_publication_by_number_bytes_and_age(ledger, clock):
+    attach(ledger, "p", retain=3, retain_s=100.0, retain_bytes=35, retain_from="publication")
+    for rollout_id in range(200):
+        publish(ledger, rollout_id)
+    assert ids(ledger) == [197, 198, 199]
+    assert figures(ledger, "retained", "held_bytes", "queue_depth", "dropped") == [3, 30, 0, 197]
+    assert len(ledger.take_drops()) == 197
+    publish(ledger, 200, nbytes=20)
+    assert ids(ledger) == [199, 200]
+    publish(ledger, 201, nbytes=1000)
+    assert ids(ledger) == [201], "the newest stays, however large"
+    clock.now += 101
+    assert ledger.expire() == ["exp"]
+    assert ids(ledger) == []
+    assert ledger.jobs["exp"].progress[201].state == "dropped"
+    with pytest.raises(RolloutNotFound, match="rollout 201 of job exp was freed, as its retention says"):
+        ledger.get("exp", 201)
+    with pytest.raises(Refused, match="was freed, as its retention says: it is not taken again"):
+        publish(ledger, 201, "again")
+
+
+def test_the_bound_on_the_object_store_holds_where_nobody_acks(ledger):
+    attach(ledger, "p", max_bytes=25, retain=100, retain_from="publication")
+    for rollout_id in range(50):
+        publish(ledger, rollout_id)
+        assert ledger.held_back(ledger.jobs["exp"]) is None, "the oldest goes, nobody waits"
+    assert ids(ledger) == [48, 49]
+    publish(ledger, 50, nbytes=26)
+    assert ids(ledger) == [50]
+
+
+def test_a_reading_counts_as_an_ack(ledger, clock):
+    attach(ledger, "p", retain=2, retain_s=100.0, retain_from="publication")
+    publish(ledger, 0)
+    publish(ledger, 1)
+    clock.now += 60
+    assert ledger.read("exp", 0).payload.token == "t0"
+    publish(ledger, 2)
+    assert ids(ledger) == [0, 2], "the one that was read is newer than the one that was not"
+    clock.now += 60
+    ledger.expire()
+    assert ids(ledger) == [0, 2], "read 60 s ago, published 60 s ago"
+    publish(ledger, 3)
+    publish(ledger, 4)
+    assert figures(ledger, "claimed", "acked", "dropped") == [1, 1, 2]
+    assert [ledger.jobs["exp"].progress[r].state for r in range(3)] == ["freed", "dropped", "dropped"]
+
+
+def test_a_group_that_attaches_decides_from_then_on(ledger):
+    attach(ledger, "p", retain=2, retain_from="publication")
+    for rollout_id in range(3):
+        publish(ledger, rollout_id)
+    attach(ledger, "c")
+    for rollout_id in range(3, 8):
+        publish(ledger, rollout_id)
+    assert ids(ledger) == [1, 2, 3, 4, 5, 6, 7], "what it has not acked stays"
+    ledger.resume("c", 0)
+    train(ledger, *range(1, 8))
+    assert ids(ledger) == [6, 7]
+    assert ledger.read("exp", 6).version == 1
+    publish(ledger, 8)
+    ledger.end("c", "finished")
+    assert ids(ledger) == [7, 8], "it reads no more: 8 is retained from publication"
+
+
+def test_without_saying_so_nothing_is_freed_that_nobody_acked(ledger, clock):
+    attach(ledger, "p", retain=1, retain_s=1.0, retain_bytes=1)
+    for rollout_id in range(5):
+        publish(ledger, rollout_id)
+    clock.now += 1000
+    assert ledger.expire() == []
+    assert ledger.read("exp", 0).rollout_id == 0
+    assert len(ids(ledger)) == 5
+
+
+def test_a_job_that_no_group_reads_is_complete_when_nothing_of_it_is_left(ledger, clock):
+    attach(ledger, "p", retain_s=100.0, retain_from="publication")
+    for rollout_id in range(5):
+        publish(ledger, rollout_id)
+    ledger.end("p", "finished")
+    assert (ids(ledger), figures(ledger, "complete")) == ([0, 1, 2, 3, 4], [False]), "it can be got after its producer"
+    clock.now += 101
+    assert ledger.expire() == ["exp"]
+    assert figures(ledger, "complete", "retained") == [True, 0]
+    assert len(ledger.take_drops()) == 5
+
+
+def test_what_no_group_reads_outlives_the_broker(ledger, clock):
+    attach(ledger, "p", retain=3, retain_from="publication")
+    for rollout_id in range(5):
+        publish(ledger, rollout_id)
+    ledger.read("exp", 2)
+    again = restarted(ledger, *[v for r in (2, 3, 4) for v in ledger.versions("exp", r)])
+    assert [*again.jobs["exp"].done] == [3, 4, 2]
+    publish(again, 5)
+    assert ids(again) == [2, 4, 5]

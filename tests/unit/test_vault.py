@@ -214,6 +214,22 @@ def test_opaque_values_are_not_compared(vault, broker, run):
     run(test())
 
 
+def test_an_opaque_value_has_the_size_of_its_copy(vault, broker, run):
+    """Whoever hands in a ref says 0: bounds on bytes would mean nothing."""
+
+    class Large:
+        size = 1_000_000
+
+    async def test() -> None:
+        await attach_both(broker)
+        located = await vault.hand_over(Target("t0", "p", rollout_id=0), from_refs(Large(), num_samples=-1), 30)
+        assert located.payload.nbytes == 1_000_000
+        assert (await broker.call("status", "exp"))["exp"]["held_bytes"] == 1_000_000
+        assert (await vault.stats())["nbytes"] == 1_000_000
+
+    run(test())
+
+
 def test_handing_over_again_joins_what_is_under_way(vault, broker, run, loop):
     class Slow(Ref):
         def __await__(self) -> Generator[Any, None, Any]:

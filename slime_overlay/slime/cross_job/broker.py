@@ -52,10 +52,10 @@ _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
-        *("requeue", "discard", "note_event"),
+        *("requeue", "discard", "note_event", "read"),
     ]
 )
-_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard", "note_event"])
+_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard", "note_event", "read"])
 """Operations that name a job, not a client."""
 _OF_ALL = ("status", "catalog", "listed")
 """Those that may name no job, and are then asked of all."""

@@ -1,10 +1,12 @@
 """The names of the original proposal, on top of the same broker and with its guarantees.
 
 For code that thinks in "store a ref, get a ref": every ref that is handed in is copied into a vault that owns it, so
-what was stored outlives the process that made it. New code uses Producer and Consumer.
+what was stored outlives the process that made it. Nobody acks here, so what was stored lives as long as its retention
+says: by number, age and bytes, from when it was stored or last got. New code uses Producer and Consumer.
 """
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,22 +15,60 @@ from .errors import BadInput, Fenced, RolloutNotFound
 from .link import Link
 from .member import Member
 from .producer import Producer
+from .records import PUBLICATION
+from .settings import Settings
 from .types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
+
+RETAIN_S = 86_400.0
+"""Seconds for which a stored rollout can be got, unless it is said otherwise: a day."""
+_SHARE = 4  # of a node's object store, for one job
 
 
 class CrossJobDataBroker:
-    """Store and look up rollouts by (job id, rollout id). See `setup_cross_job_communication`."""
+    """Store and look up rollouts by (job id, rollout id). See `setup_cross_job_communication`.
 
-    def __init__(self, namespace: str = DEFAULT_NAMESPACE):
+    What is stored is freed by the first bound that it meets, the oldest first; getting a rollout makes it the newest.
+    The newest goes with its age only. Storing never waits for room: what goes before anybody got it is counted in
+    `status` ("dropped"). Where a consumer group is attached to a job, its acks decide instead, as with a Producer.
+
+    Args:
+        retain: rollouts that are kept of a job (None: any number).
+        retain_s: seconds for which each can be got.
+        retain_bytes: bytes that are kept of a job (None: a quarter of the object store of this node).
+        max_bytes: bytes of a job in the object store, at which the oldest goes, too.
+
+    Raises:
+        BadInput: a bound that is out of range. Else as setup_cross_job_communication.
+    """
+
+    def __init__(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        retain: int | None = None,
+        retain_s: float = RETAIN_S,
+        retain_bytes: int | None = None,
+        max_bytes: int | None = None,
+    ):
         self.namespace = namespace
+        bounds = Settings(
+            retain=retain,
+            retain_s=retain_s,
+            retain_bytes=retain_bytes,
+            max_bytes=max_bytes,
+            retain_from=PUBLICATION,
+            namespace=namespace,
+        )
         self._link = Link(namespace)
+        self._settings = bounds if retain_bytes else replace(bounds, retain_bytes=_share_of_this_node())
         self._producers: dict[str, Producer] = {}
         self._lock = threading.Lock()
 
     def store_rollout_data(self, job_id: str, rollout_id: int, data_ref: Any) -> int:
         """Publish what `data_ref` stands for (an ObjectRef to anything, columns, or a Batch); returns its version.
 
-        The first call for a job id attaches this process as the job's producer, until `close`.
+        The first call for a job id attaches this process as the job's producer, until `close`. An id that was freed is
+        not taken again.
 
         Raises:
             BadInput, JobIdTaken, and whatever Producer.publish raises.
@@ -42,8 +82,12 @@ class CrossJobDataBroker:
                 return self._producer(job_id).publish(rollout_id, data_ref).version
 
     def get_rollout_data(self, job_id: str, rollout_id: int) -> Any:
-        """A ref to the newest version, owned by a vault, for `ray.get`; claims nothing. Raises RolloutNotFound."""
-        payload = self._link.call("get", check_job_id(job_id), check_rollout_id(rollout_id)).payload
+        """A ref to the newest version, owned by a vault, for `ray.get`; claims nothing, and its retention begins anew.
+
+        Raises:
+            RolloutNotFound: it was not stored, or is freed.
+        """
+        payload = self._link.call("read", check_job_id(job_id), check_rollout_id(rollout_id)).payload
         if payload.parts != 1:
             raise BadInput(f"rollout {rollout_id} of job {job_id} has {payload.parts} parts: read it with a Consumer")
         return self._link.open_refs(payload)[0]
@@ -56,7 +100,7 @@ class CrossJobDataBroker:
         return [(job, rollout_id) for job in sorted(listed) for rollout_id in listed[job]]
 
     def close(self) -> None:
-        """End the stream of every job that was stored to."""
+        """End the stream of every job that was stored to; what it holds can be got as long as its retention says."""
         with self._lock:
             for producer in self._producers.values():
                 producer.finish()
@@ -70,7 +114,7 @@ class CrossJobDataBroker:
 
     def _producer(self, job_id: str) -> Producer:
         if job_id not in self._producers:
-            self._producers[job_id] = Producer(job_id, namespace=self.namespace)
+            self._producers[job_id] = Producer(job_id, settings=self._settings)
         return self._producers[job_id]
 
 
@@ -100,9 +144,16 @@ class DataProducer(Member):
 
 
 def setup_cross_job_communication(namespace: str = DEFAULT_NAMESPACE) -> CrossJobDataBroker:
-    """Find the broker of `namespace` on this Ray cluster, or create it (race-free); returns access to it.
+    """Find the broker of `namespace` on this Ray cluster, or create it (race-free); returns access to it. What is
+    stored is kept as far as the default bounds of CrossJobDataBroker say.
 
     Raises:
         ClusterUnreachable, ProtocolMismatch, WaitTimeout.
     """
     return CrossJobDataBroker(namespace)
+
+
+def _share_of_this_node() -> int | None:
+    here = ray.get_runtime_context().get_node_id()
+    rooms = [n["Resources"].get("object_store_memory", 0) for n in ray.nodes() if n["NodeID"] == here and n["Alive"]]
+    return int(rooms[0] / _SHARE) if rooms and rooms[0] >= _SHARE else None

@@ -29,6 +29,7 @@ from .records import (
     Group,
     Job,
 )
+from .retention import is_unread
 from .status import job_status, looked, rollout_detail
 from .steering import Steering
 from .types import Located, Payload, check_plain, check_rollout_id
@@ -243,6 +244,13 @@ class Ledger(Steering):
 
     # ------------------------------------------------------------------ anybody
 
+    def expire(self) -> list[str]:
+        """As Retention.expire; a job of which nothing is left then may be complete."""
+        changed = super().expire()
+        for job_id in changed:
+            self._complete_if_over(self.jobs[job_id])
+        return changed
+
     def peer_verdict(self, client_id: str, rollout_id: int | None = None) -> dict[str, Any]:
         """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder."""
         client = self._live(client_id)
@@ -403,7 +411,9 @@ class Ledger(Steering):
 
     def _complete_if_over(self, job: Job) -> None:
         over = job.producer is not None and job.producer.state == FINISHED
-        if over and job.groups and all(g.closed for g in job.groups.values()):
+        if not over or not all(g.closed for g in job.groups.values()):
+            return
+        if job.groups or (is_unread(job) and not job.rollouts and not self._living(job.job_id)):
             self._free_all(job)
             job.complete = True
 

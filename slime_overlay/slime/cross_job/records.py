@@ -32,6 +32,9 @@ WAIT, DROP, REGENERATE = "wait", "drop", "regenerate"
 ANSWERS = 16
 """Of each operation that are remembered for a client, whose threads may each ask again because an answer was lost."""
 
+ACK, PUBLICATION = "ack", "publication"
+"""When retention begins, see --cross-job-retain-from."""
+
 WRITE_THROUGH, WRITE_BEHIND = "write-through", "write-behind"
 """What is published is in the durable store before anybody hears of it, or some time later."""
 
@@ -151,6 +154,8 @@ class Job:
     retain: int | None = None  # acked rollouts that are kept, see retention.py
     retain_s: float | None = None
     retain_bytes: int | None = None
+    retain_from: str = ACK
+    forget_after_s: float = 7 * 86_400.0
     max_bytes: int | None = None
     max_staleness: int | None = None
     on_stale: str = WAIT
@@ -238,7 +243,8 @@ FOR_PEOPLE = ("progress", "events")
 """Those of them that are bounded, and that nothing hangs on."""
 
 SETTINGS = (
-    *("max_ahead", "retain", "retain_s", "retain_bytes", "max_bytes", "max_staleness", "on_stale"),
+    *("max_ahead", "retain", "retain_s", "retain_bytes", "retain_from", "forget_after_s", "max_bytes"),
+    *("max_staleness", "on_stale"),
     *("store", "store_mode", "compression", "metrics", "traces"),
 )
 """Fields of Job that clients state when they attach, and on which those that live must agree."""

@@ -3,12 +3,16 @@
 Whatever is stated bounds what is retained, by number, by age, by bytes; where only an age or a number of bytes is, any
 number of rollouts is kept. What lies in a durable store leaves the object store at once. Pure state like the rest of
 the ledger.
+
+A job may say that retention begins with publication where no consumer group reads it (--cross-job-retain-from): nobody
+acks there. A reading (`read`) counts like an ack: retention begins anew. At a bound the oldest goes, read or not, but
+never the newest; what nobody read is counted as dropped. A group that attaches gets what is there then.
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .records import ACKED, DROPPED, FREED, Job
+from .records import ACKED, DROPPED, FREED, PUBLICATION, PUBLISHED, Job
 from .sources import Sources
 from .types import Located, LocatedValue, Payload
 
@@ -27,7 +31,9 @@ class Retention(Sources):
         """Move those that every open group has acked towards being freed; the first of them is the oldest."""
         for rollout_id in rollout_ids:
             acked_by = [g for g in job.groups.values() if rollout_id in g.acked]
-            if not acked_by or any(rollout_id not in g.acked for g in job.groups.values() if not g.closed):
+            if any(rollout_id not in g.acked for g in job.groups.values() if not g.closed):
+                continue
+            if not acked_by and not is_unread(job):
                 continue
             if rollout_id in job.lost or rollout_id in job.rollouts:
                 job.lost.discard(rollout_id)
@@ -35,7 +41,9 @@ class Retention(Sources):
                 if rollout_id not in job.done:
                     job.done[rollout_id] = self.age(job)
                     known = job.progress.get(rollout_id)
-                    if known is not None and known.state != ACKED:  # by those that do not drive the producer
+                    if (
+                        acked_by and known is not None and known.state != ACKED
+                    ):  # by those that do not drive the producer
                         self._note(job, rollout_id, ACKED, acked=self._wall())
                 self._shed(job, rollout_id)
         self._make_room(job)
@@ -49,7 +57,7 @@ class Retention(Sources):
         if covering:
             self._note(job, rollout_id, ACKED, acked=self._wall())
         acked = any(rollout_id in group.acked for group in job.groups.values())  # perhaps before it was thrown away
-        if acked and rollout_id not in job.done:
+        if (acked or is_unread(job)) and rollout_id not in job.done:
             self._settle(job, [rollout_id])
 
     def _shed(self, job: Job, rollout_id: int) -> None:
@@ -72,13 +80,20 @@ class Retention(Sources):
         for rollout_id in _beyond_bounds(job, self.age(job)):
             self._let_go(job, rollout_id)
         if self._over_bytes(job):
-            for rollout_id in [r for r in job.done if not all(v.payload.stored for v in job.rollouts.get(r, []))]:
+            newest = [*job.done][-1:] if is_unread(job) else []
+            held = [r for r in job.done if r not in newest]
+            for rollout_id in [r for r in held if not all(v.payload.stored for v in job.rollouts.get(r, []))]:
                 if self._over_bytes(job):
                     self._let_go(job, rollout_id)
         return len(job.done) < before
 
     def _let_go(self, job: Job, rollout_id: int) -> None:
         del job.done[rollout_id]
+        known = job.progress.get(rollout_id)
+        if is_unread(job) and known is not None and known.state == PUBLISHED and rollout_id in job.rollouts:
+            job.dropped += 1
+            job.skipped.add(rollout_id)
+            self._count_bytes(job, "dropped", sum(v.payload.nbytes for v in job.rollouts[rollout_id]))
         self._free(job, rollout_id)
 
     def _unshelve(self, job: Job, rollout_id: int) -> None:
@@ -138,6 +153,11 @@ def in_memory(payload: Payload) -> int:
     return payload.nbytes if payload.vault else 0
 
 
+def is_unread(job: Job) -> bool:
+    """Whether retention begins with publication, because no consumer group reads the job."""
+    return job.retain_from == PUBLICATION and all(group.closed for group in job.groups.values())
+
+
 def _beyond_bounds(job: Job, age: float) -> list[int]:
     """The oldest of what is retained, which have to go."""
     nbytes = 0
@@ -145,6 +165,8 @@ def _beyond_bounds(job: Job, age: float) -> list[int]:
         nbytes = sum(version.payload.nbytes for r in job.done for version in job.rollouts.get(r, ()))
     number, found = len(job.done), list[int]()
     for rollout_id, since in job.done.items():
+        if number == 1 and is_unread(job):  # the newest goes with its age only
+            return [*found, rollout_id] if job.retain_s is not None and age - since > job.retain_s else found
         too_many = number > _most(job)
         too_old = job.retain_s is not None and age - since > job.retain_s
         if not (too_many or too_old or (job.retain_bytes is not None and nbytes > job.retain_bytes)):

@@ -19,17 +19,18 @@ ON_STALE = ("wait", "drop", "regenerate")
 STORE_MODES = ("write-through", "write-behind")
 COMPRESSIONS = ("none", "lz4", "zstd")
 SWITCH = ("on", "off")
+RETAIN_FROM = ("ack", "publication")
 _CHOICES = {
     **{"store_mode": STORE_MODES, "compression": COMPRESSIONS, "on_stale": ON_STALE},
-    **{"metrics": SWITCH, "traces": SWITCH},
+    **{"metrics": SWITCH, "traces": SWITCH, "retain_from": RETAIN_FROM},
 }
 _LEAST = {"retain_bytes": 1, "max_bytes": 1, "heartbeat_s": 0.05}  # else 0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client behaves. The first twelve belong to the job: all statements of them must agree (None: as the other
-    side says, or the default). The rest is the client's own.
+    """How a client behaves. The first fourteen belong to the job: all statements of them must agree (None: as the
+    other side says, or the default). The rest is the client's own.
 
     Raises:
         BadInput: a value that is out of range, naming the flag.
@@ -40,6 +41,8 @@ class Settings:
     retain: int | None = None  # acked rollouts that are kept before their payload is freed
     retain_s: float | None = None  # seconds after which what is acked is freed
     retain_bytes: int | None = None  # bytes of acked rollouts that are kept
+    retain_from: str | None = None  # when retention begins: ack | publication, see retention.py
+    forget_after_s: float | None = None  # seconds after which a complete job is forgotten
     max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
     max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
     on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from .errors import Refused, RolloutNotFound
-from .records import DEMANDED, LIVE, LOST, PUBLISHED, Client, Job
-from .retention import Retention, in_memory
+from .records import ACKED, DEMANDED, LIVE, LOST, PUBLICATION, PUBLISHED, Client, Job
+from .retention import Retention, in_memory, is_unread
 from .types import (
     Located,
     LocatedValue,
@@ -71,7 +71,7 @@ class Shelf(Retention):
             return True, answer
         if rollout_id in job.freed:
             raise Refused(
-                f"rollout {rollout_id} of job {job.job_id} was trained on, acked and freed: it is not taken again"
+                f"rollout {rollout_id} of job {job.job_id} was {_why_freed(job, rollout_id)}: it is not taken again"
             )
         if job.gate.generating == rollout_id:
             job.gate.generating = None
@@ -166,6 +166,21 @@ class Shelf(Retention):
     def get(self, job_id: str, rollout_id: int, version: int | None = None) -> Located:
         """Where a published version lies (default: the newest), without a lease. Raises RolloutNotFound."""
         return self._version(self._known_job(job_id), check_rollout_id(rollout_id), version)
+
+    def read(self, job_id: str, rollout_id: int) -> Located:
+        """Like `get` of the newest version, for a reader that belongs to no group. Where none reads the job and
+        retention begins with publication, it begins anew with this reading."""
+        located = self.get(job_id, rollout_id)
+        job = self.jobs[job_id]
+        if rollout_id in job.done and is_unread(job):
+            job.done[rollout_id] = self.age(job)
+            known = job.progress.get(rollout_id)
+            if known is not None and known.state == PUBLISHED:
+                job.claimed, job.acked = job.claimed + 1, job.acked + 1
+                for what in ("claimed", "acked"):
+                    self._count_bytes(job, what, located.payload.nbytes)
+                self._note(job, rollout_id, ACKED, claimed=self._wall(), acked=self._wall())
+        return located
 
     def catalog(self, job_id: str | None = None) -> list[Located]:
         """Newest version of every rollout that can be read, by job and id."""
@@ -341,7 +356,7 @@ class Shelf(Retention):
         if versions is None:
             state = "is not published"
             if rollout_id in job.freed:
-                state = "was acked and freed"
+                state = f"was {_why_freed(job, rollout_id)}"
             elif rollout_id in job.lost:
                 state = "was lost with its vault: demand it, and it is generated again"
             raise RolloutNotFound(f"rollout {rollout_id} of job {job.job_id} {state}")
@@ -435,6 +450,12 @@ class Shelf(Retention):
             known = job.progress.get(rollout_id)
             self._note(job, rollout_id, LOST, losses=(known.losses if known else 0) + 1)
             self._event(job, "lost", why, rollout_id)
+
+
+def _why_freed(job: Job, rollout_id: int) -> str:
+    if rollout_id not in job.skipped:
+        return "acked and freed"
+    return "freed, as its retention says" if job.retain_from == PUBLICATION else "dropped, too stale"
 
 
 def _is_of(vault: str, name: str) -> bool:

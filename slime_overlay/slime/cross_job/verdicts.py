@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, SILENT, STOPPED, Client, Job
+from .records import DEAD, DRAINING, FAILED, FINISHED, LIVE, PAUSED, PUBLICATION, SILENT, STOPPED, Client, Job
 
 _JOB_NAME = {"producer": "rollout job", "consumer": "train job"}
 SLOW_AFTER_S = 5.0
@@ -143,7 +143,8 @@ def _of_its_clients(job: Job, now: float) -> list[tuple[str, str]]:
         (("train job" if name == "train" else f"consumer group {name}"), g.last) for name, g in job.groups.items()
     ]
     said = []
-    for name, client in [("rollout job", job.producer), *(groups or [("train job", None)])]:
+    nobody = [] if job.retain_from == PUBLICATION else [("train job", None)]
+    for name, client in [("rollout job", job.producer), *(groups or nobody)]:
         if client is None:
             said.append((WARNING, f"No {name} has attached yet: start it with --job-id {job.job_id}."))
             continue
