@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.util import state
@@ -64,7 +65,7 @@ def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
     producer, consumer = pair
     for rollout_id in range(3):
         producer.publish(rollout_id, columns(rollout_id), weight_version=rollout_id)
-    consumer.publish_weights(4, {"w": [1.0]})
+    consumer.publish_weights(4, {"w": np.array([1.0])})
     consumer.demand(7)
     held = consumer.claim(0)
     consumer.claim(1).ack()
@@ -198,7 +199,7 @@ def test_going_back_to_an_older_checkpoint(job_id):
         first = Consumer(job_id, **names)
         for rollout_id in range(3):
             first.claim(rollout_id).ack()
-        first.publish_weights(3, {"w": [3.0]})
+        first.publish_weights(3, {"w": np.array([3.0])})
         held = first.claim(3)
         with Consumer(job_id, **names) as second:
             with pytest.raises(RolloutNotFound, match="cannot go back to rollout 0"):
@@ -206,7 +207,7 @@ def test_going_back_to_an_older_checkpoint(job_id):
             second.resume(1)
             with pytest.raises(Refused, match="resumed its group at rollout 1"):
                 held.ack()
-            second.publish_weights(1, {"w": [1.0]})
+            second.publish_weights(1, {"w": np.array([1.0])})
             assert producer.weights().version == 1
             assert [second.claim().rollout_id for _ in range(3)] == [1, 2, 3]
             assert second.claim(1).batch.to_pydict() == columns(1)

@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+import numpy as np
 import ray
 from speak import columns, say
 
@@ -66,7 +67,7 @@ def consume(args: argparse.Namespace, settings: dict[str, Any]) -> None:
             say(claimed=rollout_id, version=rollout.version, stored=rollout._located.payload.stored)
             if args.role == "resumed" or rollout_id < checkpoint:
                 rollout.ack()
-        consumer.publish_weights(args.until, {"w": [1.0, 2.0]})
+        consumer.publish_weights(args.until, {"w": np.array([1.0, 2.0])})
         status = consumer.status()
         say(**{name: status[name] for name in ("published", "acked", "losses", "unstored", "store")})
         if args.role != "resumed":
