@@ -5,15 +5,17 @@ Ctrl-C comes between the two.
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slime.cross_job.consumer import Consumer
-from slime.cross_job.errors import EndOfStream, RolloutNotFound, StoreUnreachable, WaitTimeout
+from slime.cross_job.errors import BadInput, EndOfStream, RolloutNotFound, StoreUnreachable, WaitTimeout
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.link import Deadline
 from slime.cross_job.metrics import Latencies
@@ -287,3 +289,38 @@ def test_an_asynchronous_subscription_ends_with_the_stream_and_raises_what_goes_
     asyncio.run(test())
     with pytest.raises(EndOfStream):
         consumer.claim(timeout_s=0)
+
+
+@pytest.mark.parametrize("bad", ["3", math.nan, True, [1]], ids=repr)
+def test_a_deadline_that_is_no_number_is_refused_before_anything_is_asked(ledger, consumer, bad):
+    publish(ledger, 0)
+    for call in (consumer.claim, consumer.loaded, consumer.begin_update, lambda **kw: consumer.value("k", **kw)):
+        with pytest.raises(BadInput, match="timeout_s"):
+            call(timeout_s=bad)
+    assert leases(ledger) == []
+
+
+def test_numbers_that_are_none_are_refused_before_anything_is_asked(ledger, consumer):
+    publish(ledger, 0)
+    for call in (
+        lambda: consumer.claim("0"),
+        lambda: consumer.claim(0, version="1"),
+        lambda: consumer.get(0, "1"),
+        lambda: consumer.value("k", "1"),
+        lambda: consumer.begin_update("1"),
+        lambda: consumer.end_update("1", 1),
+        lambda: consumer.resume(0, source=object()),
+        lambda: consumer.resume("0"),
+        lambda: consumer.subscribe("0"),
+        lambda: consumer.publish_value(3, {"a": [1]}),
+        lambda: consumer.publish_value("k", {"a": [1]}, "1"),
+        lambda: consumer.publish_weights("1", {"w": np.ones(1)}),
+        lambda: consumer.publish_weights(1, {"w": [1.0]}),
+        lambda: consumer.publish_weights(1, [("w", np.ones(1))]),
+        lambda: consumer.publish_weights(1, {3: np.ones(1)}),
+    ):
+        with pytest.raises(BadInput):
+            call()
+    assert leases(ledger) == []
+    with pytest.raises(BadInput, match="version"):
+        ledger.end_update("c", "1", 1)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from slime.cross_job.errors import BadInput
+from slime.cross_job.errors import BadInput, Refused
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.producer import returned
 from slime.cross_job.records import DROP
@@ -256,6 +256,9 @@ def test_a_record_that_cannot_be_handed_out_is_put_aside_not_lost(pair):
     found = pair.status("exp")["exp"]
     assert found["damaged"] == [0]
     assert any("damaged" in one["text"] for one in found["standing"])
+    pair.end("p", "finished")
+    with pytest.raises(Refused, match=r"rollouts \[0\].*damaged.*drop them"):  # and no end of the stream
+        pair.claim("c")
     damage(pair, 0, nbytes=10)
     assert pair.claim("c").rollout_id == 0
 

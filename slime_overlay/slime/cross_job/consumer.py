@@ -266,8 +266,8 @@ class Consumer(Member):
         Args:
             until: the number of rollouts of the run: nothing from here on is still to be generated.
         """
-        grace_s = self.settings.peer_grace_s
-        return self._wait(timeout_s, "moment for new weights", "begin_update", until=until, grace_s=grace_s)
+        limits = {"until": check_version(until, "until"), "grace_s": self.settings.peer_grace_s}
+        return self._wait(timeout_s, "moment for new weights", "begin_update", **limits)
 
     def end_update(self, version: int, epoch: int) -> None:
         """All engines of that producer have the weights `version`. Raises NotOwner: they are gone, update again."""

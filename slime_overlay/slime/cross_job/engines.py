@@ -8,6 +8,7 @@ from typing import Any
 from .errors import NotOwner
 from .pacing import Pacing
 from .records import Job
+from .types import check_number
 from .verdicts import who
 
 
@@ -67,7 +68,7 @@ class Engines(Pacing):
         Raises:
             NotOwner: this consumer does not hold the engines (it never did, or they are gone).
         """
-        client = self._live(client_id, "consumer")
+        client, version = self._live(client_id, "consumer"), check_number(version, "version")
         job = self.jobs[client.info.job_id]
         if client.answer("end_update", "") == (version, epoch) and not job.gate.holder:
             return  # the same call again, whose answer was lost

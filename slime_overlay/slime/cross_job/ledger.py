@@ -13,7 +13,7 @@ import heapq
 import logging
 from typing import Any
 
-from .errors import CrossJobError, NotOwner, PayloadLost, RolloutNotFound, ValueLost
+from .errors import CrossJobError, NotOwner, PayloadLost, Refused, RolloutNotFound, ValueLost
 from .progress import PROGRESS
 from .records import (
     ACKED,
@@ -368,6 +368,12 @@ class Ledger(Steering):
         open_here = [r for r in sorted(job.lost) if r not in group.acked and r not in group.leases]
         self._raise_if_lost_for_good(job, open_here)
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
+            if put_aside and job.producer is not None and not job.producer.live:
+                raise Refused(
+                    f"rollouts {put_aside} of job {job.job_id} cannot be handed out, because their records are "
+                    "damaged, and nobody is there to generate them again: drop them (slime-cross-job drop) and start "
+                    "the rollout job again"
+                )
             self._raise_if_producer_over(job, grace_s)
         return None
 

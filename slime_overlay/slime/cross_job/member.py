@@ -50,6 +50,7 @@ from .types import (
     check_job_id,
     check_name,
     check_names,
+    check_seconds,
     check_version,
     shortened,
 )
@@ -231,7 +232,7 @@ class Member:
 
     def _value(self, key: str, newer_than: int | None, timeout_s: float) -> tuple[LocatedValue, Any] | None:
         self.check()
-        deadline = Deadline(timeout_s)
+        deadline, newer_than = self._deadline(timeout_s), check_version(newer_than, "newer_than")
         located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
         while located is not None:
             try:
@@ -253,7 +254,7 @@ class Member:
     # ------------------------------------------------------------------ inside
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.settings.timeout_s if timeout_s is None else timeout_s)
+        return Deadline(self.settings.timeout_s if timeout_s is None else check_seconds(timeout_s, "timeout_s"))
 
     def _wait(self, timeout_s: float | Deadline | None, what: str, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Long-poll; at the deadline WaitTimeout with the verdict on whoever is waited for."""
@@ -290,7 +291,7 @@ class Member:
 
     def _durably_within(self, timeout_s: float | None) -> Durably | None:
         """How the job's payloads are stored; a store that is full or away is waited for as long as the caller does."""
-        patience_s = self.settings.timeout_s if timeout_s is None else timeout_s
+        patience_s = self._deadline(timeout_s).timeout_s
         return self._durably and replace(self._durably, patience_s=patience_s)
 
     def _hand_over(

@@ -115,7 +115,7 @@ class Producer(Member):
         if not isinstance(actor, ray.actor.ActorHandle):
             raise BadInput(f"{actor!r:.100} is no handle of an actor: give what ACTOR_CLASS.remote(...) returned")
         if not isinstance(method, str) or not hasattr(getattr(actor, method, None), "remote"):
-            raise BadInput(f"the actor has no remote method {method!r:.100}")
+            raise BadInput(f"the actor has no method {method!r:.100}")
         source = FromMethod(actor, method, args, kwargs, parts)
         return self._publish(
             rollout_id, source, self._node_of(actor, self._deadline(timeout_s)), timeout_s, repeatable
@@ -140,7 +140,7 @@ class Producer(Member):
             EndOfStream: the consumers finished, or `until` is reached. PeerFailed: they failed. WaitTimeout.
         """
         grace_s = self.settings.peer_grace_s
-        limits = {"start": start, "until": until, "gated": gated}
+        limits = {"start": check_version(start, "start"), "until": check_version(until, "until"), "gated": bool(gated)}
         return self._wait(timeout_s, "demand", "next_demand", **limits, grace_s=grace_s)
 
     def patient_demand(self, **limits: Any) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..cross_job_arguments import SETTINGS, STORE_SOURCES, add_settings, flag, holds_password
 from .errors import BadInput
-from .types import DEFAULT_NAMESPACE, check_number
+from .types import DEFAULT_NAMESPACE, check_number, check_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -104,13 +104,10 @@ def check_setting(name: str, value: Any) -> Any:
         if not isinstance(value, str):
             raise BadInput(f"{shown} is a {type(value).__name__}: it must be a str")
         return value
-    try:
-        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = math.nan
-    if not least <= number < math.inf:
+    seconds = check_seconds(value, flag(name))
+    if not least <= seconds < math.inf or value < 0:
         raise BadInput(f"{shown} must be a number of seconds, {least} or more")
-    return number
+    return seconds
 
 
 def store_uri(

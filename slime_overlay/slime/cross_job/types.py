@@ -76,6 +76,17 @@ def check_number(value: Any, what: str, least: int = 0) -> int:
     return number
 
 
+def check_seconds(value: Any, what: str) -> float:
+    """Return a number of seconds as a float (below 0: 0), else raise BadInput."""
+    try:
+        seconds = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise BadInput(f"{what} {_brief(value)} is a {type(value).__name__}: it must be a number of seconds")
+    return max(0.0, seconds)
+
+
 def check_name(name: Any, what: str) -> str:
     """Return `name` if it is a str of 1 to MOST_NAME characters, else raise BadInput."""
     if not isinstance(name, str) or not name:

@@ -395,11 +395,10 @@ class Vault:
         except ray.exceptions.RayActorError as error:
             raise ActorLost(f"the actor died in {what}: {error}. Nothing of this call was published") from None
         except (ray.exceptions.RayError, RuntimeError) as error:  # it cannot be read here; or it is StopIteration
-            if not isinstance(error, ray.exceptions.RayError) and not isinstance(
-                error.__cause__, ray.exceptions.RayError
-            ):
+            said = error if isinstance(error, ray.exceptions.RayError) else error.__cause__
+            if not isinstance(said, ray.exceptions.RayError):
                 raise
-            raise MethodFailed(f"{what} raised an exception that cannot be carried here: {error}") from None
+            raise MethodFailed(f"{what} raised an exception that cannot be carried here: {said}") from None
         return header, refs[1:-1], refs[-1] if apart else None
 
     def _payload(self, target: Target, header: dict[str, Any], parts: int, source_apart: bool) -> Payload:
