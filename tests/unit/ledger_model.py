@@ -84,7 +84,9 @@ class Life:
     resumed: int = 0
     skipped: set[int] = field(default_factory=set)
     leases: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (group, id) -> (client, version)
-    asked_with: dict[tuple[str, int], str] = field(default_factory=dict)  # (group, id) -> with which it was claimed last
+    asked_with: dict[tuple[str, int], str] = field(
+        default_factory=dict
+    )  # (group, id) -> with which it was claimed last
     acked: set[tuple[str, int]] = field(default_factory=set)  # (group, id)
     starts: dict[str, int] = field(default_factory=dict)  # group -> where it resumed last
     settled: list[int] = field(default_factory=list)  # readable, acked by every open group; by when

@@ -590,6 +590,21 @@ def test_what_was_begun_without_a_vault_is_newer_than_what_that_knows(keeper, va
     assert third._broker > made._broker > 1
 
 
+def test_a_vault_that_was_given_up_is_not_waited_for_by_the_next_broker_either(without_other, run, loop, ray_stand_in):
+    run(settle())
+    ray_stand_in.actors[OTHER] = silent(without_other[2], hello=[1e4])
+    third = Keeper(NAMESPACE, Ledger(loop.time, loop.time))
+    began = loop.time()
+    run(third.restore())
+    assert loop.time() < began + 10
+    assert third.given_up == {OTHER}
+    assert run(third.answers_again(OTHER))
+    fourth = Keeper(NAMESPACE, Ledger(loop.time, loop.time))
+    run(settle())
+    run(fourth.restore())
+    assert (fourth.given_up, [*fourth._vaults]) == (set(), [VAULT, OTHER])
+
+
 def test_a_vault_that_was_given_up_and_died_is_forgotten(without_other, run, ray_stand_in):
     made, _, _ = without_other
     del ray_stand_in.actors[OTHER]

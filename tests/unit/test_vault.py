@@ -378,7 +378,7 @@ def test_a_broker_that_is_gone_is_said_so_and_nothing_is_kept(vault, broker, run
 
 def test_a_vault_says_where_it_is_and_which_incarnation(vault, run):
     found = run(vault.hello())
-    facts = {"protocol": PROTOCOL, "name": VAULT, "node_id": "node1", "broker": 0}
+    facts = {"protocol": PROTOCOL, "name": VAULT, "node_id": "node1", "broker": 0, "given_up": []}
     assert found == {**facts, "incarnation": vault._incarnation}
     assert run(Vault(VAULT, NAMESPACE).hello())["incarnation"] != found["incarnation"]
 

@@ -20,7 +20,7 @@
     │   │   └── ValueLost            and it was a value of this client's (weights, say): publish it again
     │   ├── ActorLost                the producer's actor died in its method; nothing of that call was published
     │   ├── StoreUnreachable         the durable store does not answer
-    │   │   └── NotKept                  nor does any vault that keeps the broker's changes: it was not done, for now
+    │   │   └── NotKept                  no vault keeps a change of the broker, for now: ask again
     │   ├── StoreFull             7  object store and disk, or the durable store, are full; nothing was published
     │   └── NoResources           8  no node has, or has free, what an actor or placement group needs; named in words
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for

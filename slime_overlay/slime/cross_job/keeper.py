@@ -83,6 +83,7 @@ class Keeper:
         self.given_up: set[str] = set() if given_up is None else given_up
         self._vaults: dict[str, Any] = {}
         self._had_vaults = False
+        self._were_given_up: set[str] = set()  # by the operator of an earlier broker, as vaults say
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
         self._asked: set[asyncio.Task[bool]] = set()  # the loop itself holds tasks weakly
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,6 +113,7 @@ class Keeper:
         records = [record for one in holding.values() for record in one.records]
         missing = restore(self._ledger, [pair for one in holding.values() for pair in one.snapshots], records)
         self._note_what_they_have(holding)
+        self._tell_who_is_given_up()
         if self._ledger.jobs:
             logger.warning(
                 "broker %d goes on with %d jobs and %d payloads that %d vaults remember",
@@ -148,6 +150,7 @@ class Keeper:
             logger.warning("vault %s, which was given up, answers again", name)
             return True
         self.given_up.discard(name)
+        self._tell_who_is_given_up()
         return False
 
     async def keep(self, job_id: str) -> None:
@@ -282,8 +285,10 @@ class Keeper:
         async with self._entering[name]:  # of two readings at once, none would come to its end
             found = await self._inventory(name)
         self.vault_gone(name, but_it_is_back=True)
-        self.given_up.discard(name)
         self._vaults[name], self._had_vaults = found.handle, True
+        if name in self.given_up:
+            self.given_up.discard(name)
+            self._tell_who_is_given_up()
         known = {*self._ledger.jobs, *self._forgotten}
         unknown = [pair for pair in found.snapshots if pair[0].job.job_id not in known]
         again = {pair[0].job.job_id for pair in unknown}
@@ -310,6 +315,10 @@ class Keeper:
             job.told.pop(name, None)
         if not but_it_is_back:
             self._vaults.pop(name, None)
+
+    def _tell_who_is_given_up(self) -> None:
+        for vault in self._vaults.values():
+            vault.note_given_up.remote(sorted(self.given_up))
 
     def _note_what_they_have(self, holding: dict[str, _Found]) -> None:
         """Whose snapshot the ledger was made of need not be told all of it again."""
@@ -355,6 +364,7 @@ class Keeper:
                 f"vault {name} speaks protocol {hello['protocol']}, this broker {PROTOCOL}: use another "
                 "--cross-job-namespace for this version"
             )
+        self._were_given_up.update(hello["given_up"])
         return int(hello["broker"])
 
     async def _inventory(self, name: str) -> _Found:
@@ -386,6 +396,8 @@ class Keeper:
             task = asyncio.ensure_future(answer_of(ask(), None))
             try:
                 while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
+                    if name in self._waits and name in self._were_given_up:
+                        self.give_up(name)
                     with contextlib.suppress(ray.exceptions.RayError):  # who cannot be asked has not said that it died
                         if node_of(name) not in await alive_nodes():
                             raise _Gone

@@ -129,6 +129,7 @@ class Vault:
         self._snapshots: dict[str, tuple[Snapshot, Tables]] = {}
         self._since: dict[str, float] = {}  # job id -> when its newest snapshot came, monotonic
         self._broker = (0, "")  # the one that this vault obeys: n-th of the namespace, its process
+        self._given_up: list[str] = []  # vaults that the operator of a broker gave up
         self._listed: tuple[str, list[Item]] = ("", [])  # what a broker reads page by page: name of its reading, all
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._deposits = Deposits()
@@ -140,13 +141,15 @@ class Vault:
             threading.Thread(target=lambda: asyncio.run(self._introduce()), daemon=True).start()
 
     async def hello(self) -> dict[str, Any]:
-        """Who is here, and on which node; "broker": the number of the last one that it obeyed (0: none yet)."""
+        """Who is here, and on which node; "broker": the number of the last one that it obeyed (0: none yet);
+        "given_up": see `note_given_up`."""
         return {
             "protocol": PROTOCOL,
             "name": self._name,
             "node_id": ray.get_runtime_context().get_node_id(),
             "incarnation": self._incarnation,
             "broker": self._broker[0],
+            "given_up": self._given_up,
         }
 
     async def hand_over(self, target: Target, source: FromRefs | FromMethod | None, wait_s: float) -> Any:
@@ -280,6 +283,10 @@ class Vault:
         if not left:
             self._listed = ("", [])
         return Page(self._incarnation, page, left)
+
+    async def note_given_up(self, names: list[str]) -> None:
+        """Remember which vaults an operator gave up: the next broker does not wait for them again."""
+        self._given_up = names
 
     async def stats(self) -> dict[str, int]:
         """{"payloads", "nbytes"} that this vault owns; "behind": those that are still to be stored durably."""
