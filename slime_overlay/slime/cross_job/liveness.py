@@ -1,9 +1,12 @@
 """Asking Ray whether a client can still be alive: its process, its actor, its Ray job. Public state API only."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +23,32 @@ _LINES = 3
 _JOB_KNOWN_S = 8.0  # after which Ray knows how the job of a process that died has ended, if it has
 _THREADS = ThreadPoolExecutor(32, "ask-ray")  # of their own: a dashboard that hangs holds up nothing else
 JOB_IS = "its Ray job is "
+_FIRST = "RAY_API_SERVER_ADDRESS"  # what the state API looks at before all else
+_lock = threading.Lock()
+_asking: list[str | None] = []  # what stood there before, for each who asks now
+
+
+@contextlib.contextmanager
+def this_cluster() -> Iterator[str]:
+    """In this block Ray's state API asks the cluster of this process, whose address is what `with` gives.
+
+    It prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to its argument; where these name another cluster, a job of that
+    one that has the same id would be taken for ours. Changes this process's environment for as long.
+    """
+    # without an address the state API looks for a cluster on this machine, and gives up where there are two
+    address = ray.get_runtime_context().gcs_address
+    with _lock:
+        _asking.append(_asking[0] if _asking else os.environ.get(_FIRST))
+        os.environ[_FIRST] = address
+    try:
+        yield address
+    finally:
+        with _lock:
+            before = _asking.pop()
+            if not _asking and before is None:
+                os.environ.pop(_FIRST, None)
+            elif not _asking and before is not None:
+                os.environ[_FIRST] = before
 
 
 async def ask_ray(function: Callable[..., Any], *args: Any) -> Any:
@@ -41,7 +70,8 @@ def over_reason(info: ClientInfo, silent_s: float = 0.0) -> str | None:
         if info.node_id in {node["NodeID"] for node in ray.nodes() if not node["Alive"]}:
             reasons.append(f"its node {info.node_id[:8]} ({info.host}) died")
         if info.actor_id:
-            actor = state.get_actor(info.actor_id, address=_address(), timeout=5)
+            with this_cluster() as address:
+                actor = state.get_actor(info.actor_id, address=address, timeout=5)
             if actor is not None and actor.state == "DEAD":
                 reasons.append(f"its actor {info.actor_id} died")
         found = job_words(info.ray_job_id)
@@ -83,18 +113,14 @@ def submission_id(ray_job_id: str) -> str:
 def _process_lives(info: ClientInfo) -> bool | None:
     """None: Ray does not know the process."""
     here: Any = [("pid", "=", info.pid), ("node_id", "=", info.node_id)]
-    known = [worker.is_alive for worker in state.list_workers(address=_address(), filters=here, timeout=5)]
+    with this_cluster() as address:
+        known = [worker.is_alive for worker in state.list_workers(address=address, filters=here, timeout=5)]
     return any(known) if known else None
 
 
 def _jobs(ray_job_id: str) -> Any:
-    return state.list_jobs(address=_address(), filters=[("job_id", "=", ray_job_id)], timeout=5)
-
-
-def _address() -> str:
-    # without an address the state API looks for a cluster on this machine, and gives up where there are two
-    address: str = ray.get_runtime_context().gcs_address
-    return address
+    with this_cluster() as address:
+        return state.list_jobs(address=address, filters=[("job_id", "=", ray_job_id)], timeout=5)
 
 
 def _last_lines(message: str | None) -> str:

@@ -18,6 +18,7 @@ from ray.util import state
 
 from . import stopping
 from .errors import CrossJobError, NoResources, Stopped
+from .liveness import this_cluster
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -104,29 +105,34 @@ class Watch:
 def shortage(actor: Any = None) -> Shortage | None:
     """What of this Ray job waits for a place: `actor`, or a placement group or any actor. None: nothing does, or
     nobody can tell (no dashboard). Public state API only."""
-    context = ray.get_runtime_context()
-    job, address = context.get_job_id(), context.gcs_address
+    job = ray.get_runtime_context().get_job_id()
     try:
-        if actor is None:
-            for group in state.list_placement_groups(
-                address=address, filters=[("state", "=", "PENDING")], detail=True, timeout=5
-            ):
-                bundles = [bundle["unit_resources"] for bundle in group.bundles or []]
-                if group.creator_job_id == job and bundles:
-                    found = _named(f"a placement group of {len(bundles)} bundles", bundles)
-                    if found is not None:
-                        return found
-        filters: Any = [("job_id", "=", job), ("state", "=", "PENDING_CREATION")]
-        for waiting in state.list_actors(address=address, filters=filters, detail=True, timeout=5):
-            needs = waiting.required_resources or {}
-            if waiting.pid or any("_group_" in name for name in needs):  # it has its place, and is being made
-                continue
-            if actor is None or waiting.actor_id == _id_of(actor):
-                found = _named(f"the actor {waiting.class_name}", [needs])
-                if found is not None:
-                    return found
+        with this_cluster() as address:
+            return _shortage(job, address, actor)
     except Exception as error:  # whatever Ray makes of a head that is away for a moment: this must go on looking
         logger.info("Ray cannot tell what waits for a place: %s", error)
+    return None
+
+
+def _shortage(job: str, address: str, actor: Any) -> Shortage | None:
+    if actor is None:
+        for group in state.list_placement_groups(
+            address=address, filters=[("state", "=", "PENDING")], detail=True, timeout=5
+        ):
+            bundles = [bundle["unit_resources"] for bundle in group.bundles or []]
+            if group.creator_job_id == job and bundles:
+                found = _named(f"a placement group of {len(bundles)} bundles", bundles)
+                if found is not None:
+                    return found
+    filters: Any = [("job_id", "=", job), ("state", "=", "PENDING_CREATION")]
+    for waiting in state.list_actors(address=address, filters=filters, detail=True, timeout=5):
+        needs = waiting.required_resources or {}
+        if waiting.pid or any("_group_" in name for name in needs):  # it has its place, and is being made
+            continue
+        if actor is None or waiting.actor_id == _id_of(actor):
+            found = _named(f"the actor {waiting.class_name}", [needs])
+            if found is not None:
+                return found
     return None
 
 
