@@ -3,10 +3,12 @@
 Names and namespace are given explicitly on create and on get, so that any Ray job reaches them from any namespace.
 """
 
+import contextlib
 import logging
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -37,7 +39,7 @@ _STORED_S = 5.0  # for a vault to answer, where the durable store has the payloa
 _LOAD_S = 600.0  # for a payload to be read from a durable store
 POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
-
+_GRPC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # preface, and empty settings
 
 BROKER_PLACES = ("cross_job_broker", "node:__internal_head__")
 """A broker stays on nodes with the first of these resources that any node had when it was made. The second is the
@@ -68,48 +70,119 @@ class Deadline:
 
 def check_address(address: str) -> str:
     """Return the address of a Ray cluster. Raises BadInput: it is one of Ray's Client, where the state API, named
-    actors of other jobs and zero-copy reads are not to be had."""
+    actors of other jobs and zero-copy reads are not to be had, or none of a cluster."""
     if address.startswith("ray://"):
         raise BadInput(
             f"{address} is an address of Ray's Client, which cross-job cannot use: give HOST:PORT of the cluster "
             "(port 6379 by default) on one of its nodes, or submit a job (`ray job submit`)"
         )
+    if address.startswith(("http://", "https://")):
+        raise BadInput(
+            f"{address} is the address of Ray's dashboard, to which jobs are submitted, not that of the cluster: give "
+            "HOST:PORT (port 6379 by default)"
+        )
+    if address == "local":
+        raise BadInput("address 'local' would start another Ray cluster: give HOST:PORT of one that runs")
     return address
 
 
-def ensure_ray(
-    address: str | None = None, probe_s: float = 5.0, log_to_driver: bool = False, logging_level: int = logging.INFO
-) -> None:
-    """Connect this process to Ray if it is not connected: to `address`, else to RAY_ADDRESS.
-
-    Args:
-        probe_s: how long to try whether anybody listens at the address, in seconds.
-        log_to_driver: show what the actors of this job print.
-        logging_level: of what Ray itself says here.
+def find_address(address: str | None = None) -> str:
+    """Return the address to go to: `address`, else RAY_ADDRESS; for "auto", that of the one cluster that has a node on
+    this machine.
 
     Raises:
-        ClusterUnreachable: no address is known, or no cluster answers there. BadInput: see check_address.
+        BadInput: see check_address; or several clusters have a node here. ClusterUnreachable: none is known.
     """
-    if ray.is_initialized():
-        return
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
         raise ClusterUnreachable(
             "this process belongs to no Ray cluster: call ray.init(address='HOST:PORT'), set RAY_ADDRESS, or start it "
             "with `ray job submit`"
         )
-    host, _, port = check_address(address).rpartition(":")
-    if host and port.isdigit() and "/" not in address:
-        try:
-            socket.create_connection((host, int(port)), probe_s).close()
-        except OSError as error:
-            raise ClusterUnreachable(
-                f"no Ray cluster at {address} ({error}): check that it runs, and the address"
-            ) from None
+    if check_address(address) != "auto":
+        return address
+    found = local_clusters()
+    if not found:
+        raise ClusterUnreachable("no Ray cluster has a node on this machine: give the address of one, HOST:PORT")
+    if len(found) > 1:
+        raise BadInput(f"several Ray clusters have a node on this machine, name one of them: {', '.join(found)}")
+    return found[0]
+
+
+def local_clusters() -> list[str]:
+    """Addresses of the Ray clusters that have a node on this machine, as far as this process sees its processes."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            program, *words = path.read_bytes().decode(errors="replace").split("\0")
+            if program.endswith("/raylet"):
+                found |= {word.partition("=")[2] for word in words if word.startswith("--gcs-address=")}
+    return sorted(found)
+
+
+def ensure_ray(
+    address: str | None = None,
+    probe_s: float = 5.0,
+    log_to_driver: bool = False,
+    logging_level: int = logging.INFO,
+    runtime_env: dict[str, Any] | None = None,
+) -> Any:
+    """Connect this process to Ray if it is not connected: to the cluster of `find_address`.
+
+    Args:
+        probe_s: how long to try whether anybody listens at the address, in seconds.
+        log_to_driver: show what the actors of this job print.
+        logging_level: of what Ray itself says here.
+        runtime_env: of what this process starts on the cluster.
+
+    Returns:
+        What ray.init returns; None where this process was connected before.
+
+    Raises:
+        ClusterUnreachable: no address is known, or no cluster answers there. BadInput: see find_address.
+    """
+    if ray.is_initialized():
+        return None
+    address = find_address(address)
+    with contextlib.suppress(TimeoutError):  # who listens is busy: Ray waits for it
+        probe(address, probe_s)
     try:
-        ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging_level)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        return ray.init(
+            address=address, log_to_driver=log_to_driver, logging_level=logging_level, runtime_env=runtime_env
+        )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
+
+
+def probe(address: str, timeout_s: float) -> None:
+    """See whether a Ray cluster may be at HOST:PORT, from what a gRPC server says first.
+
+    Raises:
+        ClusterUnreachable: nobody listens there, or somebody who is no Ray.
+        TimeoutError: who listens says nothing for `timeout_s` seconds.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterUnreachable(f"{address!r} is no address of a Ray cluster: give HOST:PORT (port 6379 by default)")
+    do = "check that the cluster runs, and the address"
+    try:
+        connection = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+    except OSError as error:
+        raise ClusterUnreachable(f"no Ray cluster at {address}: nobody listens there ({error}); {do}") from None
+    with connection:
+        if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+            return
+        try:
+            connection.sendall(_GRPC)
+            said = connection.recv(64)
+        except TimeoutError:
+            raise TimeoutError(f"somebody listens at {address} and says nothing for {timeout_s:g} s") from None
+        except OSError as error:
+            raise ClusterUnreachable(f"no Ray cluster at {address}: who listens there hangs up ({error})") from None
+    if len(said) < 4 or said[3] != 4:  # a frame of settings, with which every gRPC server begins
+        what = f"it says {said[:40]!r}" if said else "it hangs up at once"
+        what = f"somebody listens there who is no Ray: {what}"
+        raise ClusterUnreachable(f"no Ray cluster at {address}: {what}; {do}. If it uses TLS, set RAY_USE_TLS=1")
 
 
 class Link:

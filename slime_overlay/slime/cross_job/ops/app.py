@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 Address = Annotated[
-    str | None, typer.Option("--address", "-a", help="of the Ray cluster (default: RAY_ADDRESS, else this node's)")
+    str | None, typer.Option("--address", "-a", help="of the Ray cluster (default: RAY_ADDRESS, else this machine's)")
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Ray namespace of the broker")]
 JobId = Annotated[str | None, typer.Option("--job-id", "-j", help="the experiment (default: the only one)")]
@@ -66,14 +66,16 @@ def out_json(value: Any, lines: bool = False) -> None:
 
 def connected(address: str | None, namespace: str) -> Any:
     """A Viewer (viewer.py). Ends the process with exit code 4 where the cluster does not answer within CONNECT_S."""
+    from ..link import find_address
     from .viewer import Viewer
 
-    with deadline(CONNECT_S, f"the Ray cluster at {where(address)} does not answer within {CONNECT_S:.0f} s"):
-        return Viewer(namespace, where(address))
+    there = find_address(where(address))
+    with deadline(CONNECT_S, f"the Ray cluster at {there} does not answer within {CONNECT_S:.0f} s"):
+        return Viewer(namespace, there)
 
 
 def where(address: str | None) -> str:
-    """The address to go to."""
+    """The address to go to, as for link.find_address."""
     return address or os.environ.get("RAY_ADDRESS") or "auto"
 
 
@@ -95,8 +97,10 @@ def deadline(seconds: float, words: str) -> Iterator[None]:
 
 
 def sure(words: str, yes: bool) -> None:
-    """Say what will happen, and ask on a terminal. BadInput: nobody can be asked. Exit: it is not wanted."""
-    say(words)
+    """Say what will happen, and where; ask on a terminal. BadInput: nobody can be asked. Exit: it is not wanted."""
+    import ray
+
+    say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}: {words}")
     if yes:
         return
     if not sys.stdin.isatty():

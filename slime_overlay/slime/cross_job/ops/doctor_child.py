@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from typing import Any
 
 import ray
 
-from ..errors import BadInput, BrokerLost, CrossJobError, WaitTimeout
-from ..link import Deadline, get, namespaces
+from ..errors import BadInput, BrokerLost, ClusterUnreachable, CrossJobError, WaitTimeout
+from ..link import Deadline, find_address, get, namespaces, probe
 from ..types import BROKER_NAME, PROTOCOL, VAULT_NAME
 from . import doctor_checks as checks
 from . import doctor_nodes as nodes
@@ -34,7 +33,6 @@ _VAULT_S = 5.0
 _NODES_S = 15.0
 _STORE_S = 5.0
 _MOST_JOBS = 50
-_GRPC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # preface, and empty settings
 _ADDRESS_DO = "give the address of the head, HOST:PORT as for ray.init (port 6379 by default)"
 _TOKEN_DO = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as the cluster has them"
 
@@ -111,10 +109,15 @@ class Child:
     # ------------------------------------------------------------------ the cluster
 
     def _connect(self) -> bool:
-        address = self._ask["address"]
-        found = unusable(address) or nobody(address)
-        if found is not None:
-            self.tell(found)
+        try:
+            address = self._ask["address"] = find_address(self._ask["address"])
+            probe(address, _LISTEN_S)
+        except (BadInput, ClusterUnreachable) as error:
+            self.tell(self._no_cluster(str(error), _ADDRESS_DO))
+            return False
+        except TimeoutError as error:
+            do = "see whether the head hangs (its load, its gcs_server); correct the port"
+            self.tell(self._no_cluster(str(error), do))
             return False
         over = threading.Event()
         threading.Thread(target=self._watch_ray, args=(over,), daemon=True).start()
@@ -273,49 +276,6 @@ class Child:
         if not with_store:
             for name in ("quarantine",) if self._ask["store"] else ("durable store", "quarantine"):
                 self.tell(Finding(name, "note", "not looked at: no open job has a durable store (--cross-job-store)"))
-
-
-# ------------------------------------------------------------------ addresses
-
-
-def unusable(address: str | None) -> Finding | None:
-    """An address that can be none of a cluster."""
-    if not address:
-        what = "no address is known: neither --address nor RAY_ADDRESS is set, and this process belongs to no cluster"
-        return no_cluster("", what, _ADDRESS_DO)
-    if address.startswith(("http://", "https://")):
-        what = "this is the address of Ray's dashboard, to which jobs are submitted, not that of the cluster"
-        return no_cluster(address, what, _ADDRESS_DO)
-    return None
-
-
-def nobody(address: str) -> Finding | None:
-    """Where nobody listens, or somebody who is no Ray; None: it may be Ray."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return None  # "auto": Ray looks for it
-    try:
-        connection = socket.create_connection((host.strip("[]"), int(port)), _LISTEN_S)
-    except OSError as error:
-        what = f"nobody listens there: {error}"
-        return no_cluster(address, what, "see that the cluster runs, and correct the address")
-    with connection:
-        if os.environ.get("RAY_USE_TLS") in ("1", "true"):
-            return None
-        connection.settimeout(_LISTEN_S)
-        try:
-            connection.sendall(_GRPC)
-            said = connection.recv(64)
-        except TimeoutError:
-            what = f"somebody listens there and says nothing for {_LISTEN_S:g} s"
-            return no_cluster(address, what, "see whether the head hangs (its load, its gcs_server); correct the port")
-        except OSError as error:
-            return no_cluster(address, f"somebody listens there and hangs up: {error}", "correct the address")
-    if len(said) >= 4 and said[3] == 4:  # a frame of settings, with which every gRPC server begins
-        return None
-    what = f"it says {said[:40]!r}" if said else "it hangs up at once"
-    what = f"somebody listens there who is no Ray: {what}"
-    return no_cluster(address, what, "correct the address; if the cluster uses TLS, set RAY_USE_TLS=1 here, too")
 
 
 def no_cluster(address: str, what: str, do: str) -> Finding:
