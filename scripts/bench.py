@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from local_cluster import LocalCluster
+from local_cluster import LocalCluster, begin_without, says_why
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERLAY = ROOT / "slime_overlay"
@@ -71,10 +71,11 @@ def end_on_signals() -> None:
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
 
+@says_why
 def main() -> None:
     end_on_signals()
     args = arguments()
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    begin_without()
     started = time.monotonic()
     size = "quick" if args.quick else "full"
     facts = machine()

@@ -22,8 +22,8 @@ import numpy as np
 import ray
 from bench_report import figure, table
 from bench_stores import own_redis
-from local_cluster import LocalCluster
-from ray.job_submission import JobSubmissionClient
+from job_api import job_client
+from local_cluster import LocalCluster, begin_without, says_why
 
 from slime.cross_job import Batch, Consumer, Producer
 from slime.cross_job.jobs import run
@@ -69,7 +69,7 @@ def measure(store: str, count: int) -> dict[str, dict[str, list[float]]]:
     found = {}
     with LocalCluster(env=env) as ours, LocalCluster(env=env) as other:
         for where, cluster in (("the same cluster", ours), ("another cluster", other)):
-            client, job_id = JobSubmissionClient(cluster.api), where.replace(" ", "-")
+            client, job_id = job_client(cluster.api), where.replace(" ", "-")
             words = [sys.executable, script, "--produce", job_id, "--store", store, "--rollouts", str(count)]
             client.submit_job(entrypoint=shlex.join(words), runtime_env={"env_vars": env})
             ray.init(address=ours.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -82,6 +82,7 @@ def measure(store: str, count: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+@says_why
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench.sh --clusters", description=__doc__)
     parser.add_argument("--rollouts", type=int, default=60)
@@ -92,7 +93,7 @@ def main() -> None:
     if args.produce:
         produce(args.produce, args.store, args.rollouts)
         return
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    begin_without()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         store = (args.redis and stack.enter_context(own_redis())) or f"file://{folder}/store"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 from bench_report import Target, figure, machine, spread, summary, table, targets_table
-from local_cluster import LocalCluster
+from local_cluster import LocalCluster, begin_without, says_why
 
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.batch import Batch
@@ -100,7 +100,9 @@ def hand_overs_ms(nbytes: int, count: int) -> dict[str, list[float]]:
     return {metrics: way.samples[10:] for metrics, way in ways.items()}
 
 
+@says_why
 def main() -> None:
+    begin_without()
     parser = argparse.ArgumentParser(prog="scripts/bench.sh --metrics", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", type=Path, help="write all figures there, machine-readable")

@@ -23,7 +23,7 @@ import aiohttp
 import ray
 from bench_metrics import Way
 from bench_report import Target, figure, machine, spread, summary, table, targets_table
-from local_cluster import LocalCluster
+from local_cluster import LocalCluster, begin_without, cpu_s, says_why
 from ray.util.state import list_actors
 
 from slime.cross_job import Consumer, Producer
@@ -34,7 +34,6 @@ from slime.cross_job.types import BROKER_NAME, Payload
 OVERLAY = Path(__file__).resolve().parent.parent / "slime_overlay"
 JOB = "bench"
 VIEWERS = 50
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 def fill(producer: Producer, count: int) -> None:
@@ -84,20 +83,15 @@ class Load:
 
 
 def broker_pid() -> int:
-    found = list_actors(filters=[("name", "=", BROKER_NAME), ("state", "=", "ALIVE")])
+    filters: Any = [("name", "=", BROKER_NAME), ("state", "=", "ALIVE")]
+    found = list_actors(ray.get_runtime_context().gcs_address, filters=filters)
     return int(found[0]["pid"])
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
 def share_of_a_core(pid: int, seconds: float) -> float:
-    before, began = cpu_s(pid), time.perf_counter()
+    before, began = cpu_s([pid]), time.perf_counter()
     time.sleep(seconds)
-    return 100 * (cpu_s(pid) - before) / (time.perf_counter() - began)
+    return 100 * (cpu_s([pid]) - before) / (time.perf_counter() - began)
 
 
 async def browse(url: str, ended: threading.Event, answers: list[float]) -> None:
@@ -149,7 +143,9 @@ def traced(count: int) -> dict[str, list[float]]:
     return {traces: way.samples[10:] for traces, way in ways.items()}
 
 
+@says_why
 def main() -> None:
+    begin_without()
     parser = argparse.ArgumentParser(prog="scripts/bench.sh --views", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--rollouts", type=int, default=5000)

@@ -13,12 +13,15 @@ import signal
 import statistics
 import sys
 import time
+import uuid
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import ray
-from local_cluster import LocalCluster
+from job_api import job_client
+from local_cluster import CREDENTIALS, LocalCluster, begin_without, says_why
 from ray.job_submission import JobStatus, JobSubmissionClient
 from tqdm import tqdm
 
@@ -31,7 +34,7 @@ from recipe import Recipe  # noqa: E402
 
 from slime.cross_job.errors import BadInput, ClusterUnreachable, CrossJobError  # noqa: E402
 from slime.cross_job.jobs import run  # noqa: E402
-from slime.cross_job.link import Link  # noqa: E402
+from slime.cross_job.link import Link, ensure_ray, find_address  # noqa: E402
 from slime.cross_job.ops.report import write_report  # noqa: E402
 from slime.cross_job.ops.viewer import Viewer  # noqa: E402
 from slime.cross_job.types import check_job_id  # noqa: E402
@@ -59,6 +62,7 @@ def arguments() -> argparse.Namespace:
         "and --out must be at the same path on all; a job runs on a node with the resource rollout or train, if any",
     )
     args = parser.parse_args()
+    begin_without(CREDENTIALS if args.address else ())
     check_job_id(args.job_id)
     if args.rollouts < 1:
         raise BadInput(f"--rollouts {args.rollouts}: at least 1")
@@ -84,32 +88,55 @@ def runtime_env() -> dict[str, Any]:
     return {"env_vars": {"PYTHONPATH": os.pathsep.join([str(OVERLAY), str(EXAMPLE)])}}
 
 
-def submit(client: JobSubmissionClient, script: str, args: argparse.Namespace) -> str:
+def submit(client: JobSubmissionClient, script: str, name: str, args: argparse.Namespace) -> None:
     options = ["--rollouts", args.rollouts, "--seed", args.seed, "--job-id", args.job_id, "--out", args.out]
     command = [sys.executable, EXAMPLE / script, *options, "--cross-job-max-ahead", args.max_ahead]
     role = script.removesuffix("_job.py")
-    return client.submit_job(
+    client.submit_job(
         entrypoint=shlex.join(map(str, command)),
+        submission_id=name,
         entrypoint_resources={role: 0.01} if role in ray.cluster_resources() else None,
         runtime_env=runtime_env(),
     )
 
 
+def stop(client: JobSubmissionClient, names: Iterable[str]) -> None:
+    """Ask Ray to stop those of these jobs that have been submitted and are not over."""
+    for name in names:
+        try:
+            if client.get_job_status(name) not in _OVER:
+                client.stop_job(name)
+                print(f"asked Ray to stop {name}", file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            if "does not exist" not in str(error):
+                print(f"{name} may go on (ray job stop {name}): {error}", file=sys.stderr, flush=True)
+        except OSError as error:  # as of requests, where nobody answers
+            print(f"{name} may go on (ray job stop {name}): {error}", file=sys.stderr, flush=True)
+
+
 def end_on_signals() -> None:
-    """End by an exception, so that what was started here is stopped."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda received, frame: sys.exit(128 + received))
+    """End by an exception, so that what was started here is stopped; what is sent again disturbs nobody."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def end(received: int, frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + received)
+
+    for number in numbers:
+        signal.signal(number, end)
 
 
-def connect(address: str) -> str:
-    """Become a driver of the cluster there; the address of its job API."""
+def connect(address: str) -> tuple[str, JobSubmissionClient]:
+    """Become a driver of the cluster there; the address of its job API, and a client of that."""
+    context = ensure_ray(address, logging_level=logging.ERROR, runtime_env=runtime_env())
+    if not context.dashboard_url:
+        raise ClusterUnreachable(f"the Ray cluster at {address} has no dashboard, hence takes no jobs")
+    api = f"http://{context.dashboard_url}"
     try:
-        context = ray.init(
-            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env()
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
-    return f"http://{context.dashboard_url}"
+        return api, job_client(api)
+    except (OSError, RuntimeError) as error:
+        raise ClusterUnreachable(f"no Ray job API answers at {api}: {error}") from None
 
 
 def store_bytes() -> int:
@@ -198,12 +225,14 @@ def draw(path: Path, out: Path, seen: list[dict[str, Any]], title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+@says_why
 def main() -> None:
     end_on_signals()
     args = arguments()
+    address = args.address and find_address(args.address)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        cluster, address = None, args.address
+        cluster = None
         if address is None:
             cluster = LocalCluster(outlives_us=args.keep_cluster)
             if args.keep_cluster:
@@ -211,14 +240,16 @@ def main() -> None:
             else:
                 stack.enter_context(cluster)
             address = cluster.address
-        api = connect(address)
+        api, client = connect(address)
         stack.callback(ray.shutdown)
         print(f"Ray cluster at {address}, dashboard {api}; output in {args.out}", flush=True)
         end_on_signals()  # ray.init has put a handler of its own in place, which ends without cleaning up
         link = Link()
         before = store_bytes()
-        client = JobSubmissionClient(api)
-        jobs = {"rollout": submit(client, "rollout_job.py", args), "train": submit(client, "train_job.py", args)}
+        jobs = {role: f"demo-{role}-{uuid.uuid4().hex[:12]}" for role in ("rollout", "train")}
+        stack.callback(stop, client, jobs.values())  # where we are interrupted
+        for role, name in jobs.items():
+            submit(client, f"{role}_job.py", name, args)
         print("submitted two Ray jobs: " + ", ".join(f"{role} {job}" for role, job in jobs.items()), flush=True)
         seen = watch(client, jobs, link, args)
         after = store_bytes()

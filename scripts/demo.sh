@@ -2,5 +2,6 @@
 # The main job on this machine: a rollout job and a train job, two separate Ray jobs on a private local cluster, train a
 # small language model together. Makes its environment first. Options: see --help.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-exec python "$ROOT/scripts/demo.py" "$@"
+here=$(dirname "${BASH_SOURCE[0]}")
+python=$(. "$here/env.sh" && echo "$VENV/bin/python") # apart: with --address, the caller's token counts
+exec "$python" "$here/demo.py" "$@"

@@ -1,8 +1,8 @@
 """Behind launch_rollout.sh and launch_train.sh: submits one half of slime as a Ray job, follows it, stops it.
 
 Runs in the environment that slime runs in (it needs ray). Exit code where a job is followed: the job's own (errors.py
-says which), 1 when Ray stopped it or it gave none. 2 when it was not submitted, or there is none. With --stop: 1 when
-it had not ended in time.
+says which), 1 when Ray stopped it or it gave none. 2 when it was not submitted, or there is none; 4 when no Ray
+answers. With --stop: 1 when it had not ended in time.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(role: str, words: list[str]) -> int:
     if not options.action:
         check(options, role)
     try:
-        from launch_job import Jobs, Unanswered
+        from launch_job import Jobs, NoAnswer, Unanswered
     except ImportError as error:
         raise SystemExit(f"error: no ray here ({error}): activate the environment that slime runs in") from None
     try:
@@ -42,6 +42,9 @@ def main(role: str, words: list[str]) -> int:
             return jobs.follow(jobs.latest())
         job = submit(jobs, options, cross_job, slime_arguments)
         return 0 if options.no_wait else jobs.follow(job)
+    except NoAnswer as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
     except Unanswered as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -70,7 +73,7 @@ def submit(jobs: Any, options: argparse.Namespace, cross_job: list[str], slime_a
         entrypoint=shlex.join(command), runtime_env=runtime_env, submission_id=options.submission_id, **placed
     )
     where = f", on a node with {json.dumps(resources)}" if resources else ""
-    print(f"submitted {job}: the {jobs.role} job of {options.job_id}{where}", flush=True)
+    print(f"submitted {job}: the {jobs.role} job of {options.job_id}{where}, to {options.address}", flush=True)
     return job
 
 
@@ -91,6 +94,10 @@ def parse(role: str, words: list[str]) -> tuple[argparse.Namespace, list[str], l
         _check_submission(parser, options, words, rest)
     if "://" not in options.address:
         options.address = f"http://{options.address}"
+    if not options.address.startswith(("http://", "https://")):
+        parser.error(
+            f"--address {options.address}: give that of Ray's job API, http://HOST:PORT (port 8265 by default)"
+        )
     return options, rest, words[at + 1 :]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launch_cluster_texts import ROLES, STOP_WAIT_S, commands, slurm
-from local_cluster import LocalCluster, processes_of
+from local_cluster import LocalCluster, NotStarted, processes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "docker" / "docker-compose.yml"
@@ -112,8 +112,8 @@ def start_local(options: argparse.Namespace) -> None:
     )
     try:
         cluster.start()
-    except RuntimeError as error:
-        fail(str(error))
+    except NotStarted as error:
+        fail(str(error), 4)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     facts = {"pid": cluster.pid, "marker": cluster.marker, "folder": str(cluster.folder), "api": cluster.api}
     RECORD.write_text(json.dumps(facts))
@@ -144,9 +144,9 @@ def stop_local() -> None:
     print(f"the cluster at {record['api']} has ended")
 
 
-def fail(reason: str) -> NoReturn:
+def fail(reason: str, code: int = 2) -> NoReturn:
     print(f"error: {reason}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _record() -> dict:

@@ -7,7 +7,6 @@ Uses SIGALRM, hence the main thread.
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -18,8 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from job_api import exactly, job_client
 from ray.exceptions import RayError
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobDetails
 from ray.util import state
 from ray.util.state.exception import RayStateApiException
 
@@ -36,14 +36,17 @@ class Unanswered(Exception):
     """Ray did not answer, or not as it was hoped for; the message is for users, in one line."""
 
 
+class NoAnswer(Unanswered):
+    """Nobody answers at the address."""
+
+
 class Jobs:
     """The jobs of `role` ("rollout" or "train") of the experiment `job_id`, on the cluster at `address`."""
 
     def __init__(self, address: str, job_id: str, role: str):
         self.address, self.job_id, self.role = address, job_id, role
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client prefers this, and RAY_ADDRESS, to its argument
         with self._asking():
-            self._client = JobSubmissionClient(address)
+            self._client = job_client(address)
 
     def submit(self, **how: Any) -> str:
         """Submit a job (arguments of Ray's submit_job) that is found again; Ray's name for it."""
@@ -69,7 +72,7 @@ class Jobs:
         """What the driver's node must have: `wanted`, or a little of what is named after the role, if it is there."""
         if wanted == {}:
             return {}
-        with self._asking():
+        with self._asking(), exactly(self.address):
             nodes = state.list_nodes(self.address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=30)
         entry = {self.role: 0.01} if wanted is None else wanted
         for node in nodes:
@@ -211,11 +214,11 @@ class Jobs:
         try:
             yield
         except _Late:
-            raise Unanswered(f"Ray's job API at {self.address} gave no answer within {timeout_s:g} s") from None
+            raise NoAnswer(f"Ray's job API at {self.address} gave no answer within {timeout_s:g} s") from None
         except RayError as error:  # its AuthenticationError, which Rays without tokens do not have
             raise Unanswered(_token_advice(self.address, str(error.args[0] if error.args else error))) from None
         except OSError as error:
-            raise Unanswered(f"no Ray job API at {self.address}: {_line(str(error))}") from None
+            raise NoAnswer(f"no Ray job API at {self.address}: {_line(str(error))}") from None
         except (RuntimeError, ValueError, RayStateApiException) as error:
             raise Unanswered(f"Ray at {self.address} says: {_line(str(error))}") from None
         finally:

@@ -17,11 +17,56 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 MARKER = "SLIME_CROSS_JOB_CLUSTER"
-START_S = 90.0
+CREDENTIALS = ("RAY_AUTH_", "RAY_USE_TLS", "RAY_TLS_")
+"""How the names of those of Ray's variables begin that let a client into a cluster."""
+SILENT_S = 90.0  # without work of any of its processes: it will not come up
+_TRIES = 3
+_ANEW = "SLIME_CROSS_JOB_BEGUN_ANEW"
 _READY = "will now block forever"
+
+
+class NotStarted(RuntimeError):
+    """Ray did not start; the message holds the end of its log."""
+
+
+def forget_ray(keep: tuple[str, ...] = ()) -> None:
+    """Take Ray's variables (RAY_...) out of this process's environment, but for those that begin with one of `keep`.
+
+    They are about another cluster than the one that is used here: they would lead this process and its children there
+    (RAY_ADDRESS), keep them out of their own (RAY_AUTH_MODE), or change how it works.
+    """
+    for name in [name for name in os.environ if name.startswith("RAY_") and not name.startswith(keep)]:
+        del os.environ[name]
+    if not keep:
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray asks for a token where the home directory holds one
+
+
+def begin_without(keep: tuple[str, ...] = ()) -> None:
+    """`forget_ray`; where that changes anything this process begins anew, as Ray looks at some when it is imported."""
+    before = dict(os.environ)
+    forget_ray(keep)
+    if os.environ.pop(_ANEW, None) is None and os.environ != before:
+        os.environ[_ANEW] = "1"  # once: importing ray sets some, too
+        sys.stdout.flush()
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def says_why(main: Callable[[], None]) -> Callable[[], None]:
+    """A script's `main`: where Ray does not start, it ends with words on stderr and exit code 4."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except NotStarted as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(4)
+
+    return run
 
 
 class LocalCluster:
@@ -30,11 +75,11 @@ class LocalCluster:
     Args:
         num_cpus, num_gpus: logical CPUs and GPUs, so that both jobs of a small machine are scheduled.
         object_store_bytes: size of the object store.
-        env: more environment variables for all processes of the cluster.
+        env: more environment variables for all processes of the cluster. It gets none of ours that are Ray's.
         outlives_us: leave it running when this process is killed (else it ends with us, even after SIGKILL).
 
     Raises:
-        RuntimeError: Ray did not start; the message holds the end of its log.
+        NotStarted: Ray did not start. It may take long, as long as its processes do something.
     """
 
     ends_by = signal.SIGTERM  # the signal for the head when this process is killed
@@ -50,9 +95,11 @@ class LocalCluster:
     ):
         self._outlives_us = outlives_us
         self.marker = uuid.uuid4().hex
-        self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", MARKER)}
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != MARKER}
         self.env |= {
             "RAY_AUTH_MODE": "disabled",
+            "RAY_gcs_server_port_wait_time_s": "120",  # Ray's patience with itself; 30 s are not enough at a high load
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",  # 60 s
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else a detached actor holds up the end for 30 s
             "AUTOSCALER_METRIC_PORT": "0",
@@ -86,7 +133,14 @@ class LocalCluster:
     def start(self) -> None:
         """Start, and wait until jobs can be submitted. Leaves nothing behind where that fails."""
         try:
-            self._start()
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._start()
+                    return
+                except NotStarted as error:
+                    if not left or "timed out during startup" not in str(error):
+                        raise
+                    self._end()  # Ray gives its node 30 s to come up, which cannot be changed
         except BaseException:
             self.stop()
             raise
@@ -112,16 +166,11 @@ class LocalCluster:
                 start_new_session=True,
                 preexec_fn=None if self._outlives_us else functools.partial(end_with_parent, self.ends_by),
             )
-        deadline = time.monotonic() + START_S
-        while _READY not in (text := log.read_text(errors="replace")):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                state = "did not come up in time" if self._process.poll() is None else "ended"
-                raise RuntimeError(f"the local Ray cluster {state}:\n{text[-2000:]}")
-            time.sleep(0.1)
+        text = wait_started(self._process, self.pids, log, _READY, "the local Ray cluster")
         self.address = (self.folder / "ray" / "ray_current_cluster").read_text().strip()
         found = re.search(r"ADDRESS='(http://[^']+)' ray job submit", text)
         if found is None:
-            raise RuntimeError(f"the local Ray cluster has no dashboard, hence takes no jobs:\n{text[-2000:]}")
+            raise NotStarted(f"the local Ray cluster has no dashboard, hence takes no jobs. Ray said:\n{text[-2000:]}")
         self.api = found.group(1)
 
     def pids(self) -> list[int]:
@@ -142,6 +191,10 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End all processes of the cluster, gently first, and remove its folder."""
+        self._end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -154,7 +207,6 @@ class LocalCluster:
             time.sleep(0.1)
         if self._process is not None:
             self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def processes_of(marker: str, session: int) -> list[int]:
@@ -167,6 +219,36 @@ def processes_of(marker: str, session: int) -> list[int]:
             if ours and alive and pid != os.getpid():
                 found.append(pid)
     return found
+
+
+def wait_started(
+    process: subprocess.Popen[bytes], pids: Callable[[], list[int]], log: Path, ready: str, what: str
+) -> str:
+    """Wait until `ray start` (`process`) has written `ready` to its log, as long as those of `pids()` do something.
+
+    Returns what it wrote. Raises NotStarted where it has ended, or nothing was done for SILENT_S.
+    """
+    done, since, looked = 0.0, time.monotonic(), 0.0
+    while ready not in (text := log.read_text(errors="replace")):
+        code = process.poll()
+        if time.monotonic() - looked > SILENT_S / 90:
+            before, done, looked = done, len(text) + cpu_s(pids()), time.monotonic()
+            since = looked if done != before else since
+        if code is not None or time.monotonic() - since > SILENT_S:
+            state = f"did nothing for {SILENT_S:g} s" if code is None else f"ended with code {code}"
+            raise NotStarted(f"{what} did not start: it {state}. Ray said:\n{text[-2000:].strip()}")
+        time.sleep(0.1)
+    return text
+
+
+def cpu_s(pids: list[int]) -> float:
+    """Seconds of processor time that those of these processes have taken that live."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def end_with_parent(by: int = signal.SIGTERM) -> None:

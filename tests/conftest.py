@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from local_cluster import forget_ray
 
 from redis_server import RedisServer, program
+
+forget_ray()  # tests meet clusters of their own only
 
 
 @pytest.fixture(scope="session")

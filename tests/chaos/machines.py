@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compose import ComposeCluster, daemon
+from job_api import job_client
 from node_cluster import NodeCluster, read_json
 from nodes import wait_until
-from ray.job_submission import JobSubmissionClient
 from supervisor import Supervisor
 
 _FRESH_S = 3.0
@@ -91,7 +91,7 @@ class SupervisorOutside(Supervisor):
         self.python, self.own_node_always = cluster.python, True
 
     def connect(self, api: str) -> None:
-        self._client = JobSubmissionClient(api, headers=self._headers)
+        self._client = job_client(api, headers=self._headers)
 
     def status(self) -> dict[str, Any]:
         return self._observer.seen().get("status", {})

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from gcs import Head
-from local_cluster import LocalCluster, end_with_parent, free_ports
+from local_cluster import LocalCluster, end_with_parent, free_ports, wait_started
 
 from patience import patient
 
@@ -44,8 +44,7 @@ class Node:
             *("--disable-usage-stats", "--log-color=false"),
         ]
         log = self._cluster.folder / f"{self.name}.log"
-        began = log.read_text().count(_STARTED) if log.exists() else 0
-        with log.open("ab") as out:
+        with log.open("wb") as out:
             self._process = subprocess.Popen(
                 command,
                 env=self._cluster.env,
@@ -57,8 +56,7 @@ class Node:
             )
 
         # one after the other: two that start at once choose the same ports
-        if not wait_until(lambda: log.read_text().count(_STARTED) > began or self._process.poll() is not None, 60):
-            raise RuntimeError(f"node {self.name} does not start")
+        wait_started(self._process, self._pids, log, _STARTED, f"node {self.name}")
 
     def raylet(self) -> int:
         """Process id of its raylet. Raises LookupError when it has none."""

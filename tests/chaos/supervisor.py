@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from job_api import job_client
+from ray.job_submission import JobDetails, JobStatus
 
 from slime.cross_job.errors import CrossJobError
 from slime.cross_job.link import Link
@@ -66,7 +67,7 @@ class Supervisor:
 
     def connect(self, api: str) -> None:
         """To the cluster of which this process is a driver now; jobs of another one are over."""
-        self._client = JobSubmissionClient(api)
+        self._client = job_client(api)
         self.link = Link(NAMESPACE)
 
     def all_are_lost(self) -> None:

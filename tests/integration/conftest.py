@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import ray
+from job_api import job_client
 from local_cluster import LocalCluster
-from ray.job_submission import JobSubmissionClient
 from ray_jobs import PYTHONPATH, Job
 
 
@@ -29,7 +29,7 @@ def driver(cluster: LocalCluster) -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def submit(cluster: LocalCluster) -> Iterator[Callable[..., Job]]:
-    client = JobSubmissionClient(cluster.api)
+    client = job_client(cluster.api)
     jobs: list[Job] = []
 
     def start(script: str, *args: Any) -> Job:

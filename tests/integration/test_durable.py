@@ -8,8 +8,8 @@ import uuid
 
 import pytest
 import ray
+from job_api import job_client
 from local_cluster import LocalCluster
-from ray.job_submission import JobSubmissionClient
 from ray_jobs import PYTHONPATH, Job, wait_for
 from speak import columns
 
@@ -40,7 +40,7 @@ def test_a_cluster_that_is_lost_entirely_loses_nothing_that_was_stored(store, mo
     job_id = f"lost-{uuid.uuid4().hex[:6]}"
     options = ["--mode", mode, "--compression", "zstd" if mode == "write-behind" else "none"]
     with new_cluster() as first:
-        client = JobSubmissionClient(first.api)
+        client = job_client(first.api)
         producer = Job(client, "durable.py", job_id, store, "producer", *options)
         consumer = Job(client, "durable.py", job_id, store, "consumer", *options)
         *claimed, status = consumer.all_said(5)
@@ -50,7 +50,7 @@ def test_a_cluster_that_is_lost_entirely_loses_nothing_that_was_stored(store, mo
         wait_for(lambda: len(archive.names()) >= 7, 30)  # 4 rollouts, 2 large sources, weights
         assert first.kill()
     with new_cluster() as second:
-        client = JobSubmissionClient(second.api)
+        client = job_client(second.api)
         resumed = Job(client, "durable.py", job_id, store, "resumed", *options, "--until", "6")
         producer = Job(client, "durable.py", job_id, store, "producer", *options, "--until", "6")
         *claimed, status = resumed.all_said(5, 90)

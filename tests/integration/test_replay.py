@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ray.job_submission import JobSubmissionClient
+from job_api import job_client
 from ray_jobs import PYTHONPATH, ROOT, SubmittedJob, wait_for
 from speak import columns
 
@@ -27,7 +27,7 @@ def uri(tmp_path) -> str:
 @pytest.fixture
 def command(cluster) -> Iterator[Callable[..., SubmittedJob]]:
     """cross_job_replay.py as a Ray job."""
-    client, jobs = JobSubmissionClient(cluster.api), []
+    client, jobs = job_client(cluster.api), []
 
     def start(*words: str) -> SubmittedJob:
         script = str(ROOT / "slime_overlay" / "cross_job_replay.py")

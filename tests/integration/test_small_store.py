@@ -4,14 +4,14 @@ import os
 import subprocess
 import sys
 
+from job_api import job_client
 from local_cluster import LocalCluster
-from ray.job_submission import JobSubmissionClient
 from ray_jobs import PYTHONPATH, Job
 
 
 def test_a_rollout_that_is_larger_than_the_object_store_is_named_and_arrives(job_id):
     with LocalCluster(object_store_bytes=80_000_000, env={"PYTHONPATH": PYTHONPATH}) as cluster:
-        client = JobSubmissionClient(cluster.api)
+        client = job_client(cluster.api)
         consumer = Job(client, "consume.py", job_id, "--samples", 7_000)
         producer = Job(client, "produce.py", job_id, "--rollouts", 1, "--samples", 7_000)
         assert producer.wait(90) == "SUCCEEDED", producer.logs

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import ray
+from job_api import job_client
 from local_cluster import LocalCluster
-from ray.job_submission import JobSubmissionClient
 from ray_jobs import PYTHONPATH, Job, SubmittedJob, wait_for
 
 from slime.cross_job.books import keeper_of
@@ -50,7 +50,7 @@ def test_a_job_whose_sides_are_on_two_clusters_survives_the_death_of_either_brok
         LocalCluster(env={"PYTHONPATH": PYTHONPATH}) as first,
         LocalCluster(env={"PYTHONPATH": PYTHONPATH}) as second,
     ):
-        there, here = JobSubmissionClient(first.api), JobSubmissionClient(second.api)
+        there, here = job_client(first.api), job_client(second.api)
         producer = Job(there, "clusters.py", job_id, store, "producer", "--until", "30")
         producer.all_said(1)
         keeper = keeper_of(open_store(store), job_id)
@@ -81,7 +81,7 @@ def test_the_slime_way_of_two_clusters_is_refused(driver, job_id, tmp_path):
 
     store = f"file://{tmp_path}/store"
     with LocalCluster(env={"PYTHONPATH": PYTHONPATH}) as other:
-        producer = Job(JobSubmissionClient(other.api), "clusters.py", job_id, store, "producer", "--until", "3")
+        producer = Job(job_client(other.api), "clusters.py", job_id, store, "producer", "--until", "3")
         producer.all_said(1)
         with pytest.raises(Refused, match="is kept on another Ray cluster"):
             Consumer(job_id, namespace=job_id, store=store, one_cluster=True)

@@ -444,7 +444,8 @@ def test_a_real_run_is_shown_with_its_samples_and_while_its_broker_stands_still(
             assert browser.text(".sample pre") == texts[0]
             harmless(browser, view.url)
             named = {"name": "slime_cross_job_broker", "ray_namespace": "slime_shared", "state": "ALIVE"}
-            actors = ray.util.state.list_actors(filters=[(name, "=", value) for name, value in named.items()])
+            filters = [(name, "=", value) for name, value in named.items()]
+            actors = ray.util.state.list_actors(driver.address, filters=filters)
             os.kill(actors[0].pid, signal.SIGSTOP)
             try:
                 browser.until("document.querySelector('#fresh').dataset.state === 'stale'", 20)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import single_job
-from ray.job_submission import JobSubmissionClient
+from job_api import job_client
 from ray_jobs import SubmittedJob
 
 from patience import patient, wait_for
@@ -87,7 +87,7 @@ class Run:
         return self._submit([sys.executable, "-u", str(Path(__file__).with_name(name)), *words])
 
     def _submit(self, command: list[str]) -> SubmittedJob:
-        job = SubmittedJob(JobSubmissionClient(self.api), command, self.environment())
+        job = SubmittedJob(job_client(self.api), command, self.environment())
         self.jobs.append(job)
         return job
 

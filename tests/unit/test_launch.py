@@ -50,6 +50,7 @@ def test_options_are_taken_apart():
         ("--job-id exp --status --lr 1", "it takes no --lr"),
         ("--job-id exp --follow --no-wait", "--no-wait does not go with --follow"),
         ("--job-id exp --stop --json", "--json goes with --status"),
+        ("--job-id exp --status --address ray://head:10001", "give that of Ray's job API, http://HOST:PORT"),
     ],
 )
 def test_wrong_options_are_refused(words, said, capsys):
@@ -143,7 +144,7 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path):
     command = [SCRIPTS / "launch_rollout.sh", "--job-id", "exp", "--slime", slime, "--no-verify"]
     command += ["--address", "http://127.0.0.1:9", "--"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2
+    assert done.returncode == 4
     assert "error: no Ray job API at http://127.0.0.1:9" in done.stderr
 
 

@@ -49,7 +49,7 @@ def job(name, status, role="train", start=1, job_id="exp", **more):
 @pytest.fixture
 def client(monkeypatch):
     client = Client()
-    monkeypatch.setattr(launch_job, "JobSubmissionClient", lambda address: client)
+    monkeypatch.setattr(launch_job, "job_client", lambda address: client)
     monkeypatch.setattr(launch_job, "AGAIN_S", 0.0)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     return client
@@ -172,7 +172,6 @@ def test_ray_that_does_not_answer_is_not_waited_for(client, jobs, monkeypatch):
             RayError("Authentication failed: Forbidden: Invalid token\n\nmore. And more."),
             r"did not let us in \(Authentication failed: Forbidden: Invalid token\): set RAY_AUTH_MODE=token, and RAY",
         ),
-        (ConnectionError("Failed to connect."), "no Ray job API at http://head:8265: Failed to connect."),
         (
             RuntimeError(
                 "Request failed with status code 400: Traceback (most recent ...\n  x\nValueError: it is.\n."
@@ -189,6 +188,15 @@ def test_what_ray_says_is_one_line_and_exit_code_2(error, said, client, capsys, 
     with pytest.raises(SystemExit, match=said) as end:
         launch.main("train", ["--job-id", "exp", "--address", "head:8265", "--status"])
     assert len(str(end.value.code).splitlines()) == 1
+
+
+def test_where_nobody_answers_is_one_line_and_exit_code_4(client, capsys, monkeypatch):
+    def fail():
+        raise ConnectionError("Failed to connect.")
+
+    monkeypatch.setattr(client, "list_jobs", fail)
+    assert launch.main("train", ["--job-id", "exp", "--address", "head:8265", "--status"]) == 4
+    assert capsys.readouterr().err == "error: no Ray job API at http://head:8265: Failed to connect.\n"
 
 
 def test_status_in_words_and_as_json(client, jobs, capsys):
