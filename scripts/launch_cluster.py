@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launch_cluster_texts import ROLES, STOP_WAIT_S, commands, slurm
-from local_cluster import LocalCluster, NotStarted, processes_of
+from local_cluster import CREDENTIALS, LocalCluster, NotStarted, processes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "docker" / "docker-compose.yml"
@@ -102,12 +102,13 @@ def start_local(options: argparse.Namespace) -> None:
         fail(f"it runs already, at {record['api']}: end it first, with --stop")
     if not Path(sys.executable).with_name("ray").exists():
         fail(f"no ray beside {sys.executable}: activate the environment that slime runs in")
-    keep = {"RAY_AUTH_MODE": "disabled", "RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S}
+    wanted = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
+    stop_wait_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", STOP_WAIT_S)
     cluster = LocalCluster(
         num_cpus=options.num_cpus,
         num_gpus=options.num_gpus,
         object_store_bytes=options.object_store_bytes,
-        env={name: os.environ.get(name, value) for name, value in keep.items()},
+        env={**wanted, "RAY_JOB_STOP_WAIT_TIME_S": stop_wait_s},
         outlives_us=True,
     )
     try:

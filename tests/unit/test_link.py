@@ -1,6 +1,7 @@
 """The way to broker and vaults, as far as it needs no cluster."""
 
 import http.server
+import socket
 import subprocess
 import threading
 
@@ -78,3 +79,10 @@ def test_somebody_who_is_no_ray_is_not_waited_for():
         ensure_ray(f"127.0.0.1:{server.server_port}")
     with pytest.raises(ClusterUnreachable, match="'head' is no address of a Ray cluster"):
         ensure_ray("head")
+
+
+def test_somebody_who_says_nothing_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(link, "_SILENT_S", 0.2)
+    said = r"somebody listens at 127\.0\.0\.1:\d+ and says nothing for 0\.2 s"
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterUnreachable, match=said):
+        ensure_ray(f"127.0.0.1:{silent.getsockname()[1]}")

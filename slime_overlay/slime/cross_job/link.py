@@ -39,6 +39,7 @@ _STORED_S = 5.0  # for a vault to answer, where the durable store has the payloa
 _LOAD_S = 600.0  # for a payload to be read from a durable store
 POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
+_SILENT_S = 60.0  # for a head to say its first word: it may be busy
 _GRPC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # preface, and empty settings
 
 BROKER_PLACES = ("cross_job_broker", "node:__internal_head__")
@@ -144,8 +145,10 @@ def ensure_ray(
     if ray.is_initialized():
         return None
     address = find_address(address)
-    with contextlib.suppress(TimeoutError):  # who listens is busy: Ray waits for it
-        probe(address, probe_s)
+    try:
+        probe(address, probe_s, _SILENT_S)
+    except TimeoutError as error:  # for which Ray would wait without end
+        raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
     try:
         return ray.init(
             address=address, log_to_driver=log_to_driver, logging_level=logging_level, runtime_env=runtime_env
@@ -154,12 +157,12 @@ def ensure_ray(
         raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}") from None
 
 
-def probe(address: str, timeout_s: float) -> None:
+def probe(address: str, timeout_s: float, silent_s: float) -> None:
     """See whether a Ray cluster may be at HOST:PORT, from what a gRPC server says first.
 
     Raises:
-        ClusterUnreachable: nobody listens there, or somebody who is no Ray.
-        TimeoutError: who listens says nothing for `timeout_s` seconds.
+        ClusterUnreachable: nobody takes a connection there within `timeout_s` seconds, or somebody who is no Ray.
+        TimeoutError: who listens says nothing for `silent_s` seconds.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -172,11 +175,12 @@ def probe(address: str, timeout_s: float) -> None:
     with connection:
         if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
             return
+        connection.settimeout(silent_s)
         try:
             connection.sendall(_GRPC)
             said = connection.recv(64)
         except TimeoutError:
-            raise TimeoutError(f"somebody listens at {address} and says nothing for {timeout_s:g} s") from None
+            raise TimeoutError(f"somebody listens at {address} and says nothing for {silent_s:g} s") from None
         except OSError as error:
             raise ClusterUnreachable(f"no Ray cluster at {address}: who listens there hangs up ({error})") from None
     if len(said) < 4 or said[3] != 4:  # a frame of settings, with which every gRPC server begins

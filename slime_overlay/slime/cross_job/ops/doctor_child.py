@@ -111,7 +111,7 @@ class Child:
     def _connect(self) -> bool:
         try:
             address = self._ask["address"] = find_address(self._ask["address"])
-            probe(address, _LISTEN_S)
+            probe(address, _LISTEN_S, _LISTEN_S)
         except (BadInput, ClusterUnreachable) as error:
             self.tell(self._no_cluster(str(error), _ADDRESS_DO))
             return False
