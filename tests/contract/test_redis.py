@@ -9,6 +9,7 @@ from local_cluster import free_ports
 
 from patience import patient
 from slime.cross_job.errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
+from slime.cross_job.ops.doctor_store import look_at_store
 from slime.cross_job.stores import open_store
 from slime.cross_job.stores import redis as redis_module
 from tls_proxy import Authority, TlsProxy
@@ -65,6 +66,23 @@ def test_a_server_that_stays_away_is_an_error_within_the_deadline(own_redis):
         store.put("a/b", b"v")
     assert time.monotonic() - began < patient(5)
     server.start()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_server_that_evicts_is_refused_and_doctor_says_why(own_redis, policy):
+    """Also where it may not be asked for its configuration."""
+    server = own_redis(**{"maxmemory": "100mb", "maxmemory-policy": policy})
+    client = redis.Redis(port=server.port)
+    client.execute_command("ACL", "SETUSER", "plain", "on", ">pass", "~*", "&*", "+@all", "-config")
+    words = f"has maxmemory-policy {policy}, with which it throws away what was to be kept: set it to noeviction"
+    uri = server.uri.replace("//", "//plain:pass@")
+    for one in (server.uri, uri):
+        with pytest.raises(StoreRefused, match=words):
+            open_store(one)
+    (finding,) = look_at_store(uri, 5.0)
+    assert (finding.severity, words in finding.what) == ("error", True)
+    client.config_set("maxmemory-policy", "noeviction")
+    open_store(uri).put("a/b", b"v")
 
 
 def test_a_full_server_says_so_keeps_what_it_has_and_nothing_half(own_redis):

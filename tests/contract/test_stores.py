@@ -9,7 +9,9 @@ import subprocess
 import threading
 import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from slime.cross_job.errors import (
     BadInput,
@@ -20,7 +22,7 @@ from slime.cross_job.errors import (
     StoreUnreachable,
 )
 from slime.cross_job.stores import open_store
-from slime.cross_job.stores.base import without_password
+from slime.cross_job.stores.base import parts_of, without_password, without_secrets
 from slime.cross_job.stores.filesystem import FileStore
 
 from .conftest import COMPARE_AND_SET, OBJECT_STORES, Crash, CrashingDisk, value
@@ -333,7 +335,8 @@ def test_a_folder_that_may_not_be_written_is_named(small_disk):
         ("/just/a/path", "is no store"),
         ("", "is no store"),
         ("nonsense://x", "pyarrow does not open"),
-        ("redis://127.0.0.1:99999/0", "is no URI of a Redis"),
+        ("redis://127.0.0.1:99999/0", "is no URI"),
+        ("redis://127.0.0.1:1/0?socket_timeout=soon", "is no URI of a Redis"),
     ],
 )
 def test_what_is_no_store_is_named(uri, said):
@@ -345,6 +348,15 @@ def test_what_is_no_store_is_named(uri, said):
     ("uri", "shown"),
     [
         ("redis://me:secret@h:1/0", "redis://me:***@h:1/0"),
+        ("redis://:pa/ss@h:1/0", "redis://:***@h:1/0"),
+        ("redis://:pa@ss@h:1/0", "redis://:***@h:1/0"),
+        ("redis://secret@h:1/0", "redis://***@h:1/0"),
+        ("redis://:x@[bad/0", "redis://:***@[bad/0"),
+        ("unix:///a@b/socket?password=secret", "unix:///a@b/socket?password=***"),
+        ("redis://h:1/0?password=a&b#c&x=1", "redis://h:1/0?password=***&x=1"),
+        ("s3://KEY:sec/ret@bucket/run", "s3://KEY:***@bucket/run"),
+        ("redis://:pa?password=x@h", "redis://:***"),
+        ("file:///a/b@c:d", "file:///a/b@c:d"),
         ("redis://h:1/0?password=secret&x=1", "redis://h:1/0?password=***&x=1"),
         ("rediss://h:1/0?x=1&ssl_password=secret", "rediss://h:1/0?x=1&ssl_password=***"),
         ("s3://b/r?access_key=a&secret_key=b&region=eu", "s3://b/r?access_key=***&secret_key=***&region=eu"),
@@ -353,6 +365,51 @@ def test_what_is_no_store_is_named(uri, said):
 )
 def test_passwords_are_not_shown(uri, shown):
     assert without_password(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("redis://:pa/ss@h", "redis://:pa#ss@h:1/0", "redis://:pa?ss@h", "redis://:x@[bad/0", "redis://u:p@ss/x@h"),
+        *("s3://KEY:sec/ret@bucket", "s3://KEY:sec?ret@bucket/run", "rediss://:[x@h:6379/0", "gs://k:s#x@bucket"),
+    ],
+)
+def test_a_password_that_had_to_be_quoted_is_an_error_that_says_how_and_does_not_show_it(uri):
+    with pytest.raises(BadInput, match=r"%2F %3F %23 %40") as refused:
+        open_store(uri, timeout_s=0.1)
+    assert without_password(uri) in str(refused.value)
+
+
+@hypothesis.given(
+    secret=strategies.text(strategies.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=6),
+    where=strategies.sampled_from(
+        [
+            *(
+                "redis://:{}@h:1/0",
+                "redis://me:{}@h:1/0?db=1",
+                "rediss://{}@h",
+                "redis://:{}@[bad/0",
+                "unix://u:{}@/s",
+            ),
+            *("s3://KEY:{}@bucket/run", "gs://{}@bucket", "hdfs://u:{}@h:99999/", "file://me:{}@host/a"),
+            *("redis://h:1/0?password={}", "s3://b?secret_key={}&region=eu", "nonsense://:{}@h?x"),
+        ]
+    ),
+)
+@hypothesis.example("pa/ss@x://", "redis://:{}@h:1/0")
+@hypothesis.settings(deadline=None, max_examples=300)
+def test_no_text_about_a_store_shows_its_secret(secret, where):
+    """Neither as it was given nor as it is meant, whatever is wrong with the URI."""
+    hypothesis.assume(secret.strip("*") and secret not in where.format("") and "&" not in secret)
+    uri = where.format(secret)
+    assert secret not in without_password(uri)
+    assert secret not in without_secrets(f"cannot open {uri}: bad '{secret}'", uri)
+    said = ""
+    try:
+        parts_of(uri)
+    except BadInput as error:
+        said = str(error)
+    assert secret not in said
 
 
 def test_every_error_of_a_store_is_ours(place, store):

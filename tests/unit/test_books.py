@@ -203,8 +203,9 @@ def test_what_nobody_knows_of_is_freed_by_the_brokers_own_patience_whatever_cloc
 
     async def test() -> None:
         await begin(books, ledger, uri)
+        now = time.time()
         with monkeypatch.context() as patched:
-            patched.setattr("time.time", lambda now=time.time(): now + clock_s)
+            patched.setattr("time.time", lambda: now + clock_s)
             begun, orphan = saved(uri, "begun"), saved(uri, "orphan")
             store.put(f"exp/payload/{new_name('part')}.0.arrow", b"its writer has died, or is at it")
             books.mail("exp").ask(new_name("m"), "me", {"method": "call"})

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -38,7 +38,7 @@ _AGAIN_S = 1.0
 class Durably:
     """In which durable store a job's payloads are kept, and how."""
 
-    uri: str
+    uri: str = field(repr=False)  # with its password
     job_id: str
     compression: str = "none"
     behind: bool = False  # soon, not before anybody hears of them

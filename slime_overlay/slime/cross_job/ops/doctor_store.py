@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ..archive import Archive
 from ..errors import BadInput, CrossJobError, StoreFull, StoreRefused
 from ..stores import Store, open_store
-from ..stores.base import without_password
+from ..stores.base import parts_of, without_password, without_secrets
 from .doctor_checks import Finding
 from .text import bytes_text
 
@@ -29,7 +29,10 @@ _CHECK = "durable store"
 def look_at_store(uri: str, timeout_s: float, open_: Callable[[str, float], Store] = open_store) -> list[Finding]:
     """Try a store. Ends within a few times `timeout_s`, as far as the store keeps its deadline."""
     shown = without_password(uri)
-    parts = urlsplit(uri)
+    try:
+        parts = parts_of(uri)
+    except BadInput as error:
+        return [_failed(error, str(error), shown)]
     if parts.scheme == "memory":
         return [Finding(_CHECK, "note", "it lives and ends with one process", "nothing else reads it", where=shown)]
     if parts.scheme == "file":
@@ -47,7 +50,7 @@ def look_at_store(uri: str, timeout_s: float, open_: Callable[[str, float], Stor
         finally:
             store.close()
     except CrossJobError as error:
-        return [_failed(error, str(error).replace(uri, shown), shown)]
+        return [_failed(error, without_secrets(str(error), uri), shown)]
 
 
 def _timed(store: Store, key: str, opened_s: float) -> list[Finding]:
@@ -108,7 +111,7 @@ def _failed(error: CrossJobError, words: str, shown: str) -> Finding:
     if isinstance(error, StoreFull):
         what, do = f"it is full: {words}", "free some, make it larger, or keep less (--cross-job-retain)"
     elif isinstance(error, StoreRefused):
-        what, do = f"it refuses: {words}", "see user, password and access rights in its URI and at the store"
+        what, do = f"it refuses: {words}", "do what it says; see user, password and access rights"
     elif isinstance(error, BadInput):
         what, do = f"it cannot be opened: {words}", "correct the URI (--cross-job-store), or install what is named"
     else:
@@ -119,7 +122,7 @@ def _failed(error: CrossJobError, words: str, shown: str) -> Finding:
 def quarantine(uri: str, job_id: str, timeout_s: float) -> Finding:
     """Payloads of the job that were found damaged."""
     shown = without_password(uri)
-    if urlsplit(uri).scheme == "memory":
+    if uri.startswith("memory:"):
         return Finding("quarantine", "note", "not looked at: only its own process reads such a store", where=shown)
     try:
         store = open_store(uri, timeout_s)
@@ -128,7 +131,7 @@ def quarantine(uri: str, job_id: str, timeout_s: float) -> Finding:
         finally:
             store.close()
     except CrossJobError as error:
-        words = str(error).replace(uri, shown)
+        words = without_secrets(str(error), uri)
         return Finding("quarantine", "note", f"not looked at: {words}", where=job_id)
     if not found:
         return Finding("quarantine", "ok", "no payload was found damaged", where=job_id)

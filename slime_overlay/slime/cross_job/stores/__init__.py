@@ -1,11 +1,7 @@
 """Durable stores behind one contract (base.py), chosen by URI."""
 
-from urllib.parse import urlsplit
-
 from ..errors import BadInput
-from .base import Store
-
-REDIS = ("redis", "rediss", "unix")
+from .base import REDIS, Store, parts_of, without_password
 
 
 def open_store(uri: str, timeout_s: float = 60.0) -> Store:
@@ -18,7 +14,7 @@ def open_store(uri: str, timeout_s: float = 60.0) -> Store:
     Raises:
         BadInput: no such kind of URI. Refused: it does not let us in. StoreUnreachable: it does not answer.
     """
-    scheme = urlsplit(uri).scheme
+    scheme = parts_of(uri).scheme
     if scheme == "memory":
         from .memory import MemoryStore
 
@@ -36,7 +32,8 @@ def open_store(uri: str, timeout_s: float = 60.0) -> Store:
 
         return RemoteStore.of(uri, timeout_s)
     raise BadInput(
-        f"{uri!r} is no store: give file:///a/shared/folder, redis://HOST:PORT/DB, or a URI that pyarrow.fs knows"
+        f"{without_password(uri)!r} is no store: give file:///a/shared/folder, redis://HOST:PORT/DB, or a URI that "
+        "pyarrow.fs knows"
     )
 
 

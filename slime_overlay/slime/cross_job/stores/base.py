@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import pyarrow as pa
 
@@ -22,8 +22,13 @@ from ..errors import BadInput, CrossJobError, NotStored, StoreFull, StoreRefused
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
-_SECRET = re.compile(r"([?&][^=&]*(?:password|secret|token|access_key)[^=&]*=)[^&]*", re.IGNORECASE)
+_SECRET = re.compile(
+    r"([?&][^=&]*(?:password|secret|token|access_key)[^=&]*=)(.*?)(?=&\w+=|$)", re.IGNORECASE | re.DOTALL
+)
 """Parameters of a URI that nobody else is to read: a Redis' password, an object store's keys."""
+
+REDIS = ("redis", "rediss", "unix")
+_QUOTE = "write / ? # @ : % [ ] in a user or a password as %2F %3F %23 %40 %3A %25 %5B %5D"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -89,13 +94,14 @@ class Store(ABC):
 
 def explained(store: Store, what: str, error: OSError) -> CrossJobError:
     """An error of a filesystem, as ours."""
+    said = without_secrets(str(error), store.uri)
     if isinstance(error, FileNotFoundError):
         return NotStored(f"{store.shown} has no {what}")
     if error.errno in _FULL:
-        return StoreFull(f"no room for {what} in {store.shown} ({error}): free some, or keep less")
+        return StoreFull(f"no room for {what} in {store.shown} ({said}): free some, or keep less")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return StoreRefused(f"{store.shown} does not let us write or read {what} ({error})")
-    return StoreUnreachable(f"{store.shown} fails at {what}: {error}")
+        return StoreRefused(f"{store.shown} does not let us write or read {what} ({said})")
+    return StoreUnreachable(f"{store.shown} fails at {what}: {said}")
 
 
 def pieces(data: Data) -> list[memoryview]:
@@ -112,7 +118,44 @@ def check_key(key: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    password = urlsplit(uri).password
-    hidden = uri.replace(f":{password}@", ":***@") if password is not None else uri
-    return _SECRET.sub(r"\1***", hidden)
+    """The URI as it may be shown, also one that cannot be read: of what stands between // and the last @ only a user's
+    name is left, and of secret parameters nothing."""
+    shown, at = "", 0
+    for begin, end in _secret_spans(uri):
+        if begin > at or not at:
+            shown += uri[at:begin] + "***"
+        at = max(at, end)
+    return shown + uri[at:]
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """What a library says of a store with this URI, without the secrets of it."""
+    found = [uri[begin:end] for begin, end in _secret_spans(uri)]
+    text = text.replace(uri, without_password(uri))
+    for secret in sorted({*found, *map(unquote, found)} - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secret_spans(uri: str) -> list[tuple[int, int]]:
+    """Where in a URI secrets stand, in order; they may overlap."""
+    spans = [match.span(2) for match in _SECRET.finditer(uri)]
+    begin, end = uri.find("://") + 3, uri.rfind("@")
+    if 3 <= begin <= end and uri[begin] != "/":  # else the @ is part of a path
+        colon = uri.find(":", begin, end)
+        spans.append((begin if colon < 0 else colon + 1, end))
+    return sorted(spans)
+
+
+def parts_of(uri: str) -> SplitResult:
+    """The parts of a store's URI. Raises BadInput, without what is secret, where it cannot be read as it was meant."""
+    try:
+        parts = urlsplit(uri)
+        if parts.scheme not in ("file", "memory"):
+            parts.port  # noqa: B018  raises what the others do
+    except ValueError:
+        raise BadInput(f"{without_password(uri)!r} is no URI: {_QUOTE}") from None
+    beyond = uri.partition("://")[2].removeprefix(parts.netloc)
+    if "@" in beyond and parts.netloc and (parts.scheme in REDIS or ":" in parts.netloc) and parts.scheme != "file":
+        raise BadInput(f"{without_password(uri)!r} has an @ behind the name of its host: {_QUOTE}")
+    return parts

@@ -72,7 +72,7 @@ class FileStore(Store):
         super().__init__(uri)
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise BadInput(f"{uri!r} names no folder: write file:///an/absolute/path")
+            raise BadInput(f"{self.shown!r} names no folder: write file:///an/absolute/path")
         self._root = Path(unquote(parts.path))
         self._disk = disk or Disk()
         if not self._root.parent.is_dir():

@@ -5,8 +5,9 @@ them the value of the key, adds that to the index (a sorted set) and tells of it
 or not at all, whatever dies in between; pieces of an upload that came to no end expire.
 
 Durable as far as the server is: with `appendonly yes` it forgets at most a second (`appendfsync always`: nothing).
-`maxmemory-policy` must be `noeviction`, or Redis throws away what was to be kept. A server that is away is waited for,
-as long as `timeout_s` allows; one that does not let us in, or whose certificate nobody vouches for, is not.
+`maxmemory-policy` must be `noeviction`, or Redis throws away what was to be kept: another one is refused. A server
+that is away is waited for, as long as `timeout_s` allows; one that does not let us in, or whose certificate nobody
+vouches for, is not.
 
 Deleting goes in small pages, and memory is given back in the background, so that thousands of values can be freed
 while others write: the server is held up for a few milliseconds at a time.
@@ -92,6 +93,7 @@ class RedisStore(Store):
         self._timeout_s = timeout_s
         self._redis = _client(uri, timeout_s)
         self._ask("the server", "PING")
+        self._check_policy()
 
     def put(self, key: str, data: Data) -> None:
         self._write(key, data, only_new=False)
@@ -140,9 +142,7 @@ class RedisStore(Store):
         return bool(self._ask(key, "EXISTS", _name(key)))
 
     def check_room(self, nbytes: int) -> None:
-        memory = self._ask("the server", "INFO", "memory")
-        if isinstance(memory, bytes):
-            memory = dict(line.split(":", 1) for line in memory.decode().splitlines() if ":" in line)
+        memory = self._memory()
         used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
         needed = nbytes + min(nbytes, _PIECE_BYTES)  # a piece is twice there while it arrives
         if most and used + needed + min(_RESERVE_BYTES, most // 20) > most:
@@ -154,6 +154,21 @@ class RedisStore(Store):
         self._redis.close()
 
     # ------------------------------------------------------------------ inside
+
+    def _memory(self) -> dict[str, Any]:
+        memory = self._ask("the server", "INFO", "memory")
+        if isinstance(memory, bytes):
+            memory = dict(line.split(":", 1) for line in memory.decode().splitlines() if ":" in line)
+        return dict(memory)
+
+    def _check_policy(self) -> None:
+        """A server that throws away what was to be kept is no durable store."""
+        policy = self._memory().get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            raise StoreRefused(
+                f"{self.shown} has maxmemory-policy {policy}, with which it throws away what was to be kept: set it "
+                "to noeviction, in its configuration file too (CONFIG SET maxmemory-policy noeviction)"
+            )
 
     def _write(self, key: str, data: Data, only_new: bool) -> bool:
         name, upload = _name(key), uuid.uuid4().hex
@@ -263,8 +278,10 @@ def _client(uri: str, timeout_s: float) -> Any:
             access = {"username": parts.username, "password": parts.password}
             return watch.master_for(sentinel, db=db, **access, **options)
         return redis.Redis.from_url(plain, **options)
-    except ValueError as error:
-        raise BadInput(f"{without_password(uri)!r} is no URI of a Redis: {error}") from None
+    except ValueError:  # whose words may quote a part of the password
+        raise BadInput(
+            f"{without_password(uri)!r} is no URI of a Redis: write redis://[USER:PASSWORD@]HOST:PORT/DB"
+        ) from None
     except (exceptions.RedisError, exceptions.RedisClusterException) as error:
         if untrusted := _untrusted(error):
             raise StoreRefused(_UNTRUSTED.format(without_password(uri), untrusted)) from None

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ..errors import BadInput, CrossJobError, StoreRefused, StoreUnreachable
-from .base import Data, Store, check_key, explained, pieces, without_password
+from .base import Data, Store, check_key, explained, pieces, without_password, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class RemoteStore(Store):
         try:
             filesystem, root = fs.FileSystem.from_uri(_impatient(uri))
         except (pa.ArrowException, ValueError, OSError) as error:
-            said = str(error).replace(uri, without_password(uri))
+            said = without_secrets(str(error), uri)
             raise BadInput(f"pyarrow does not open {without_password(uri)!r}: {said}") from None
         return cls(uri, _with_deadlines(filesystem), root, timeout_s)
 
@@ -160,10 +160,11 @@ class RemoteStore(Store):
             pause_s = min(2 * pause_s, 1.0)
 
     def _explained(self, what: str, error: Exception) -> CrossJobError:
+        said = without_secrets(str(error), self.uri)
         if _NOT_LET_IN.search(str(error)):
-            return StoreRefused(f"{self.shown} does not let us write or read {what} ({error})")
+            return StoreRefused(f"{self.shown} does not let us write or read {what} ({said})")
         if not isinstance(error, OSError):
-            return StoreUnreachable(f"{self.shown} fails at {what}: {error}")
+            return StoreUnreachable(f"{self.shown} fails at {what}: {said}")
         return explained(self, what, error)
 
 
