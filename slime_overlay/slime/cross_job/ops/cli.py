@@ -27,7 +27,10 @@ def jobs(
         from .viewer import Viewer
 
         for name in Viewer.namespaces(where(address)):
-            found |= {f"{name}/{job}": status for job, status in connected(address, name).jobs().items()}
+            try:
+                found |= {f"{name}/{job}": status for job, status in connected(address, name).jobs().items()}
+            except (Unreachable, WaitTimeout) as error:  # the others are of interest all the same
+                say(f"namespace {name} is left out: {text.clean(error)}")
     else:
         found = connected(address, namespace).jobs()
     if as_json:
