@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from slime.cross_job.consumer import Consumer
 from slime.cross_job.errors import BadInput, Refused
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.producer import returned
+from slime.cross_job.producer import Producer, returned
 from slime.cross_job.records import DROP
+from slime.cross_job.settings import Settings
 from slime.cross_job.types import (
     MOST_META_BYTES,
     MOST_REASON,
@@ -310,6 +313,49 @@ def test_returned_is_plain():
 def test_returned_refuses_what_is_not_plain(given, said):
     with pytest.raises(BadInput, match=said):
         returned(COLUMNS, **given)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda: Consumer("exp", columns="tokens"), lambda: Consumer("exp", columns=["a", 3])),
+        *(
+            lambda: Consumer("exp", group=3),
+            lambda: Consumer("exp", group=""),
+            lambda: Consumer("exp", max_ahead=True),
+        ),
+        *(lambda: Producer("exp", columns="tokens"), lambda: Producer("exp", lasting="tokens")),
+        *(lambda: Producer("exp", terms=[1]), lambda: Producer("exp", terms={"a": object()})),
+        *(lambda: Producer("exp", max_ahed=1), lambda: Producer("exp", timeout_s="3")),
+    ],
+)
+def test_a_client_is_not_made_of_what_cannot_be(make):
+    """Before anything is asked: there is no Ray here."""
+    with pytest.raises(BadInput):
+        make()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda p, bad=bad: p.publish(0, COLUMNS, weight_version=bad) for bad in ("3", True, 1.0, -1, np.ones(2))),
+        *(
+            lambda p, bad=bad: p.publish(0, COLUMNS, meta=bad)
+            for bad in ({"a": np.ones(2)}, {"a": lambda: 1}, [1], "x")
+        ),
+        *(lambda p, bad=bad: p.publish(bad, COLUMNS) for bad in ("0", 2**63 - 1, None)),
+        *(lambda p, bad=bad: p.publish_from(0, object(), "m", parts=bad) for bad in (0, -1, "2", True, None)),
+        *(lambda p, bad=bad: p.publish_from(0, bad, "__init__") for bad in (5, object(), Foreign)),
+        lambda p: p.next_demand(until="3"),
+        lambda p: p.next_demand(start=-1),
+    ],
+)
+def test_a_producer_refuses_before_anything_is_asked(call):
+    producer = Producer.__new__(Producer)  # knows no broker
+    producer._ended, producer._fault = threading.Event(), None
+    producer.settings = Settings()
+    with pytest.raises(BadInput):
+        call(producer)
 
 
 def test_checking_imports_neither_numpy_nor_torch():

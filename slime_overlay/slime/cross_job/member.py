@@ -50,6 +50,7 @@ from .types import (
     check_job_id,
     check_name,
     check_names,
+    check_rollout_id,
     check_seconds,
     check_version,
     shortened,
@@ -169,7 +170,7 @@ class Member:
     def span(self, what: str, rollout_id: int) -> Iterator[None]:
         """Say what the block does to a rollout (train, save ...): a span of that rollout's trace, where the traces of
         the job are on (--cross-job-traces); it costs nothing where they are off."""
-        began = time.time()
+        rollout_id, began = check_rollout_id(rollout_id), time.time()
         try:
             yield
         finally:
@@ -178,7 +179,7 @@ class Member:
     def add_span(self, what: str, rollout_id: int, began: float, ended: float) -> None:
         """Like `span`, of what is over; wall clock, seconds."""
         if self._tracing:
-            self._spans.append((what[:50], rollout_id, began, ended))
+            self._spans.append((str(what)[:50], check_rollout_id(rollout_id), float(began), float(ended)))
 
     def announce(self, facts: Any) -> None:
         """Tell the other side what it needs to know of this client: small values and actor handles, no payload.
