@@ -59,12 +59,19 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        words = [word for name, value in self._options.items() for word in (f"--{name}", value)]
+        options = {**self._options}
+        password = options.pop("requirepass", None)  # by stdin: `ps` shows arguments
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        first = self._first if password is None else ["-"]
         self._process = subprocess.Popen(
-            [str(self._program), *self._first, *words, "--dir", self._folder.name],
+            [str(self._program), *first, *words, "--dir", self._folder.name],
+            stdin=subprocess.PIPE,
             stdout=(Path(self._folder.name) / "log").open("ab"),
             preexec_fn=_killed_with_parent,
         )
+        assert self._process.stdin is not None
+        with self._process.stdin as config:
+            config.write(b"" if password is None else f"requirepass {password}\n".encode())
         deadline = time.monotonic() + patient(20)
         while True:
             try:
