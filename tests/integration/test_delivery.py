@@ -326,7 +326,7 @@ def test_what_a_claim_was_granted_after_its_deadline_is_handed_out_first(pair):
         consumer.claim(timeout_s=0.2)
     for rollout_id in range(2):
         producer.publish(rollout_id, columns(rollout_id))
-    (token,) = consumer._unanswered
+    (token,) = consumer._tokens.open
     granted = consumer.link.call("claim", consumer.info.client_id, token=token)  # nobody hears the answer
     assert granted.rollout_id == 0
     assert [consumer.claim().rollout_id for _ in range(2)] == [0, 1]
