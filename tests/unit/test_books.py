@@ -536,6 +536,48 @@ def test_a_vault_that_sees_another_folder_than_the_broker_refuses_to_store_there
     run(test())
 
 
+def test_what_a_store_refuses_is_stored_behind_once_it_does_not(broker, vault, run, loop, uri):
+    """A password was changed, or access rights, and is mended after an hour; what was freed meanwhile is left."""
+    store: Any = open_store(uri)
+    put, tries = store.put, list[str]()
+
+    def refused(key: str, data: Any) -> None:
+        if "/payload/" in key:
+            tries.append(key)
+            raise StoreRefused("wrong password")
+        put(key, data)
+
+    async def hand_over(rollout_id: int, wait_s: float = 30.0) -> Any:
+        await broker.call("heartbeat", "p", "publishing")
+        target = Target(f"t{rollout_id}", "p", rollout_id, durably=Durably(uri, "exp", behind=True))
+        return await vault.hand_over(target, from_refs(batch(rollout_id)), wait_s)
+
+    async def test() -> None:
+        settings = {"store": uri, "store_mode": "write-behind", "dead_after_s": 86400.0, "max_ahead": 100}
+        await broker.attach(client("producer"), settings)
+        await broker.attach(client("consumer"), {"dead_after_s": 86400.0})
+        store.put = refused
+        for rollout_id in range(8):
+            await hand_over(rollout_id)
+        assert await hand_over(8, 5.0) == "8 payloads have to be stored first: wrong password"
+        await broker.call("claim", "c", 0)
+        await broker.call("ack", "c", 0)
+        await asyncio.sleep(3600)
+        status = (await broker.call("status", "exp"))["exp"]
+        assert status["unstored"] == 8
+        texts = [one["text"] for one in status["standing"]]
+        assert any(text.startswith("8 rollouts are not in the durable store after a minute") for text in texts), texts
+        assert 9 * 50 < len(tries) < 9 * 75, "with a pause of a minute"
+        store.put = put
+        await asyncio.sleep(130)
+        assert figures(broker._ledger, "unstored") == [0]
+        assert len(Archive(store, "exp").names()) == 8
+        assert vault._behind == {}
+        assert vault._deposits.troubles == {}
+
+    run(test())
+
+
 def test_payloads_that_lie_in_a_store_do_not_go_with_their_vault(ledger):
     attach(ledger, "p")
     attach(ledger, "c")

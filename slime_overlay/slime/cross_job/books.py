@@ -17,6 +17,7 @@ from .archive import Archive, marked, sealed
 from .errors import (
     CrossJobError,
     Fenced,
+    Forgotten,
     KeptElsewhere,
     Refused,
     StoreFull,
@@ -90,12 +91,12 @@ class Books:
         return self._stores[uri]
 
     async def in_store(self, job_id: str, act: Callable[..., T], *args: Any, turn: str = "") -> T:
-        """A blocking call of the store of this job; see Calls.call. Raises StoreUnreachable."""
-        return await self._call(self._uris[job_id], job_id, act, *args, turn=turn)
+        """A blocking call of the store of this job; see Calls.call. Raises StoreUnreachable, Forgotten."""
+        return await self._call(self._uri_of(job_id), job_id, act, *args, turn=turn)
 
     def mail(self, job_id: str) -> Mail:
         """What brokers of other clusters ask of this job."""
-        return Mail(self._stores[self._uris[job_id]], job_id)
+        return Mail(self._stores[self._uri_of(job_id)], job_id)
 
     def look_every_s(self, job_id: str) -> float:
         """How often the store of this job bears being asked for mail."""
@@ -252,7 +253,7 @@ class Books:
         """
         found = await asyncio.gather(*map(self._collect, [*self._journals]), return_exceptions=True)
         for error in found:
-            if isinstance(error, BaseException):
+            if isinstance(error, BaseException) and not isinstance(error, Forgotten):
                 raise error
         return sum(freed for freed in found if isinstance(freed, int))
 
@@ -394,7 +395,12 @@ class Books:
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != job_id}
 
     def _archive(self, job_id: str) -> Archive:
-        return Archive(self._stores[self._uris[job_id]], job_id)
+        return Archive(self._stores[self._uri_of(job_id)], job_id)
+
+    def _uri_of(self, job_id: str) -> str:
+        if job_id not in self._uris:  # it was forgotten, or let go, while its store was waited for
+            raise Forgotten(f"job {job_id} has no journal here any more")
+        return self._uris[job_id]
 
     async def _beat_if_ours(self, job_id: str) -> None:
         try:
@@ -408,7 +414,7 @@ class Books:
     async def _beat(self, job_id: str) -> None:
         self._beats += 1
         body = sealed({"broker": self.me, "cluster": self.cluster, "beat": self._beats})
-        store = self._stores[self._uris[job_id]]
+        store = self._stores[self._uri_of(job_id)]
         await self.in_store(job_id, store.put, f"{job_id}/{KEEPER}", body, turn="beat")
 
     async def _when_free(self, store: Store, job_id: str, uri: str, keeper: dict[str, Any] | None) -> float:

@@ -10,7 +10,7 @@ import math
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ _AWAY_S = 10.0  # that a store may be away before it is said
 _UNMARKED_S = 30.0  # that a mark may be missing: a network file system may show it late
 _LOAD_S = 600.0  # that it may take to read a payload; large ones come from far
 _AGAIN_S = 1.0
+_REFUSED_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,12 @@ class Deposits:
         source: Any,
         about: Mapping[str, Any],
         observed: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> str:
         """Write a payload, and the batch that tells where its source of prompts stood, if there is one; its name.
+
+        Written behind, it is tried again whatever the store says, because that may be mended (a password, access
+        rights), for as long as the payload is `wanted`; empty: it is not, any more.
 
         `observed`: how long that takes, waiting for the store included, goes into the job's figures.
 
@@ -92,20 +97,24 @@ class Deposits:
 
         began = time.monotonic()
         deadline = began + (math.inf if how.behind else how.patience_s)
+        pause_s = _AGAIN_S
         try:
-            while True:
+            while wanted():
                 try:
                     await self._calls_of(how.uri).wait(how.job_id, write, every_s=_AWAY_S, late=waits)
                     if observed:
                         self._latencies.observe("store_seconds", how.job_id, time.monotonic() - began, "write")
                     return name
-                except (StoreFull, StoreUnreachable) as error:
-                    if time.monotonic() > deadline:
+                except (StoreFull, StoreUnreachable, StoreRefused) as error:
+                    is_refused = isinstance(error, StoreRefused)
+                    if time.monotonic() > deadline or (is_refused and not how.behind):
                         raise
                     if self.troubles.get(token) != str(error):
                         logger.warning("job %s: a payload waits for its durable store: %s", how.job_id, error)
                     self.troubles[token] = str(error)
-                await asyncio.sleep(_AGAIN_S)
+                    pause_s = min(2 * pause_s, _REFUSED_AGAIN_S) if is_refused else _AGAIN_S
+                await asyncio.sleep(pause_s)
+            return ""
         finally:
             self.troubles.pop(token, None)
 

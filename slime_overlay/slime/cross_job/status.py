@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _COUNTERS = ("requeued", "covered", "rewound", "dropped", "regenerated", "delayed", "losses")
 _WINDOW = 32  # rollouts over which rates are taken
+_LATE_S = 60.0  # after which what is written behind should lie in the durable store
 
 
 def job_status(job: Job, now: float, wall: float) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _figures(job: Job, now: float, wall: float) -> dict[str, Any]:
         "recent": recent,
         "bottleneck": recent["bottleneck"],
         "verdicts": dict(job.verdicts),
-        "standing": standing(job, recent, now, idle_s, damaged),
+        "standing": standing(job, recent, now, idle_s, damaged, _late(job, wall)),
         "events": dict(job.counts),
         "restarts": {
             "producer": max(0, job.producer_epoch - 1 - job.producer_woken),
@@ -209,6 +210,12 @@ def _mean(values: list[Any]) -> float:
 
 def _last_change(known: Progress) -> float:
     return max(known.demanded, known.begun, known.published, known.claimed, known.acked)
+
+
+def _late(job: Job, wall: float) -> int:
+    """How many rollouts should lie in the durable store by now, and do not."""
+    newest = [versions[-1] for versions in job.rollouts.values()] if job.store else []
+    return sum(not one.payload.stored and wall - one.published_at > _LATE_S for one in newest)
 
 
 def _client(client: Client | None, now: float) -> dict[str, Any] | None:

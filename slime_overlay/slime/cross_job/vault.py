@@ -57,6 +57,7 @@ _BROKER_S = 120.0
 _HEARD_S = 5.0
 _REMEMBERED_CALLS = 256
 _PAGE = 1000  # items of an inventory
+_SAY_EVERY_S = 1.0
 _BEHIND = 8  # payloads that may be published and not yet stored durably (write-behind); then it waits for one
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
@@ -335,8 +336,8 @@ class Vault:
             if durably is not None and not durably.behind:
                 name = await self._deposits.save(durably, token, refs, apart, about, bool(target.observed))
                 payload = replace(payload, stored=name)
-            elif durably is not None and len(self._behind) >= _BEHIND:
-                await asyncio.wait(self._behind.values(), return_when=asyncio.FIRST_COMPLETED)
+            elif durably is not None:
+                await self._until_few_are_behind(token)
             obeyed = self._broker
             recorded = await self._record(target, payload, refs)
             while obeyed != self._broker:  # the broker was replaced, and the next one may not know what it answered
@@ -356,6 +357,17 @@ class Vault:
             await self.drop([token, f"{token}.source"])
         return recorded
 
+    async def _until_few_are_behind(self, token: str) -> None:
+        """Wait, before this payload is recorded, until fewer than _BEHIND have still to be stored; say for what."""
+        troubles = self._deposits.troubles
+        try:
+            while len(self._behind) >= _BEHIND:
+                why = next((troubles[other] for other in self._behind if other in troubles), "")
+                troubles[token] = f"{len(self._behind)} payloads have to be stored first: {why}" if why else ""
+                await asyncio.wait(self._behind.values(), timeout=_SAY_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            troubles.pop(token, None)
+
     def _soon(self, token: str, work: Coroutine[Any, Any, None]) -> None:
         self._behind[token] = asyncio.ensure_future(work)
         self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
@@ -363,13 +375,22 @@ class Vault:
     async def _store(
         self, target: Target, about: dict[str, Any], recorded: Located | LocatedValue, refs: list[Any], apart: Any
     ) -> None:
-        """Write-behind: what is recorded is stored, too."""
+        """Write-behind: what is recorded is stored, too, as long as it is not freed."""
         how, token = target.durably, recorded.payload.token
         assert how is not None
+
+        def wanted() -> bool:
+            return token in self._held
+
         try:
-            name = await self._deposits.save(how, token, refs, apart, about, bool(target.observed))
-            await self._tell("stored", how.job_id, recorded.serial, token, name)
-            if token in self._records:
+            name = await self._deposits.save(how, token, refs, apart, about, bool(target.observed), wanted)
+            while name and wanted():
+                try:
+                    await self._tell("stored", how.job_id, recorded.serial, token, name)
+                    break
+                except Unreachable as error:  # it is in the store, and the broker will be there again
+                    logger.warning("job %s: the broker does not hear that a payload is stored: %s", how.job_id, error)
+            if name and token in self._records:
                 self._records[token] = replace(recorded, payload=replace(recorded.payload, stored=name))
         except CrossJobError as error:
             logger.error("job %s: a payload is published, but not in the durable store: %s", how.job_id, error)

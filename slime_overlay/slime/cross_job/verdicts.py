@@ -101,10 +101,11 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
 
 
 def standing(
-    job: Job, recent: dict[str, Any], now: float, idle_s: float | None, damaged: Sequence[int] = ()
+    job: Job, recent: dict[str, Any], now: float, idle_s: float | None, damaged: Sequence[int] = (), unstored: int = 0
 ) -> list[dict[str, str]]:
     """How a job stands, in sentences for its operator, what matters most first: [{"level", "text"}], where a level is
-    error, warning or ok. `recent`, `idle_s` and `damaged` are those of its status."""
+    error, warning or ok. `recent`, `idle_s` and `damaged` are those of its status;
+    `unstored` rollouts do not come into the durable store."""
     if job.complete:
         return [{"level": OK, "text": f"Complete: {job.acked + job.covered} rollouts took effect."}]
     said = [*_of_its_operator(job), *_of_its_clients(job, now)]
@@ -114,6 +115,13 @@ def standing(
             (
                 WARNING,
                 f"{len(job.lost)} rollouts are lost ({some}): generated again on demand.",
+            )
+        )
+    if unstored:
+        said.append(
+            (
+                WARNING,
+                f"{unstored} rollouts are not in the durable store after a minute: see the logs of their vaults.",
             )
         )
     if damaged:
