@@ -146,7 +146,7 @@ def test_hello_says_who_is_here(broker, run):
     here = {"protocol": PROTOCOL, "namespace": NAMESPACE, "actor_id": "actor1", "loop_lag_s": 0.0}
     assert run(broker.hello()) == here
     watches = {*broker._tasks}
-    assert len(watches) == 8
+    assert len(watches) == 9
     run(broker.hello())
     assert broker._tasks == watches
 

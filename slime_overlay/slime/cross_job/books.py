@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from .archive import Archive, marked, sealed
@@ -147,7 +148,8 @@ class Books:
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
                 raise self._began_without(store, job_id)
-            if found is not None and (known is None or known.complete or known.revision < found[0].revision):
+            foreign = known is None or (known.complete and known.store != uri)
+            if found is not None and (foreign or known is None or known.revision < found[0].revision):
                 if followed:
                     self._check_takeover(*found)
                 lost = "" if followed or keeper is None else str(keeper.get("cluster", ""))
@@ -200,9 +202,48 @@ class Books:
                     raise StoreUnreachable(f"the broker cannot keep how job {entry.job_id} stands: {error}") from None
             await asyncio.sleep(0.5)
 
-    async def forget(self, job_id: str) -> None:
-        """Everything of this job goes. Raises StoreUnreachable: what it stored is left."""
-        if job_id in self._journals:
+    async def close(self, job_id: str) -> None:
+        """A job that is complete, and that nobody works on, leaves its store alone: one small entry stays, and what is
+        in quarantine. Nothing else may write of the job meanwhile.
+
+        Raises:
+            StoreUnreachable, StoreFull: it may be tried again, after `open`.
+        """
+        async with self._locks[job_id]:
+            if not await self._still_ours(job_id):
+                return
+            job, journal, archive = self._ledger.jobs[job_id], self._journals[job_id], self._archive(job_id)
+            damaged = await self.in_store(job_id, archive.quarantined)
+            names = [name for name in await self.in_store(job_id, archive.names) if name not in damaged]
+            await self.in_store(job_id, archive.delete, names, turn="delete")
+            left = await self.in_store(job_id, archive.leftovers)
+            await self.in_store(job_id, archive.delete_leftovers, left, turn="delete")
+            clients = [c for c in self._ledger.clients.values() if c.info.job_id == job_id]
+            if self._ledger.jobs.get(job_id) is not job or any(client.live for client in clients):
+                return  # its name was taken meanwhile
+            job.revision += 1
+            self._ledger.age(job)
+            entry = journal.last_entry(replace(job, closed=True), clients)
+            try:
+                await self.in_store(job_id, entry.write, turn="write")
+                await self.in_store(job_id, journal.delete_before, entry, turn="delete")
+            except Outdated as error:
+                raise StoreUnreachable(f"the journal of job {job_id} cannot be closed yet: {error}") from None
+            uri, beating = self._uris[job_id], self._beating.get(job_id)
+            self._close(job_id)
+            if beating is not None:
+                await asyncio.wait([beating])
+            await self._call(uri, job_id, self._stores[uri].delete, [f"{job_id}/{KEEPER}"], turn="delete")
+            job.closed = True
+
+    async def forget(self, job_id: str, uri: str | None = None) -> None:
+        """Everything of this job goes, also where it was closed, in the store of `uri`. Raises StoreUnreachable: what
+        it stored is left."""
+        if job_id not in self._journals and uri is not None:
+            keeper = await self._call(uri, job_id, keeper_of, await self.store(uri), job_id)
+            if keeper is None or keeper["broker"] == self.me:  # else another broker has a job of this name
+                self._uris[job_id] = uri
+        if job_id in self._uris:
             uri = self._uris[job_id]
             store = self._stores[uri]
             self._close(job_id)
@@ -392,6 +433,8 @@ class Books:
     def _close(self, job_id: str) -> None:
         for held in (self._journals, self._uris, self._drops, self._given_up, self.marks, self._emptied):
             held.pop(job_id, None)
+        if job_id in self._locks and not self._locks[job_id].locked():
+            del self._locks[job_id]
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != job_id}
 
     def _archive(self, job_id: str) -> Archive:

@@ -30,6 +30,8 @@ from .types import PROTOCOL, VAULT_NAME, ClientInfo, Located, LocatedValue
 logger = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 0.5
+_COMPLETE_EVERY_S = 2.0
+_COMPLETE_AGAIN_S = 60.0  # after which what did not succeed is tried again
 _STOOD_STILL_S = 0.5  # by which a round of that watch is late where this process was stopped, or had no CPU
 _LAG_OVER_S = 60.0  # over which the lag of the event loop is shown
 _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
@@ -72,6 +74,7 @@ class Broker(Clusters):
         self._anew()
         self._changed = asyncio.Event()
         self._drops: dict[str, list[str]] = defaultdict(list)
+        self._tried: dict[str, float] = {}  # complete jobs -> when they may be closed or forgotten again
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: asyncio.Task[None] | None = None
         self._began_at = 0.0
@@ -192,6 +195,7 @@ class Broker(Clusters):
 
     async def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask = self._operation(operation)
+        named = self._ledger.jobs.get(args[0]) if operation == "forget" else None
         wakes = operation == "heartbeat" and getattr(self._ledger.clients.get(args[0]), "state", "") == SILENT
         try:
             result = ask(*args, **kwargs)
@@ -202,7 +206,10 @@ class Broker(Clusters):
                 raise
             result = ask(*args, **kwargs)
         if operation in _WRITES or wakes:
-            await self._changed_by(operation, *args)
+            if operation == "forget":
+                await self._forget(args[0], named.store if named is not None else None)
+            else:
+                await self._changed_by(operation, *args)
         return await self._with_its_job(result) if operation == "peer_verdict" else result
 
     async def _wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
@@ -301,7 +308,7 @@ class Broker(Clusters):
         watches = (self._watch_clients, self._watch_silence, self._watch_vaults, self._watch_stores, self._collect)
         for name in [*self._given_up]:
             self._spawn(self._wait_for_given_up(name))
-        for watch in (*watches, self._watch_followers, self._serve, exporter.watch):
+        for watch in (*watches, self._watch_complete, self._watch_followers, self._serve, exporter.watch):
             self._spawn(self._forever(watch))
         self._wake()
 
@@ -345,14 +352,17 @@ class Broker(Clusters):
         return getattr(self._ledger, name)
 
     async def _changed_by(self, operation: str, first: str, *_: Any) -> None:
-        if operation == "forget":
-            await self._keeper.forget(first)
-            self._wake()
-            return
         if operation in _OF_A_JOB:
             await self._changed_in(first)
         elif first in self._ledger.clients:  # else one that nobody remembers has ended
             await self._changed_in(self._ledger.clients[first].info.job_id)
+
+    async def _forget(self, job_id: str, uri: str | None) -> None:
+        """The ledger has forgotten this job, which had this store."""
+        try:
+            await self._keeper.forget(job_id, uri)
+        finally:
+            self._wake()
 
     async def _changed_in(self, job_id: str) -> None:
         """Keep the change, then let everybody know: what was answered is never forgotten."""
@@ -502,6 +512,33 @@ class Broker(Clusters):
         await self._books.beat()
         for job_id, held in self._books.take_emptied().items():
             self._spawn(self._store_again(job_id, held))
+
+    async def _watch_complete(self) -> None:
+        """Close the stores of jobs that are through, and forget those that have been for as long as they say."""
+        await asyncio.sleep(_COMPLETE_EVERY_S)
+        now = asyncio.get_running_loop().time()
+        for job_id, is_old in self._ledger.through().items():
+            job = self._ledger.jobs[job_id]
+            is_open = self._books.is_open(job_id) or (job.store is not None and not job.closed)
+            if (is_old or is_open) and self._tried.get(job_id, 0.0) <= now:
+                self._tried[job_id] = now + _COMPLETE_AGAIN_S
+                self._spawn(self._forget_old(job_id, job.store) if is_old else self._close(job_id))
+        self._tried = {job_id: at for job_id, at in self._tried.items() if at > now}
+
+    async def _close(self, job_id: str) -> None:
+        try:
+            await self._keeper.close(job_id)
+            logger.info("job %s: it is complete, and its durable store is not asked any more", job_id)
+        except CrossJobError as error:
+            logger.warning("job %s: it is complete, and its durable store cannot be closed yet: %s", job_id, error)
+
+    async def _forget_old(self, job_id: str, uri: str | None) -> None:
+        try:
+            self._ledger.forget(job_id)
+            logger.info("job %s: it has been complete for long enough, and is forgotten", job_id)
+            await self._forget(job_id, uri)
+        except CrossJobError as error:
+            logger.warning("%s", error)
 
     async def _store_again(self, job_id: str, held: list[Located | LocatedValue]) -> None:
         """The store of this job has lost what vaults hold. Where one does not answer, that counts as unstored."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from .archive import opened, sealed
 from .errors import BadInput, Fenced, NotStored, PayloadDamaged, StoreRefused
+from .progress import SMALL_EVENTS, SMALL_PROGRESS
 from .records import FOR_PEOPLE, TABLES, Client, Job
 from .records_json import decode, encode
 from .stores import Store
@@ -146,6 +147,18 @@ class Journal:
         whole = all(change.whole for change in changes.values())
         marks = {name: table.mark() for name, table in tables.items()}
         return Entry(self, self._number + 1, now, told, whole, marks)
+
+    def last_entry(self, job: Job, clients: list[Client]) -> "Entry":
+        """An entry that needs none before it, with little of what is for people."""
+        few = {"progress": SMALL_PROGRESS, "events": SMALL_EVENTS}
+        newest: dict[str, Any] = {name: Table([*getattr(job, name).items()][-number:]) for name, number in few.items()}
+        self._marks = {}
+        return self.entry(replace(job, **newest), clients)
+
+    def delete_before(self, entry: "Entry") -> None:
+        """Delete every entry before this one, which is whole."""
+        mine = self.key(entry.number)
+        self._store.delete([key for key in self._store.keys(f"{self._job_id}/journal") if key < mine])
 
     def _written(self, entry: "Entry") -> None:
         self._number = entry.number

@@ -170,7 +170,7 @@ class Keeper:
             if job.kept >= mine or job_id not in self._ledger.jobs:
                 return
             record = self._ledger.jobs[job_id]
-            if record.store is not None and not self.books.is_open(job_id):
+            if record.store is not None and not record.closed and not self.books.is_open(job_id):
                 await self.books.open(job_id, record.store)
                 if self._ledger.jobs.get(job_id) is not record:
                     raise StoreUnreachable(f"the journal of job {job_id} knew more than this broker: ask it again")
@@ -183,7 +183,8 @@ class Keeper:
 
     async def _keep(self, job_id: str, record: Job) -> None:
         self._serial += 1
-        record.revision += 1
+        if record.store is None or self.books.is_open(job_id):  # of one that is closed, its journal has the newest
+            record.revision += 1
         entry = self.books.entry(job_id)
         chosen, waited_for = self._choose()
         sent = {name: self._send(name, job_id) for name in chosen}
@@ -260,11 +261,22 @@ class Keeper:
         """What each vault has of a job."""
         return self._jobs[job_id].told if job_id in self._jobs else {}
 
-    async def forget(self, job_id: str) -> None:
-        """The job is forgotten; so is its snapshot, whatever its store says. Raises StoreUnreachable."""
+    async def close(self, job_id: str) -> None:
+        """A job that is complete, and that nobody works on, leaves its store alone; see Books.close."""
+        async with self._jobs.setdefault(job_id, _Kept()).lock:
+            record = self._ledger.jobs.get(job_id)
+            if record is None or record.store is None or job_id not in self._ledger.through():
+                return
+            if not self.books.is_open(job_id):
+                await self.books.open(job_id, record.store)
+            await self.books.close(job_id)
+        await self.keep(job_id)
+
+    async def forget(self, job_id: str, uri: str | None = None) -> None:
+        """The job is forgotten; so is its snapshot, whatever its store (`uri`) says. Raises StoreUnreachable."""
         self._forgotten.add(job_id)
         try:
-            await self.books.forget(job_id)
+            await self.books.forget(job_id, uri)
         finally:
             await self.let_go(job_id)
 

@@ -14,7 +14,7 @@ import logging
 from typing import Any
 
 from .errors import CrossJobError, NotOwner, PayloadLost, Refused, RolloutNotFound, ValueLost
-from .progress import PROGRESS
+from .progress import PROGRESS, SMALL_AFTER_S
 from .records import (
     ACKED,
     CLAIMED,
@@ -245,11 +245,19 @@ class Ledger(Steering):
     # ------------------------------------------------------------------ anybody
 
     def expire(self) -> list[str]:
-        """As Retention.expire; a job of which nothing is left then may be complete."""
+        """As Retention.expire; a job of which nothing is left then may be complete, and one that has been for a while
+        is kept small."""
         changed = super().expire()
         for job_id in changed:
             self._complete_if_over(self.jobs[job_id])
-        return changed
+        over = [job for job in self.jobs.values() if job.complete and self.age(job) - job.completed_s > SMALL_AFTER_S]
+        return [*dict.fromkeys([*changed, *(job.job_id for job in over if self._make_small(job))])]
+
+    def through(self) -> dict[str, bool]:
+        """Jobs that are complete, and nobody works on; True: for so long that they are to be forgotten."""
+        busy = {client.info.job_id for client in self.clients.values() if client.live}
+        over = [job for job in self.jobs.values() if job.complete and job.job_id not in busy]
+        return {job.job_id: self.age(job) - job.completed_s > job.forget_after_s for job in over}
 
     def peer_verdict(self, client_id: str, rollout_id: int | None = None) -> dict[str, Any]:
         """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder."""
@@ -421,7 +429,11 @@ class Ledger(Steering):
             return
         if job.groups or (is_unread(job) and not job.rollouts and not self._living(job.job_id)):
             self._free_all(job)
-            job.complete = True
+            if not job.complete:
+                job.complete, job.completed_s = True, self.age(job)
+            for client in [job.producer, *(group.last for group in job.groups.values())]:
+                if client is not None and not client.live:
+                    client.answered.clear()
 
 
 def _with_words(found: dict[str, Any], idle: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ on it. The base of the ledger; pure state, like it.
     demanded ──► generating ──► published ──► claimed ──► acked ──► freed
                                    └── lost, dropped
 
-The newest PROGRESS rollouts and EVENTS_KEPT events are remembered, and outlive the broker with the rest of the job.
+The newest PROGRESS rollouts and EVENTS_KEPT events are remembered, and outlive the broker with the rest of the job. Of
+a job that has been complete for SMALL_AFTER_S, few are kept, and no spans.
 """
 
 import time
@@ -19,6 +20,8 @@ from .types import shortened
 PROGRESS = 10_000
 EVENTS_KEPT = 500
 SPANS_KEPT = 20_000
+SMALL_AFTER_S = 3600.0
+SMALL_PROGRESS, SMALL_EVENTS = 200, 50
 
 EVENTS = (
     *("attached", "silent", "woke", "finished", "stopped", "failed", "dead"),  # clients
@@ -98,6 +101,16 @@ class Chronicle:
             job.done[rollout_id] = age
 
     # ------------------------------------------------------------------ inside
+
+    def _make_small(self, job: Job) -> bool:
+        """Keep of a job what is for people small. Whether anything went."""
+        self.spans.pop(job.job_id, None)
+        over = [*job.progress][:-SMALL_PROGRESS], [*job.events][:-SMALL_EVENTS]
+        for rollout_id in over[0]:
+            del job.progress[rollout_id]
+        for number in over[1]:
+            del job.events[number]
+        return any(over)
 
     def _note(self, job: Job, rollout_id: int, state: str = "", **facts: Any) -> None:
         """What happened to a rollout; its state stays where none is given."""

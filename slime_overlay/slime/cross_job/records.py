@@ -227,6 +227,8 @@ class Job:
     # age: seconds for which brokers have kept the job, by the monotonic clock of each, see Chronicle.age
     aged_s: float = 0.0
     aged_at: float | None = None  # monotonic: until when that counts; None: nobody has kept it since
+    completed_s: float = 0.0  # its age when it was complete
+    closed: bool = False  # its durable store has one last entry of it, and is not asked any more
 
     @property
     def weights_now(self) -> int | None:

@@ -159,6 +159,9 @@ class Shelf(Retention):
                 job.values[key] = kept = replace(value, payload=replace(value.payload, stored=name))
                 self._note_stored(job, kept)
                 return True
+        if job.complete:  # else it may be of a vault that is taken back; what nobody needs is collected
+            self._store_drops.append((job_id, name))
+            job.closed = False  # its store is asked once more, to free that
         return False
 
     # ------------------------------------------------------------------ reading
