@@ -52,7 +52,7 @@ class Clients(RuleBasedStateMachine):
         self.incarnations = dict.fromkeys(VAULTS, 0)
         self.payloads: dict[str, Payload] = {}  # by token: everything that was ever recorded
         self.records: dict[str, Located | LocatedValue] = {}  # by token: what its vault remembers of it
-        self.newest: tuple[str, int, int, Payload] | None = None  # producer, id, version of what was published last
+        self.recent: list[tuple[str, int, int, Payload]] = []  # producer, id, version of what was published last
         self.lost: set[str] = set()  # tokens
         self.told: Counter[str] = Counter()  # tokens, by take_drops
         self.shed: set[str] = set()  # tokens that were told, and can be had from the durable store all the same

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from slime.cross_job.consumer import Consumer
-from slime.cross_job.errors import BadInput, EndOfStream, RolloutNotFound, StoreUnreachable, WaitTimeout
+from slime.cross_job.errors import BadInput, EndOfStream, NotOwner, RolloutNotFound, StoreUnreachable, WaitTimeout
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.link import Deadline
 from slime.cross_job.metrics import Latencies
@@ -192,6 +192,9 @@ def test_a_release_whose_answer_was_lost_is_once(ledger, consumer):
     consumer.claim(timeout_s=0)
     consumer.release(0)  # of what was claimed since
     assert leases(ledger) == []
+    with pytest.raises(NotOwner):
+        consumer.release(0)
+    assert consumer._releases == {}
 
 
 # ---------------------------------------------------------------------- iterators

@@ -327,6 +327,7 @@ def test_returned_refuses_what_is_not_plain(given, said):
         *(lambda: Producer("exp", columns="tokens"), lambda: Producer("exp", lasting="tokens")),
         *(lambda: Producer("exp", terms=[1]), lambda: Producer("exp", terms={"a": object()})),
         *(lambda: Producer("exp", max_ahed=1), lambda: Producer("exp", timeout_s="3")),
+        lambda: Producer("exp", settings={"timeout_s": 3}),
     ],
 )
 def test_a_client_is_not_made_of_what_cannot_be(make):

@@ -253,7 +253,11 @@ class Consumer(Member):
         self.check()
         rollout_id = check_rollout_id(rollout_id)
         token = self._releases.setdefault(rollout_id, uuid.uuid4().hex)
-        self.link.call("release", self.info.client_id, rollout_id, token=token)
+        try:
+            self.link.call("release", self.info.client_id, rollout_id, token=token)
+        except Refused:
+            self._releases.pop(rollout_id, None)
+            raise
         self._releases.pop(rollout_id, None)
 
     def producer_facts(self, timeout_s: float | None = None) -> tuple[int, Any]:

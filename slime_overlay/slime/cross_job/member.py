@@ -100,6 +100,8 @@ class Member:
         names = {"lasting": [*check_names(lasting, "lasting")], "columns": [*check_names(columns, "columns")]}
         if unknown := set(overrides) - {f.name for f in fields(Settings)}:
             raise BadInput(f"no setting: {', '.join(sorted(unknown))}; see Settings")
+        if not isinstance(settings, (Settings, type(None))):
+            raise BadInput(f"settings= must be a Settings, not a {type(settings).__name__}")
         if settings is not None and overrides:
             raise BadInput("give either settings= or single settings, not both")
         self.settings = settings or Settings(**overrides)

@@ -526,7 +526,7 @@ def _raised_by(what: str, must: str, error: ray.exceptions.RayTaskError) -> Exce
         if not isinstance(cause, (ray.exceptions.RayError, StopIteration, StopAsyncIteration)):
             found = cloudpickle.loads(cloudpickle.dumps(cause))
             if isinstance(found, Exception):
-                vars(found)["__notes__"] = [text]  # its traceback, which Python shows from 3.11 on
+                vars(found)["__notes__"] = [text.strip()]  # its traceback, which Python shows from 3.11 on
                 return found
     return MethodFailed(f"{what} raised an exception that cannot be carried here: {text}")
 
