@@ -323,8 +323,9 @@ def test_a_journal_that_lacks_an_entry_is_named(store, ledger):
     with pytest.raises(StoreRefused, match="the entry behind it, 2, is missing"):
         Journal(store, "exp").load()
     store.delete(keys[:2])
-    with pytest.raises(StoreRefused, match="no entry before it holds all"):
+    with pytest.raises(Torn, match="no entry before it holds all") as torn:
         Journal(store, "exp").load()
+    assert torn.value.revision == ledger.jobs["exp"].revision
 
 
 def test_no_password_is_in_the_journal(store, ledger):

@@ -10,7 +10,7 @@ import pytest
 
 from slime.cross_job import books as books_module
 from slime.cross_job import deposits as deposits_module
-from slime.cross_job.archive import Archive, marked, new_name
+from slime.cross_job.archive import Archive, mark_of, marked, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.books import BEAT_S, Books
 from slime.cross_job.broker import Broker
@@ -476,16 +476,43 @@ def test_a_broker_that_begins_and_finds_its_store_emptied_goes_on_too(broker, va
             task.cancel()
         store: Any = open_store(uri)
         store._values.clear()
+        mark = broker._books.marks["exp"]
         again = ray_stand_in.actors[BROKER_NAME] = Broker(NAMESPACE)
         await again.hello()
         await asyncio.sleep(10)
         assert (await again.call("status", "exp"))["exp"]["events"]["store emptied"] == 1
         assert len(Archive(store, "exp").names()) == 1
+        assert mark_of(store, "exp") == mark, "vaults that begin now look for the same"
         assert (await again.call("claim", "c", 0)).version == 1
         await again.call("end", "p", "finished")
         await again.call("end", "c", "finished")
         await again.call("forget", "exp")
         assert store.keys("exp") == []
+
+    run(test())
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_journal_with_entries_missing_is_written_anew_by_who_knows_no_less(new, run, uri, newer):
+    """Its writer died between an entry that is not whole, in a store that was emptied, and the one that is."""
+    (first, ledger), (second, again) = new("a"), new("a")
+
+    async def test() -> None:
+        await begin(first, ledger, uri)
+        attach(again, "p", store=uri)
+        again.jobs["exp"].revision = ledger.jobs["exp"].revision
+        for _ in range(1 + newer):
+            await keep(first, ledger)
+            again.jobs["exp"].revision += 1 - newer
+        store = open_store(uri)
+        store.delete(store.keys("exp/journal")[:-1])
+        if newer:
+            with pytest.raises(StoreRefused, match="no entry before it holds all"):
+                await second.open("exp", uri)
+            return
+        await second.open("exp", uri)
+        await keep(second, again)
+        assert Journal(store, "exp").load() is not None
 
     run(test())
 

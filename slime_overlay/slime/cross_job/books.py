@@ -140,7 +140,7 @@ class Books:
             try:
                 found = await self._call(uri, job_id, journal.load, turn="write")
             except Torn as error:
-                if not is_known:
+                if known is None or not is_known or known.revision < error.revision:
                     raise
                 logger.critical("%s. Its broker remembers it: the journal is written anew", error)
             if found is None and is_known:
@@ -154,7 +154,8 @@ class Books:
                     self._check_takeover(*found)
                 lost = "" if followed or keeper is None else str(keeper.get("cluster", ""))
                 self._go_on(*found, uri, silent_s, lost=None if followed else lost)
-            self.marks[job_id] = await self._call(uri, job_id, marked, store, job_id)
+            mark = known.mark if known is not None else ""
+            self.marks[job_id] = await self._call(uri, job_id, marked, store, job_id, mark)
             self._uris[job_id], self._journals[job_id] = uri, journal
             self.let_go.pop(job_id, None)
             await self._beat(job_id)

@@ -190,8 +190,9 @@ class Broker(Clusters):
         logger.info(
             "job %s: %s attached, epoch %d (Ray job %s)", info.job_id, info.role, granted["epoch"], info.ray_job_id
         )
+        mark = self._ledger.jobs[info.job_id].mark = self._books.marks.get(info.job_id, "")
         await self._changed_in(info.job_id)
-        return {**granted, "mark": self._books.marks.get(info.job_id, "")}
+        return {**granted, "mark": mark}
 
     async def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask = self._operation(operation)

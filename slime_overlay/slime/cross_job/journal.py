@@ -67,7 +67,7 @@ class Journal:
             except (PayloadDamaged, BadInput, NotStored, KeyError, AttributeError, TypeError, ValueError) as error:
                 raise self._unreadable(key, str(error)) from None
             if deltas and number != expected:
-                raise Torn(self._unreadable(key, f"the entry behind it, {expected}, is missing"))
+                raise self._torn(key, f"the entry behind it, {expected}, is missing", found)
             expected = number - 1
             found = found or state
             deltas.append(state["changes"])
@@ -76,7 +76,7 @@ class Journal:
         if found is None:
             return None
         if not whole:
-            raise Torn(self._unreadable(keys[0], "no entry before it holds all"))
+            raise self._torn(keys[0], "no entry before it holds all", found)
         job: Job = found["job"]
         for name in TABLES:
             rows: dict[int, Any] = {}
@@ -91,6 +91,11 @@ class Journal:
             f"{self._store.shown}: {key}, which says how job {self._job_id} stands, cannot be read: {why}. Restore it "
             "from a backup, or begin anew under another --job-id, from a checkpoint"
         )
+
+    def _torn(self, key: str, why: str, newest: dict[str, Any] | None) -> "Torn":
+        torn = Torn(str(self._unreadable(key, why)))
+        torn.revision = newest["job"].revision if newest else 0
+        return torn
 
     def is_ours(self) -> bool:
         """Whether nobody else has written since. Also beside an entry that is on its way, in another thread: that
@@ -172,6 +177,8 @@ class Journal:
 
 class Torn(StoreRefused):
     """Entries of a journal are missing: nobody can go on from it who does not know the job otherwise."""
+
+    revision = 0  # of the job, in the newest entry
 
 
 class Outdated(Exception):

@@ -159,11 +159,12 @@ class Job:
     max_bytes: int | None = None
     max_staleness: int | None = None
     on_stale: str = WAIT
-    store: str | None = None  # URI of the durable store
+    store: str | None = field(default=None, repr=False)  # URI of the durable store, with its password
     store_mode: str = WRITE_THROUGH
     compression: str = "none"
     metrics: str = "on"  # figures for Prometheus
     traces: str = "off"  # clients tell what they did, and when
+    mark: str = ""  # that the broker left in the durable store, see archive.marked
     # who
     producer: Client | None = None
     producer_epoch: int = 0
