@@ -501,9 +501,8 @@ class Broker(Clusters):
         while name in self._given_up:
             try:
                 if await self._keeper.answers_again(name):
-                    for job_id in [*self._ledger.jobs]:
-                        await self._keep(job_id)
-                    self._wake()
+                    for job_id in self._ledger.jobs:
+                        self._spawn(self._keep_and_wake(job_id))
             except Exception:  # whatever Ray answers; the next round tries again
                 logger.exception("vault %s, which was given up", name)
                 await asyncio.sleep(_VAULTS_EVERY_S)
@@ -583,9 +582,7 @@ class Broker(Clusters):
         for job_id, what in lost.items():
             logger.error("job %s: vault %s died, and with it %s", job_id, name, ", ".join(what))
             self._ledger.note_event(job_id, "vault died", f"{name}, and with it {', '.join(what)}")
-        await asyncio.gather(*map(self._keep, lost))
-        if lost:
-            self._wake()
+            self._spawn(self._keep_and_wake(job_id))
 
     async def _forever(self, watch: Callable[[], Any]) -> None:
         while True:
