@@ -143,7 +143,8 @@ def test_what_is_offered_exists_and_either_changes_something_or_does_not(broker)
 
 
 def test_hello_says_who_is_here(broker, run):
-    here = {"protocol": PROTOCOL, "namespace": NAMESPACE, "actor_id": "actor1", "loop_lag_s": 0.0}
+    here = {"protocol": PROTOCOL, "namespace": NAMESPACE, "actor_id": "actor1"}
+    here |= {"loop_lag_s": 0.0, "gcs_survives": None}
     assert run(broker.hello()) == here
     watches = {*broker._tasks}
     assert len(watches) == 9

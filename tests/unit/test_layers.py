@@ -23,7 +23,7 @@ ORDER = (
     *("preview", "metrics"),
     *("liveness", "deposits", "vault", "keeper", "follower", "clusters", "broker"),  # the actors
     "link",
-    *("weights", "member", "resources"),  # what both sides have in common
+    *("weights", "cluster_watch", "member", "resources"),  # what both sides have in common
     *("producer", "consumer"),
     *("facade", "jobs"),
     *(

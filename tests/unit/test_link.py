@@ -1,15 +1,18 @@
 """The way to broker and vaults, as far as it needs no cluster."""
 
 import http.server
+import os
 import socket
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from slime.cross_job import link
-from slime.cross_job.errors import BadInput, ClusterUnreachable
-from slime.cross_job.link import check_address, ensure_ray, find_address, local_clusters
+from slime.cross_job.errors import BadInput, ClusterUnreachable, WaitTimeout
+from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters
 
 
 def test_an_address_of_rays_client_is_refused_at_once(monkeypatch):
@@ -86,3 +89,88 @@ def test_somebody_who_says_nothing_is_not_waited_for_without_end(monkeypatch):
     said = r"somebody listens at 127\.0\.0\.1:\d+ and says nothing for 0\.2 s"
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterUnreachable, match=said):
         ensure_ray(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+# ---------------------------------------------------------------------- who is silent
+
+
+class Refs:
+    """Stands in for `ray.get` and the clock: an answer that comes after `answers_s`."""
+
+    def __init__(self, answers_s: float):
+        self.now, self.answers_s = 1000.0, answers_s
+        self.asked = 0
+
+    def get(self, ref: str, timeout: float) -> str:
+        left = 1000.0 + self.answers_s - self.now
+        self.now += min(timeout, left)
+        if left > timeout:
+            raise ray.exceptions.GetTimeoutError
+        return ref
+
+    def stands(self) -> str:
+        self.asked += 1
+        return "Ray calls it alive (pid 7 on node ab12, host9)"
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    def answers_after(seconds: float) -> Refs:
+        refs = Refs(seconds)
+        monkeypatch.setattr(link.ray, "get", refs.get)
+        monkeypatch.setattr(link.time, "monotonic", lambda: refs.now)
+        return refs
+
+    return answers_after
+
+
+def test_who_is_silent_is_waited_for_until_the_callers_deadline(silent, caplog):
+    refs = silent(500.0)
+    assert get("answer", Deadline(3600.0), "the broker", refs.stands) == "answer"
+    assert "the broker has not answered for 13 s: Ray calls it alive (pid 7 on node ab12, host9)" in caplog.text
+    assert len(caplog.records) < 20
+
+
+def test_at_the_deadline_the_words_say_how_the_silent_one_stands(silent):
+    refs = silent(5000.0)
+    with pytest.raises(WaitTimeout, match=r"the broker has not answered for 60 s: Ray calls it alive") as raised:
+        get("answer", Deadline(60.0), "the broker", refs.stands)
+    assert raised.value.verdict["kind"] == "silent"
+
+
+def test_a_quick_answer_asks_nobody(silent):
+    refs = silent(1.0)
+    assert get("answer", Deadline(60.0), "the broker", refs.stands) == "answer"
+    assert refs.asked == 0
+
+
+# ---------------------------------------------------------------------- another process, another connection
+
+
+@pytest.fixture
+def made(monkeypatch) -> Link:
+    """A link of this process, as made at the connection "worker1"."""
+    here = Link.__new__(Link)
+    here.namespace, here._pid, here._worker_id = "ns", os.getpid(), "worker1"
+    monkeypatch.setattr(link.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(link.ray, "get_runtime_context", lambda: SimpleNamespace(get_worker_id=lambda: "worker1"))
+    return here
+
+
+def test_a_forked_process_is_told_at_once(made, monkeypatch):
+    made.check_process()
+    made._pid += 1
+    with pytest.raises(BadInput, match="was forked from process"):
+        made.ask("hello", Deadline(30.0))
+    monkeypatch.setattr(link, "_inherited", True)
+    with pytest.raises(BadInput, match="was forked from one that is connected to Ray"):
+        ensure_ray("head:6379")
+
+
+def test_a_process_that_left_ray_or_came_back_is_told_at_once(made, monkeypatch):
+    monkeypatch.setattr(link.ray, "get_runtime_context", lambda: SimpleNamespace(get_worker_id=lambda: "worker2"))
+    with pytest.raises(ClusterUnreachable, match="connected anew since this object was made"):
+        made.ask("hello", Deadline(30.0))
+    monkeypatch.setattr(link.ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterUnreachable, match=r"ray\.shutdown"):
+        made.ask("hello", Deadline(30.0))

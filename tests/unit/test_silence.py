@@ -82,3 +82,17 @@ def test_a_silent_one_that_counts_as_dead_is_in_nobodys_way(pair, clock):
     assert pair.close_group("exp", "train") == []
     pair.end("p2", "finished")
     pair.forget("exp")
+
+
+def test_a_resumption_whose_answer_was_lost_is_not_made_again(ledger):
+    attach(ledger, "c", ray_job="r-c", retain=5)
+    attach(ledger, "p")
+    for rollout_id in range(2):
+        publish(ledger, rollout_id)
+        ledger.claim("c", rollout_id)
+        ledger.ack("c", rollout_id)
+    assert ledger.resume("c", 1, token="t") == {"again": [1], "acked": []}
+    attach(ledger, "c2", ray_job="r-c")
+    ledger.claim("c2", 1)
+    assert ledger.resume("c", 1, token="t") == {"again": [1], "acked": []}
+    ledger.ack("c2", 1)

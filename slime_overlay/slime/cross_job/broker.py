@@ -9,6 +9,7 @@ Undecorated, so that it can be tested without Ray; `link.py` makes the actor.
 import asyncio
 import contextlib
 import logging
+import os
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ _JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone 
 
 _READS = frozenset(
     [
-        *("heartbeat", "facts", "first", "loaded", "unloaded", "source_before"),
+        *("heartbeat", "facts", "loaded", "unloaded", "source_before"),
         *("get", "catalog", "listed", "versions", "get_value", "peer_verdict", "status"),
         *("look", "detail", "store_uri"),
     ]
@@ -52,7 +53,8 @@ _READS = frozenset(
 """Operations after which there is nothing new to be kept."""
 _WRITES = frozenset(
     [
-        *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "unreadable"),
+        *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "first"),
+        "unreadable",
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
         *("requeue", "discard", "note_event", "read"),
     ]
@@ -79,13 +81,15 @@ class Broker(Clusters):
         self._begun: asyncio.Task[None] | None = None
         self._began_at = 0.0
         self._failures, self._failure = 0, ""  # to begin: how many, one after the other, and the last one
+        self._gcs_survives: bool | None = None
         self._asking: set[str] = set()  # clients about which Ray is being asked
         self._ticked_at: float | None = None
         self._lags: deque[tuple[float, float]] = deque()  # (when, seconds) that the event loop was late
 
     async def hello(self) -> dict[str, Any]:
-        """Who is here: {"protocol", "namespace", "actor_id", "loop_lag_s"}; the last is by how much its event loop was
-        late at most, in the last minute. Begins, with what the vaults remember.
+        """Who is here: {"protocol", "namespace", "actor_id", "loop_lag_s": by how much its event loop was late at
+        most, in the last minute, "gcs_survives": whether Ray's GCS comes back when it ends (None: nobody knows)}.
+        Begins, with what the vaults remember.
 
         Raises:
             BrokerLost: it failed to begin, several times; it goes on trying.
@@ -99,7 +103,7 @@ class Broker(Clusters):
         lag_s = round(max((late_s for _, late_s in self._lags), default=0.0), 3)
         return {
             **{"protocol": self._protocol, "namespace": self._namespace, "actor_id": actor_id},
-            "loop_lag_s": lag_s,
+            **{"loop_lag_s": lag_s, "gcs_survives": self._gcs_survives},
         }
 
     async def starting(self) -> dict[str, Any] | None:
@@ -126,6 +130,10 @@ class Broker(Clusters):
         if self._beginning().done():
             raise BadInput(f"the broker of namespace {self._namespace!r} has begun: it waits for no vault")
         self._keeper.give_up(vault)
+
+    async def unanswered(self) -> list[str]:
+        """Names of vaults for which it waits now, at once: what changes is kept there before it is answered."""
+        return self._keeper.unanswered()
 
     async def attach(self, info: ClientInfo, settings: dict[str, Any]) -> dict[str, Any]:
         """Ledger.attach; a producer that stands in the way is first checked with Ray, not only by its heartbeat."""
@@ -317,6 +325,9 @@ class Broker(Clusters):
         """Its name is that of Ray's session, which outlives this process, and a head with a fault-tolerant GCS."""
         nodes = await asyncio.to_thread(ray.nodes)
         context = ray.get_runtime_context()
+        here: dict[str, Any] = next((node for node in nodes if node["NodeID"] == context.get_node_id()), {})
+        if "node:__internal_head__" in here.get("Resources", {}):  # whose environment is that of the GCS
+            self._gcs_survives = bool(os.environ.get("RAY_REDIS_ADDRESS"))
         if hasattr(context, "get_session_name"):
             self._books.cluster = context.get_session_name()
         else:  # Ray 2.47: .../SESSION/sockets/raylet

@@ -66,6 +66,10 @@ class Rollout:
         """
         return self._consumer.link.open_refs(self._located.payload)
 
+    def open(self, deadline: Deadline) -> None:
+        """Get `refs`, within this deadline where the vault is silent."""
+        self.refs = self._consumer.link.open_refs(self._located.payload, deadline=deadline)
+
     @property
     def source(self) -> Any:
         """Where the producer's source of prompts stood after this rollout (JSON-able); None: it did not say. To be
@@ -75,6 +79,7 @@ class Rollout:
     @cached_property
     def parts(self) -> list[Any]:
         """All parts, zero-copy where they lie on this node. Raises PayloadLost."""
+        self._consumer.link.check_process()
         with self._consumer.span("transfer", self.rollout_id):
             return get_parts(self.refs, f"rollout {self.rollout_id} of job {self._located.job_id}")
 
@@ -151,7 +156,8 @@ class Consumer(Member):
         """
         self.check()
         rollout_id, source = check_rollout_id(rollout_id), check_plain(source, "source")
-        found = self._when_free(lambda: self.link.call("resume", self.info.client_id, rollout_id, source))
+        asked = ("resume", self.info.client_id, rollout_id, source, uuid.uuid4().hex)
+        found = self._when_free(lambda: self.link.call(*asked))
         if found["again"] or found["acked"]:
             logger.info(
                 "job %s: resumed at rollout %d: acked before and wanted again: %s; acked now: %s",
@@ -219,7 +225,7 @@ class Consumer(Member):
                     f"this consumer needs {', '.join(self._columns)}: {', '.join(missing)} missing"
                 )
             try:
-                rollout.refs  # noqa: B018  opened now: what its vault lost is generated again
+                rollout.open(deadline)  # now: what its vault lost is generated again
                 self.add_span("claim", located.rollout_id, began, time.time())
                 if self.metrics:
                     waited_s = time.time() - max(began, located.published_at)
@@ -230,7 +236,7 @@ class Consumer(Member):
                 may_be_stored = bool(payload.stored) and not isinstance(error, PayloadLost)
                 where = (located.rollout_id, payload.vault, payload.token)
                 lost = not may_be_stored and self.link.ask(
-                    "unreadable", Deadline(2 * START_S), self.info.client_id, *where
+                    "unreadable", Deadline(max(2 * START_S, deadline.left())), self.info.client_id, *where
                 )
                 if not lost and not deadline:
                     raise

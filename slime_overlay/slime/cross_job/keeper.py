@@ -153,6 +153,10 @@ class Keeper:
         self._tell_who_is_given_up()
         return False
 
+    def unanswered(self) -> list[str]:
+        """Names of vaults that were told a change and have not answered yet."""
+        return sorted({task.get_name() for task in self._asked})
+
     async def keep(self, job_id: str) -> None:
         """Let vaults remember how the job stands, and its journal, if it has one: two vaults, where two answer in
         time, else one; none is needed where the journal has it, or where the broker has never known a vault.

@@ -146,7 +146,7 @@ class Ledger(Steering):
         self._give_back(job, group, rollout_id)
         client.remember("release", token, True)
 
-    def resume(self, client_id: str, rollout_id: int, source: Any = None) -> dict[str, Any]:
+    def resume(self, client_id: str, rollout_id: int, source: Any = None, token: str = "") -> dict[str, Any]:
         """This consumer's history covers every rollout below `rollout_id`, and nothing else: a checkpoint says so.
 
         What its group acked from there on is claimable again, the same bytes; what lies below is acked. Leases and
@@ -155,7 +155,8 @@ class Ledger(Steering):
         `source` is where the source of prompts stood after the last of them, as far as the checkpoint knows; it counts
         where nothing was published, as on a new cluster, or where the broker's memory of that has a gap.
 
-        Returns {"again": ids that were acked and are not any more, "acked": ids that are now}.
+        Returns {"again": ids that were acked and are not any more, "acked": ids that are now}; with the same `token`
+        again the same, and nothing else happens.
 
         Raises:
             JobIdTaken: another Ray job's consumer of this group is alive.
@@ -164,6 +165,8 @@ class Ledger(Steering):
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         source = check_plain(source, "source")
+        if token and (answer := client.answer("resume", token)) is not None:
+            return dict(answer)
         group = job.groups[client.info.group]
         others = self._others(client)
         for other in others:
@@ -214,6 +217,8 @@ class Ledger(Steering):
         job.rewound += bool(again)
         behind = f"; {len(again)} that were acked are handed out again" if again else ""
         self._event(job, "rewound" if again else "resumed", f"group {group.name} resumed at {rollout_id}{behind}")
+        if token:
+            client.remember("resume", token, {"again": again, "acked": covered})
         return {"again": again, "acked": covered}
 
     def first(self, client_id: str) -> bool:

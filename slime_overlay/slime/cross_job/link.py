@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ START_S = 30.0
 """Deadline for a broker or vault to start: they need no CPU, only a worker process."""
 _STORED_S = 5.0  # for a vault to answer, where the durable store has the payload, too
 _LOAD_S = 600.0  # for a payload to be read from a durable store
+_LOOKS_S = (3.0, 10.0)  # after which one asks how an actor that does not answer stands: first, and then
+_SAID_S = 30.0  # between two log lines on that
 POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
 _SILENT_S = 60.0  # for a head to say its first word: it may be busy
@@ -48,6 +51,17 @@ head's, by Ray; the first is for a cluster whose broker should be elsewhere, as 
 
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
 """What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster."""
+
+
+_inherited = False  # a connection to Ray, of the process from which this one was forked
+
+
+def _forked() -> None:
+    global _inherited
+    _inherited = ray.is_initialized()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Deadline:
@@ -142,6 +156,11 @@ def ensure_ray(
     Raises:
         ClusterUnreachable: no address is known, or no cluster answers there. BadInput: see find_address.
     """
+    if _inherited:
+        raise BadInput(
+            f"process {os.getpid()} was forked from one that is connected to Ray, whose connection it cannot use: "
+            "start it in another way (multiprocessing's 'spawn')"
+        )
     if ray.is_initialized():
         return None
     address = find_address(address)
@@ -194,14 +213,25 @@ class Link:
 
     Args:
         make: make a broker where there is none.
+        patience_s: how long to wait for an answer of a broker or vault that is silent while Ray does not say that it
+            died, where no other deadline is given.
+        grace_s: how long one that Ray calls dead, or restarts, may take to be back.
 
     Raises:
-        ClusterUnreachable, NoBroker, BrokerLost, ProtocolMismatch.
+        ClusterUnreachable, NoBroker, BrokerLost, ProtocolMismatch, WaitTimeout.
     """
 
-    def __init__(self, namespace: str = DEFAULT_NAMESPACE, make: bool = True):
+    def __init__(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        make: bool = True,
+        patience_s: float = START_S,
+        grace_s: float = START_S,
+    ):
         ensure_ray()
-        self.namespace = namespace
+        self.namespace, self.patience_s = namespace, patience_s
+        self._grace_s = grace_s
+        self._pid, self._worker_id = os.getpid(), ray.get_runtime_context().get_worker_id()
         self._make = make
         self.store: tuple[str, str] | None = None  # (job id, URI) of the durable store, for a client whose job has one
         self.client: ClientInfo | None = None  # who asks
@@ -212,23 +242,28 @@ class Link:
 
     def hello(self) -> dict[str, Any]:
         """What the broker says of itself: {"protocol", "namespace", "actor_id"}."""
-        return self.ask("hello", Deadline(START_S))
+        return self.ask("hello", Deadline(self.patience_s))
 
-    def call(self, operation: str, *args: Any, timeout_s: float = START_S, **kwargs: Any) -> Any:
+    def call(self, operation: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
         """A ledger operation on the broker, once; raises what the ledger raises, BrokerLost, or WaitTimeout."""
-        return self.ask("call", Deadline(timeout_s), operation, *args, **kwargs)
+        return self.ask(
+            "call", Deadline(self.patience_s if timeout_s is None else timeout_s), operation, *args, **kwargs
+        )
 
     def wait(self, deadline: Deadline, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Long-poll a ledger operation until it finds something; None at the deadline. Raises Stopped."""
+        """Long-poll a ledger operation until it finds something; None at the deadline. Raises Stopped, and WaitTimeout
+        where the broker is silent at the deadline (START_S at least)."""
         while True:
             stopping.check()
             slice_s = min(POLL_S, deadline.left())
-            found = self.ask("wait", Deadline(slice_s + START_S), slice_s, operation, *args, **kwargs)
+            patience = Deadline(max(slice_s + START_S, deadline.left()))
+            found = self.ask("wait", patience, slice_s, operation, *args, **kwargs)
             if found is not None or not deadline:
                 return found
 
     def vault(self, name: str) -> Any:
         """Handle of an existing vault. Raises PayloadLost when it is gone."""
+        self.check_process()
         name = name.partition("/")[0]
         if name not in self._vaults:
             try:
@@ -237,9 +272,12 @@ class Link:
                 raise PayloadLost(f"{name} is gone, and what it held: its node died or left the cluster") from None
         return self._vaults[name]
 
-    def open_refs(self, payload: Payload, suffix: str = "") -> list[Any]:
+    def open_refs(self, payload: Payload, suffix: str = "", deadline: Deadline | None = None) -> list[Any]:
         """Refs to the parts of a payload, owned by its vault; any Ray process of the cluster may `ray.get` them. What
         its vault has no more is read from the durable store, by the vault of this node.
+
+        Args:
+            deadline: for a vault that is silent (None: patience_s).
 
         Raises:
             PayloadLost: it was freed, or its vault is gone. PayloadDamaged: what is stored is not what was written.
@@ -248,7 +286,7 @@ class Link:
         try:
             if not payload.vault and not suffix:
                 raise PayloadLost(f"payload {payload.token} lies in the job's durable store alone")
-            return self._open_in_vault(payload, suffix)
+            return self._open_in_vault(payload, suffix, deadline)
         except (Unreachable, WaitTimeout) as error:
             if not payload.stored or self.store is None:
                 raise
@@ -257,22 +295,30 @@ class Link:
         name = source_name(payload.stored) if suffix else payload.stored
         vault = self.vault_on(ray.get_runtime_context().get_node_id())
         try:
-            return get(vault.load.remote(uri, job_id, name, self.observed), Deadline(_LOAD_S), "the vault")
+            return get(
+                vault.load.remote(uri, job_id, name, self.observed),
+                Deadline(max(_LOAD_S, self.patience_s)),
+                "the vault",
+            )
         except NotStored as error:
             raise PayloadLost(f"{error}: it was freed") from None
         except GONE as error:
             raise Unreachable(f"the vault of this node does not answer: {error}") from None
 
-    def _open_in_vault(self, payload: Payload, suffix: str) -> list[Any]:
-        deadline = Deadline(_STORED_S if payload.stored and self.store else START_S)
+    def _open_in_vault(self, payload: Payload, suffix: str, deadline: Deadline | None) -> list[Any]:
+        within_s = self.patience_s if deadline is None else max(START_S, deadline.left())
+        if payload.stored and self.store:
+            within_s = _STORED_S
+        vault = self.vault(payload.vault)
         try:
-            return get(self.vault(payload.vault).open.remote(payload.token + suffix), deadline, "the vault")
+            return self.get_of_vault(vault.open.remote(payload.token + suffix), Deadline(within_s), payload.vault)
         except GONE as error:
             self._vaults.pop(payload.vault.partition("/")[0], None)
             raise Unreachable(f"{payload.vault}, which holds the payload, does not answer: {error}") from None
 
     def vault_on(self, node_id: str) -> Any:
         """The vault of a node, created if the node has none yet. Raises WaitTimeout when it cannot start."""
+        self.check_process()
         name = f"{VAULT_NAME}_{node_id}"
         if name not in self._vaults:
             from .vault import Vault  # whoever only looks needs neither, and is quicker without
@@ -289,7 +335,7 @@ class Link:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
             ).remote(name, self.namespace, own_process=True)
             try:
-                get(handle.hello.remote(), Deadline(START_S), f"the vault of node {node_id[:8]}")
+                self.get_of_vault(handle.hello.remote(), Deadline(self.patience_s), name)
             except ray.exceptions.ActorUnschedulableError:
                 raise Unreachable(
                     f"node {node_id} has left the cluster, and with it the actor and the vault that were there: start "
@@ -301,6 +347,39 @@ class Link:
     def forget_vault(self, node_id: str) -> None:
         """Look for the vault of this node anew: the one that was known does not answer."""
         self._vaults.pop(f"{VAULT_NAME}_{node_id}", None)
+
+    def get_of_vault(self, ref: Any, deadline: Deadline, name: str) -> Any:
+        """What a vault answers, see `get`; of one that is silent, WaitTimeout says which, where, and how it stands."""
+        name = name.partition("/")[0]
+        node_id = name.rpartition("_")[2]
+        what = f"the vault of node {node_id[:8]} in namespace {self.namespace!r}"
+        return get(ref, deadline, what, lambda: _actor_words(name, self.namespace))
+
+    def check_process(self) -> None:
+        """Raises BadInput in a process that was forked since, and ClusterUnreachable in one that has left Ray."""
+        if os.getpid() != self._pid:
+            raise BadInput(
+                f"process {os.getpid()} was forked from process {self._pid} and cannot use its connection to Ray: use "
+                "this object there, or make a new one in a process that is not forked (multiprocessing's 'spawn')"
+            )
+        if not ray.is_initialized():  # or a call would start a new cluster of its own
+            raise ClusterUnreachable("this process has left its Ray cluster (ray.shutdown): nothing can be asked")
+        if ray.get_runtime_context().get_worker_id() != self._worker_id:
+            raise ClusterUnreachable(
+                "this process has left its Ray cluster and connected anew since this object was made (ray.shutdown, "
+                "ray.init): make a new one"
+            )
+
+    def _how_the_broker_stands(self) -> str:
+        with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            begins = ray.get(self._broker.starting.remote(), timeout=1.0)
+            if begins is not None:
+                return str(begins["message"])
+            for name in ray.get(self._broker.unanswered.remote(), timeout=1.0):
+                node = name.rpartition("_")[2][:8]
+                words = _actor_words(name, self.namespace)
+                return f"it answers, and waits for the vault of node {node} to keep this: {words}"
+        return _actor_words(BROKER_NAME, self.namespace)
 
     def _broker_handle(self) -> Any:
         if not self._make:
@@ -327,6 +406,7 @@ class Link:
     def _find_broker(self) -> None:
         self._broker = self._broker_handle()
         hello = self.hello()
+        self.gcs_survives: bool | None = hello.get("gcs_survives")
         if hello["protocol"] != PROTOCOL:
             raise ProtocolMismatch(
                 f"the broker of namespace {self.namespace!r} speaks protocol {hello['protocol']}, "
@@ -335,15 +415,17 @@ class Link:
 
     def ask(self, method: str, deadline: Deadline, *args: Any, **kwargs: Any) -> Any:
         """Call the broker actor, again while it restarts, within the deadline. Raises BrokerLost, WaitTimeout."""
-        pause_s, store_trouble, introduced = 0.1, None, False
+        pause_s, store_trouble, introduced, gone = 0.1, None, False, None
+        what = f"the broker of namespace {self.namespace!r}"
         while True:
-            if not ray.is_initialized():  # or the call below would start a new cluster of its own
-                raise ClusterUnreachable("this process has left its Ray cluster (ray.shutdown): nothing can be asked")
+            self.check_process()
             try:
-                return get(getattr(self._broker, method).remote(*args, **kwargs), deadline, "the broker")
+                ask = getattr(self._broker, method).remote(*args, **kwargs)
+                return get(ask, deadline, what, self._how_the_broker_stands)
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
-                if not deadline:
-                    raise BrokerLost(f"the broker does not answer for {deadline.timeout_s:.0f} s: {error}") from None
+                gone = gone or Deadline(min(self._grace_s, deadline.left()))
+                if not gone:
+                    raise BrokerLost(f"{what} is gone for {gone.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
                     self._broker = self._broker_handle()
             except Forgotten:  # by a broker that only followed another, or whose vaults are gone, too
@@ -364,16 +446,28 @@ class Link:
             pause_s = min(2 * pause_s, 1.0)
 
 
+def _actor_words(name: str, namespace: str) -> str:
+    from .liveness import actor_words  # whoever only looks seldom needs it, and is quicker without
+
+    return actor_words(name, namespace)
+
+
 def namespaces() -> list[str]:
     """Namespaces of this cluster that have a broker."""
     named = ray.util.list_named_actors(all_namespaces=True)
     return sorted(actor["namespace"] for actor in named if actor["name"] == BROKER_NAME)
 
 
-def get(ref: Any, deadline: Deadline, what: str) -> Any:
-    """`ray.get` within a deadline; raises the CrossJobError that the other side raised, without Ray's wrapping."""
+def get(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | None = None) -> Any:
+    """`ray.get` within a deadline; raises the CrossJobError that the other side raised, without Ray's wrapping.
+
+    Args:
+        what: who is to answer, in words.
+        stands: says how that one stands, in words, where it is silent: asked now and then, logged, and said by
+            WaitTimeout.
+    """
     try:
-        return ray.get(ref, timeout=deadline.left())
+        return _silence_borne(ref, deadline, what, stands)
     except ray.exceptions.GetTimeoutError:
         raise WaitTimeout(
             f"{what} did not answer within {deadline.timeout_s:.0f} s: it may be waiting for a free worker process "
@@ -391,3 +485,32 @@ def get(ref: Any, deadline: Deadline, what: str) -> Any:
         if isinstance(cause, CrossJobError):
             raise cause from None
         raise
+
+
+def _silence_borne(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | None) -> Any:
+    """`ray.get`, with a look now and then at who is silent."""
+    if stands is None:
+        return ray.get(ref, timeout=deadline.left())
+    began = said_at = time.monotonic()
+    look_s, words = _LOOKS_S[0], ""
+    while True:
+        try:
+            return ray.get(ref, timeout=min(look_s, deadline.left()))
+        except ray.exceptions.GetTimeoutError:
+            now = time.monotonic()
+            if not deadline:
+                if not words:
+                    raise
+                message = f"{what} has not answered for {now - began:.0f} s: {words}"
+                raise WaitTimeout(message, {"kind": "silent", "message": message, "silent_s": now - began}) from None
+            words = stands() or words
+            if now - said_at > _SAID_S or (said_at == began and look_s == _LOOKS_S[1]):
+                said_at = now
+                logger.warning(
+                    "%s has not answered for %.0f s: %s; waiting for %.0f s more",
+                    what,
+                    now - began,
+                    words,
+                    deadline.left(),
+                )
+            look_s = _LOOKS_S[1]

@@ -97,6 +97,24 @@ def job_words(ray_job_id: str) -> tuple[str, str] | None:
     return None
 
 
+def actor_words(name: str, namespace: str) -> str:
+    """How Ray sees a named actor, in words; blocks for two seconds at most."""
+    named: Any = [("name", "=", name), ("ray_namespace", "=", namespace)]
+    try:
+        with this_cluster() as address:
+            found = [a for a in state.list_actors(address=address, filters=named, timeout=2) if a.state != "DEAD"]
+        if not found:
+            return "Ray calls it dead: see `ray list actors`"
+        actor = found[-1]
+        hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+        where = f"pid {actor.pid} on node {str(actor.node_id)[:8]}, {hosts.get(actor.node_id, '?')}"
+        if actor.state != "ALIVE":
+            return f"Ray calls it {actor.state}: it may be waiting for a free worker process"
+        return f"Ray calls it alive ({where}): its process may be stopped, or its machine overloaded"
+    except (RayStateApiException, ConnectionError, OSError):
+        return "Ray's dashboard cannot tell how it stands"
+
+
 def is_over(words: str) -> bool:
     """Whether these words tell of a Ray job that is over."""
     return any(f"{JOB_IS}{status}" in words for status in _OVER)

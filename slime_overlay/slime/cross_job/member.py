@@ -18,6 +18,7 @@ import ray
 
 from . import stopping
 from .batch import Batch
+from .cluster_watch import ClusterWatch
 from .deposits import Durably
 from .errors import (
     BadInput,
@@ -43,6 +44,7 @@ from .settings import Settings
 from .types import (
     MOST_ACTIVITY,
     MOST_REASON,
+    VAULT_NAME,
     ClientInfo,
     LocatedValue,
     Payload,
@@ -108,7 +110,8 @@ class Member:
         self.job_id = check_job_id(job_id)
         ensure_ray()
         stopping.install()
-        self.link = Link(self.settings.namespace)
+        patience_s, grace_s = (max(START_S, s) for s in (self.settings.timeout_s, self.settings.peer_grace_s))
+        self.link = Link(self.settings.namespace, patience_s=patience_s, grace_s=grace_s)
         self.info = self._introduce(group, one_cluster)
         self._activity = "attached"
         self._fault: CrossJobError | None = None
@@ -122,6 +125,8 @@ class Member:
         self._use_store(granted)
         self.epoch: int = granted["epoch"]
         self.max_ahead: int = granted["max_ahead"]
+        gcs = ray.get_runtime_context().gcs_address
+        ClusterWatch(gcs, self.link.gcs_survives, self._ended, self._lost_cluster).start()
         threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
 
     def __enter__(self) -> Any:
@@ -200,7 +205,7 @@ class Member:
                 deadline.left(), "word from the other job", "facts", grace_s=self.settings.peer_grace_s
             )
             try:
-                return epoch, get(refs[0], Deadline(START_S), "the other job")
+                return epoch, get(refs[0], Deadline(max(START_S, deadline.left())), "the other job")
             except ray.exceptions.ObjectLostError:  # it ended a moment ago, and the broker will know in another
                 if not deadline:
                     raise
@@ -220,7 +225,8 @@ class Member:
         key, version = check_name(key, "a key"), check_version(version, "version")
         source = as_source(value)
         durably = self._durably_within(timeout_s)
-        target = Target(uuid.uuid4().hex, self.info.client_id, key=key, version=version, durably=durably)
+        token, patience_s = uuid.uuid4().hex, self._patience_s(timeout_s)
+        target = Target(token, self.info.client_id, key=key, version=version, durably=durably, patience_s=patience_s)
         return self._hand_over(target, source, self.info.node_id, timeout_s, f"value {key!r}").version
 
     def value(self, key: str, newer_than: int | None = None, timeout_s: float = 0.0) -> tuple[int, Any] | None:
@@ -248,7 +254,9 @@ class Member:
         return None
 
     def check(self) -> None:
-        """Raise what the heartbeat learned (Fenced, BrokerLost), or that this client has ended."""
+        """Raise what the heartbeat learned (Fenced, BrokerLost), that this client has ended, or that its process was
+        forked, or has left Ray."""
+        self.link.check_process()
         if self._fault is not None:
             raise self._fault
         if self._ended.is_set():
@@ -292,6 +300,10 @@ class Member:
             )
             self.link.store, self.link.client = (self.job_id, granted["store"]), self.info
 
+    def _patience_s(self, timeout_s: float | None) -> float:
+        """How long the vault tries to reach a broker that is gone."""
+        return max(START_S, self._deadline(timeout_s).timeout_s)
+
     def _durably_within(self, timeout_s: float | None) -> Durably | None:
         """How the job's payloads are stored; a store that is full or away is waited for as long as the caller does."""
         patience_s = self._deadline(timeout_s).timeout_s
@@ -315,7 +327,8 @@ class Member:
                 slice_s = min(_SLICE_S, deadline.left())
                 try:
                     ask = self.link.vault_on(node_id).hand_over.remote(target, source, slice_s)
-                    recorded = get(ask, Deadline(slice_s + START_S), "the vault")
+                    patience = Deadline(max(slice_s + START_S, deadline.left()))
+                    recorded = self.link.get_of_vault(ask, patience, f"{VAULT_NAME}_{node_id}")
                 except TypeError as error:  # Ray cannot pickle an argument of the producer's method
                     raise BadInput(f"{what} cannot be handed to its vault: {shortened(error, 1000)}") from None
                 except ray.exceptions.RayTaskError as error:
@@ -354,7 +367,7 @@ class Member:
     def _attach(self, **said: Any) -> dict[str, Any]:
         stated = {name: getattr(self.settings, name) for name in SETTINGS}
         stated |= {"dead_after_s": self.settings.dead_after_s, **said}
-        return self._when_free(lambda: self.link.ask("attach", Deadline(START_S), self.info, stated))
+        return self._when_free(lambda: self.link.ask("attach", Deadline(self.link.patience_s), self.info, stated))
 
     def _when_free(self, take: Callable[[], Any]) -> Any:
         """Take a place that another job may hold: if that one is silent, wait until its lease is over."""
@@ -390,7 +403,14 @@ class Member:
             try:
                 spans = self._spans[:_SPANS_AT_ONCE]
                 beat = ("heartbeat", self.info.client_id, self._activity, spans)
-                self._use_store(self.link.call(*beat, timeout_s=self.settings.dead_after_s))
+                granted = self.link.call(*beat, timeout_s=self.settings.dead_after_s)
+                self._use_store(granted)
+                if granted["epoch"] != self.epoch:
+                    logger.warning(
+                        "job %s: %s was silent beyond its lease, and nobody took its place: it goes on as epoch %d",
+                        *(self.job_id, self.role, granted["epoch"]),
+                    )
+                    self.epoch = granted["epoch"]
                 del self._spans[: len(spans)]
             except (Fenced, Forgotten, ClusterUnreachable) as error:
                 if not self._ended.is_set():
@@ -400,6 +420,14 @@ class Member:
             except Exception as error:  # a lost heartbeat is no failure: the next one counts
                 logger.warning("job %s: heartbeat of %s: %s", self.job_id, self.role, error)
 
+    def _lost_cluster(self, error: ClusterUnreachable) -> bool:
+        try:
+            self.link.check_process()
+        except CrossJobError:  # it has left by itself
+            return False
+        self._fault = error
+        return True
+
     def _end(self, state: str, reason: str) -> None:
         if self._ended.is_set():
             return
@@ -407,7 +435,9 @@ class Member:
         if self._spans:
             with suppress(CrossJobError):
                 self.link.call("heartbeat", self.info.client_id, self._activity, self._spans)
-        self.link.call("end", self.info.client_id, state, shortened(reason, MOST_REASON))
+        # without this word a job that is through counts as one that failed; of the others Ray tells how they ended
+        patience_s = self.link.patience_s if state == FINISHED else START_S
+        self.link.call("end", self.info.client_id, state, shortened(reason, MOST_REASON), timeout_s=patience_s)
 
 
 def _foreign(what: str, error: ray.exceptions.RayTaskError) -> Exception:

@@ -12,7 +12,7 @@ import ray
 
 from .batch import Batch
 from .errors import BadInput, EndOfStream, NoResources, WaitTimeout
-from .link import START_S, Deadline, get
+from .link import Deadline, get
 from .member import Member, as_source, get_parts, read_source
 from .resources import Limits, shortage
 from .types import PROTOCOL, Located, check_facts, check_number, check_plain, check_rollout_id, check_version
@@ -162,7 +162,7 @@ class Producer(Member):
         self.check()
         found = self.link.call("facts", self.info.client_id)
         try:
-            return None if found is None else get(found[1][0], Deadline(START_S), "the train job")
+            return None if found is None else get(found[1][0], Deadline(self.link.patience_s), "the train job")
         except ray.exceptions.ObjectLostError:
             return None
 
@@ -209,7 +209,12 @@ class Producer(Member):
         durably = self._durably_within(timeout_s)
         observed = self.job_id if self.metrics else ""
         target = Target(
-            uuid.uuid4().hex, self.info.client_id, rollout_id=rollout_id, durably=durably, observed=observed
+            uuid.uuid4().hex,
+            self.info.client_id,
+            rollout_id=rollout_id,
+            durably=durably,
+            observed=observed,
+            patience_s=self._patience_s(timeout_s),
         )
         what = f"rollout {rollout_id}"
         located: Located = self._hand_over(target, source, node_id, timeout_s, what, repeatable)

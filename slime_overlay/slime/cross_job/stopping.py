@@ -30,6 +30,11 @@ def want(then: Callable[[], object] | None = None) -> None:
     _wanted, _then = True, then
 
 
+def wanted() -> bool:
+    """Whether this process is a job of ours, whose end is ours to decide."""
+    return _wanted
+
+
 def install() -> None:
     """Take SIGTERM over, if that is wanted. Ray takes it whenever it starts, so this comes after `ray.init`."""
     if _wanted and threading.current_thread() is threading.main_thread():

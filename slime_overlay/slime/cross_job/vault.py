@@ -76,6 +76,7 @@ class Target:
     version: int | None = None
     durably: Durably | None = None  # besides, in a durable store
     observed: str = ""  # job id, where it has metrics on: how long this takes goes into its figures
+    patience_s: float = _BROKER_S  # for a broker that is gone, or cannot keep what it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,11 +447,13 @@ class Vault:
 
     async def _record(self, target: Target, payload: Payload, refs: list[Any]) -> Any:
         if target.key is not None:
-            return await self._tell("put_value", target.client_id, target.key, payload, target.version)
+            value = ("put_value", target.client_id, target.key, payload, target.version)
+            return await self._tell(*value, patience_s=target.patience_s)
         call = ("publish", target.client_id, target.rollout_id, payload)
-        recorded, located = await self._tell(*call, compare=payload.num_samples >= 0)
+        within_s = target.patience_s
+        recorded, located = await self._tell(*call, compare=payload.num_samples >= 0, patience_s=within_s)
         if not recorded and not await self._equal(located.payload, refs, target.durably):
-            recorded, located = await self._tell(*call, compare=False)
+            recorded, located = await self._tell(*call, compare=False, patience_s=within_s)
         return located
 
     async def _equal(self, old: Payload, refs: list[Any], durably: Durably | None) -> bool:
@@ -473,9 +476,10 @@ class Vault:
         refs: list[Any] = await handle.open.remote(old.token)
         return refs
 
-    async def _tell(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the broker until it answers: every call carries its token, so that asking twice does no harm."""
-        deadline = asyncio.get_running_loop().time() + _BROKER_S
+    async def _tell(self, operation: str, *args: Any, patience_s: float = _BROKER_S, **kwargs: Any) -> Any:
+        """Call the broker until it answers: every call carries its token, so that asking twice does no harm. One that
+        is silent and alive is waited for as long as the client waits; one that is gone for `patience_s`."""
+        began = asyncio.get_running_loop().time()
         while True:
             try:
                 if self._broker_handle is None:
@@ -486,18 +490,18 @@ class Vault:
             except ray.exceptions.RayTaskError as error:  # what the broker itself raised, freed from Ray's wrapping
                 # where its journal's store is away, it knows what it was told, and cannot keep it for now; one that
                 # follows another, and was restarted, hears of its clients with their next sign of life
-                patience_s = 0.0
+                bears_s = 0.0
                 if isinstance(error.cause, Forgotten):
-                    patience_s = _HEARD_S
+                    bears_s = _HEARD_S
                 elif isinstance(error.cause, (StoreUnreachable, BrokerLost)):
-                    patience_s = _BROKER_S
-                if asyncio.get_running_loop().time() >= deadline - _BROKER_S + patience_s:
+                    bears_s = patience_s
+                if asyncio.get_running_loop().time() >= began + bears_s:
                     raise error.cause from None
             except (ValueError, ray.exceptions.RayActorError) as error:
                 self._broker_handle = None
-                if asyncio.get_running_loop().time() > deadline:
+                if asyncio.get_running_loop().time() > began + patience_s:
                     raise Unreachable(
-                        f"the broker did not answer vault {self._name} for {_BROKER_S:.0f} s, nothing was published: "
+                        f"the broker did not answer vault {self._name} for {patience_s:.0f} s, nothing was published: "
                         f"{error}"
                     ) from None
             await asyncio.sleep(0.5)
