@@ -210,7 +210,7 @@ class Keeper:
             silent = ", ".join(f"{name} on node {node_of(name)}" for name in sorted(self._vaults))
             raise NotKept(
                 f"no vault keeps how job {job_id} stands, so that nothing is done for now: "
-                + (f"Ray calls {silent} alive, but silent" if silent else "every vault died, and none is there yet")
+                + (f"silent, though Ray calls it alive: {silent}" if silent else "every vault died, none is there yet")
             )
 
     def _choose(self) -> tuple[list[str], list[str]]:
@@ -316,13 +316,10 @@ class Keeper:
         over = [r for r in over if r.job_id in known or not r.payload.stored]  # else another cluster keeps its job
         if over:
             logger.warning("vault %s holds %d payloads that nobody needs: they are freed", name, len(over))
-            found.handle.drop.remote([token for record in over for token in self._tokens(record)])
-
-    def _tokens(self, record: Located | LocatedValue) -> list[str]:
-        """Of what may go with this payload: not where the source of prompts stood, if that is still needed."""
-        token, job = record.payload.token, self._ledger.jobs.get(record.job_id)
-        needed = job is not None and any(source.token == token for source in job.sources.values())
-        return [token] if needed else [token, f"{token}.source"]
+            sources = (job.sources.values() for job in self._ledger.jobs.values())
+            needed = {f"{source.token}.source" for some in sources for source in some}
+            tokens = [token for r in over for token in (r.payload.token, f"{r.payload.token}.source")]
+            found.handle.drop.remote([token for token in tokens if token not in needed])
 
     def vault_gone(self, name: str, but_it_is_back: bool = False) -> None:
         """This vault is dead, or a new one with nothing in it."""
