@@ -239,7 +239,7 @@ def test_a_lease_that_is_about_to_end(ill):
     lease = worst(ill["silent"], "leases")
     assert lease.severity == "warning", shown(ill["silent"])
     assert f"the rollout job (pid {ill['pid']} " in lease.what
-    assert "after 40 s it counts as dead" in lease.what
+    assert "of a lease of 40 s" in lease.what
     assert helpful(lease)
     assert worst(ill["dead"], "leases").severity == "ok", shown(ill["dead"])
 
