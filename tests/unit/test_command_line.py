@@ -10,7 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("jobs", "status", "top", "ls", "show", "tail", "wait", "doctor", "trace", "report", "web"),
-    *("peek", "export", "pause", "resume", "drain", "requeue", "drop", "close-group", "give-up", "gc", "quarantine"),
+    *(
+        "peek",
+        "export",
+        "pause",
+        "resume",
+        "drain",
+        "requeue",
+        "drop",
+        "close-group",
+        "give-up",
+        "gc",
+        "shutdown",
+        "quarantine",
+    ),
 )
 
 

@@ -47,7 +47,7 @@ _READS = frozenset(
     [
         *("heartbeat", "facts", "loaded", "unloaded", "source_before"),
         *("get", "catalog", "listed", "versions", "get_value", "peer_verdict", "status"),
-        *("look", "detail", "store_uri"),
+        *("look", "detail", "store_uri", "living"),
     ]
 )
 """Operations after which there is nothing new to be kept."""

@@ -264,6 +264,10 @@ class Ledger(Steering):
         over = [job for job in self.jobs.values() if job.complete and job.job_id not in busy]
         return {job.job_id: self.age(job) - job.completed_s > job.forget_after_s for job in over}
 
+    def living(self) -> dict[str, str]:
+        """Clients that are attached, in all jobs: client id -> who it is, in words."""
+        return {name: who(client) for name, client in self.clients.items() if client.live}
+
     def peer_verdict(self, client_id: str, rollout_id: int | None = None) -> dict[str, Any]:
         """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder."""
         client = self._live(client_id)

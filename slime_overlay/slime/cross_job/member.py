@@ -432,6 +432,8 @@ class Member:
         if self._ended.is_set():
             return
         self._ended.set()
+        if isinstance(self._fault, Fenced):  # the broker has ended it; to tell it again might make a new broker
+            return
         if self._spans:
             with suppress(CrossJobError):
                 self.link.call("heartbeat", self.info.client_id, self._activity, self._spans)

@@ -1,11 +1,12 @@
 """The steering commands. Each says what will happen, and asks on a terminal (`--yes`: does not)."""
 
 import logging
+import time
 from typing import Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..errors import BadInput, BrokerLost, NoBroker, Refused, WaitTimeout
 from .app import (
     CONNECT_S,
     DEFAULT,
@@ -24,6 +25,8 @@ from .app import (
     where,
 )
 from .text import bytes_text, clean
+
+_HEARD_S = 3.0  # within which clients hear with a sign of life that they were ended
 
 Group = Annotated[str, typer.Option("--group", "-g", help="the consumer group")]
 
@@ -147,6 +150,52 @@ def gc(
     if not forget:
         sure("what the broker has seen in durable stores for 10 minutes, and nobody knows of, is deleted", yes)
         say(f"{viewer.collect()} freed")
+
+
+@app.command()
+def shutdown(
+    address: Address = None,
+    namespace: Namespace = DEFAULT,
+    force: Annotated[bool, typer.Option("--force", help="also where clients are attached: they end")] = False,
+    yes: Yes = False,
+) -> None:
+    """End broker and vaults of a namespace, and free all that they hold; what lies in durable stores stays."""
+    from . import viewer as views
+
+    viewer, living, jobs = None, {}, {}
+    try:
+        viewer = connected(address, namespace)
+        living, jobs = viewer.living(), viewer.jobs()
+    except (NoBroker, BrokerLost, WaitTimeout) as error:
+        if not isinstance(error, NoBroker) and not force:
+            raise
+        if not views.holdings(namespace)["vaults"]:
+            raise
+        say(f"no broker says who is attached, and what is held: {clean(error)}")
+    held = views.holdings(namespace)
+    if living and not force:
+        raise Refused(
+            f"{len(living)} clients are attached in namespace {namespace!r}, the first is the "
+            f"{clean(next(iter(living.values())))}: end their jobs (drain), or add --force"
+        )
+    words = [f"namespace {namespace} ends: {held['payloads']} payloads are freed, {bytes_text(held['nbytes'])}"]
+    if unread := [job for job, status in jobs.items() if status["queue_depth"]]:
+        words.append(f"rollouts that are not acked are among them, of {', '.join(map(clean, unread))}")
+    if held["behind"]:
+        words.append(f"{held['behind']} are not in their durable store yet, and are lost")
+    if held["silent"]:
+        words.append(f"{held['silent']} vaults are silent, and do not say what they hold")
+    if forgotten := sum(status["store"] is None for status in jobs.values()):
+        words.append(f"how {forgotten} jobs without a durable store stand is forgotten")
+    words += [f"{len(living)} clients end with an error"] if living else []
+    sure("; ".join([*words, "what lies in durable stores stays"]), yes)
+    for client_id in living:
+        assert viewer is not None
+        viewer.end_client(client_id, "its namespace was shut down by its operator")
+    if living:
+        time.sleep(_HEARD_S)
+    ended = views.end_namespace(namespace)
+    say(f"{len(ended)} actors ended, {bytes_text(held['nbytes'])} freed")
 
 
 @app.command()

@@ -2,7 +2,9 @@
 lease is taken, no broker is made; samples are cut in the vault that owns them, and only what is shown travels.
 """
 
+import contextlib
 import logging
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,15 @@ from ..errors import BadInput, BrokerLost, NoBroker, PayloadLost, RolloutNotFoun
 from ..link import GONE, START_S, Deadline, Link, ensure_ray, get, namespaces
 from ..preview import MOST_CHARACTERS, MOST_NUMBERS, preview
 from ..progress import PROGRESS
-from ..types import BROKER_NAME, DEFAULT_NAMESPACE, Located, check_job_id
+from ..records import DEAD
+from ..types import BROKER_NAME, DEFAULT_NAMESPACE, VAULT_NAME, Located, check_job_id
 
 if TYPE_CHECKING:
     from ..archive import Archive
 
+_STATS_S = 5.0  # for a vault to say what it holds
+_QUIET_S = 1.0  # without a new broker or vault, after which a namespace has ended
+_ENDS_S = 20.0
 _BEGINS_S = 5.0  # for the broker to say how it begins
 
 STEERING = ("control", "requeue", "discard", "close_group", "forget")
@@ -125,6 +131,14 @@ class Viewer:
             raise BadInput(f"{operation!r} is none of {', '.join(STEERING)}")
         return self._call(operation, job_id, *args)
 
+    def living(self) -> dict[str, str]:
+        """Clients that are attached: client id -> who it is, in words."""
+        return self._call("living")
+
+    def end_client(self, client_id: str, why: str) -> None:
+        """End a client as dead: its next sign of life tells it so."""
+        self._call("end", client_id, DEAD, why)
+
     def collect(self) -> int:
         """Free what nobody knows of in durable stores; see Broker.collect."""
         return self.link.ask("collect", Deadline(600.0))
@@ -162,6 +176,58 @@ def starting(namespace: str) -> dict[str, Any] | None:
 def give_up(namespace: str, vault: str) -> None:
     """Let a broker that begins go on without this vault. Raises as `starting`; BadInput: it does not wait for it."""
     _ask_one_that_begins(namespace, "give_up", vault)
+
+
+def holdings(namespace: str) -> dict[str, int]:
+    """What the vaults of a namespace hold: {"vaults", "silent" of them, "payloads", "nbytes", "behind"}; see
+    Vault.stats."""
+    found = {"vaults": 0, "silent": 0, "payloads": 0, "nbytes": 0, "behind": 0}
+    asked = []
+    for name in _actors(namespace):
+        if name != BROKER_NAME:
+            found["vaults"] += 1
+            with contextlib.suppress(ValueError):
+                asked.append(ray.get_actor(name, namespace=namespace).stats.remote())
+    deadline = Deadline(_STATS_S)
+    for ref in asked:
+        try:
+            for what, number in get(ref, deadline, "a vault").items():
+                found[what] += number
+        except (*GONE, WaitTimeout):
+            found["silent"] += 1
+    return found
+
+
+def end_namespace(namespace: str) -> list[str]:
+    """Kill broker and vaults of a namespace, and with them all that only they hold; names of those that were there.
+
+    Raises:
+        Unreachable: clients that live make new ones all the time.
+    """
+    ended: dict[str, None] = {}
+    deadline, quiet = Deadline(_ENDS_S), Deadline(_QUIET_S)
+    while quiet:
+        names = _actors(namespace)
+        for name in names:
+            with contextlib.suppress(ValueError):  # it has ended by now
+                ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+                ended[name] = None
+        if names:
+            quiet = Deadline(_QUIET_S)
+        if not deadline:
+            raise Unreachable(
+                f"namespace {namespace!r} does not end: {', '.join(names)} came back for {_ENDS_S:.0f} s, made by "
+                "clients that live: end their jobs first"
+            )
+        time.sleep(0.2)
+    return [*ended]
+
+
+def _actors(namespace: str) -> list[str]:
+    """The broker, if there is one, which would note that vaults died; then the vaults."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    mine = [actor["name"] for actor in named if actor["namespace"] == namespace]
+    return [name for name in mine if name == BROKER_NAME] + [name for name in mine if name.startswith(VAULT_NAME)]
 
 
 def raise_if_stuck(namespace: str) -> None:
