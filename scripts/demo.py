@@ -237,6 +237,8 @@ def main() -> None:
             cluster = LocalCluster(outlives_us=args.keep_cluster)
             if args.keep_cluster:
                 cluster.start()
+                kept = f"the cluster stays: dashboard {cluster.api}; end it with `kill {cluster.pid}`"
+                stack.callback(print, kept, flush=True)  # also where we are interrupted
             else:
                 stack.enter_context(cluster)
             address = cluster.address
@@ -264,8 +266,6 @@ def main() -> None:
         states = {role: client.get_job_status(job).value for role, job in jobs.items()}
         for role, job in jobs.items():
             (args.out / f"{role}.log").write_text(client.get_job_logs(job))
-        if cluster is not None and args.keep_cluster:
-            print(f"the cluster still runs: dashboard {cluster.api}; end it with `kill {cluster.pid}`")
     summary = {
         "job_id": args.job_id,
         "ray_job_ids": jobs,

@@ -195,7 +195,8 @@ def test_steering(a_run):
 def test_a_terminal_is_asked(a_run):
     for answer, after in ((b"n\n", "running"), (b"y\n", "paused")):
         said = on_a_terminal(["pause", "--job-id", a_run.job_id], answer)
-        assert "nothing new is generated until" in said
+        where = ray.get_runtime_context().gcs_address
+        assert f"on the Ray cluster at {where}: job {a_run.job_id}: nothing new is generated until" in said
         assert a_run.consumer.status()["control"] == after
 
 
