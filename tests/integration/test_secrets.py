@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
+from job_api import job_client
 from local_cluster import LocalCluster, end_with_parent, free_ports
-from ray.job_submission import JobSubmissionClient
 from ray_jobs import JOBS, PYTHONPATH, ROOT, SubmittedJob, wait_for
 
 from redis_server import program
@@ -55,7 +55,7 @@ class Run:
 
     def __init__(self, cluster: LocalCluster, server: redis.Redis, file: Path, wrong: Path, job_id: str):
         self._cluster, self._server, self.job_id = cluster, server, job_id
-        self._client = JobSubmissionClient(cluster.api)
+        self._client = job_client(cluster.api)
         self._env = {**os.environ, **cluster.env, "PYTHONPATH": PYTHONPATH, "RAY_ADDRESS": cluster.address}
         self.jobs = [
             self._job("producer", job_id, "--cross-job-store-env", RUN_STORE),
