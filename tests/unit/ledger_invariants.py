@@ -33,7 +33,7 @@ class Invariants(Clients):
         held = {(g.name, r): lease for g in groups for r, lease in g.leases.items()}
         assert held == (self.life.leases if self.life else {})
         for (group, _), (owner, _) in held.items():
-            assert self.ledger.clients[owner].live
+            assert self.ledger.clients[owner].attached
             assert self.ledger.clients[owner].info.group == group
 
     def the_figures_agree(self) -> None:

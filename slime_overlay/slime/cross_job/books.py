@@ -220,7 +220,7 @@ class Books:
             left = await self.in_store(job_id, archive.leftovers)
             await self.in_store(job_id, archive.delete_leftovers, left, turn="delete")
             clients = [c for c in self._ledger.clients.values() if c.info.job_id == job_id]
-            if self._ledger.jobs.get(job_id) is not job or any(client.live for client in clients):
+            if self._ledger.jobs.get(job_id) is not job or any(client.attached for client in clients):
                 return  # its name was taken meanwhile
             job.revision += 1
             self._ledger.age(job)
@@ -318,7 +318,7 @@ class Books:
         return await self._calls[uri].call(job_id, act, *args, turn=turn)
 
     def _check_takeover(self, job: Job, clients: list[Client]) -> None:
-        staying = [c for c in clients if c.live and c.info.one_cluster and not self.is_ours(c.info)]
+        staying = [c for c in clients if c.attached and c.info.one_cluster and not self.is_ours(c.info)]
         if staying:
             raise Refused(
                 f"the keeper of job {job.job_id} is silent, and the {who(staying[0])} needs one on its own cluster: "
@@ -328,10 +328,10 @@ class Books:
     def _go_on(self, job: Job, clients: list[Client], uri: str, silent_s: float, lost: str | None) -> None:
         """The journal knows more than the ledger: the job is what it says. `lost` names the cluster that is over."""
         job.store = uri
-        here = {c.info.client_id for c in self._ledger.clients.values() if c.live and c.info.job_id == job.job_id}
+        here = {c.info.client_id for c in self._ledger.clients.values() if c.attached and c.info.job_id == job.job_id}
         missing = take_job(self._ledger, job, clients)
         for client in clients:
-            if not client.live or client.info.client_id in here or self.is_ours(client.info):
+            if not client.attached or client.info.client_id in here or self.is_ours(client.info):
                 continue
             if lost is not None and client.info.cluster in ("", lost):
                 self._ledger.end(client.info.client_id, DEAD, "its cluster was lost")
@@ -423,7 +423,7 @@ class Books:
     def _let_go(self, job_id: str, uri: str, why: str) -> KeptElsewhere:
         """Forget the job, but for who works on it here: that is to be told to whoever keeps it now."""
         clients = [c for c in self._ledger.clients.values() if c.info.job_id == job_id]
-        self.let_go[job_id] = (uri, [c.info for c in clients if c.live and self.is_ours(c.info)])
+        self.let_go[job_id] = (uri, [c.info for c in clients if c.attached and self.is_ours(c.info)])
         self._close(job_id)
         for client in clients:
             del self._ledger.clients[client.info.client_id]

@@ -210,7 +210,7 @@ class Broker(Clusters):
             result = ask(*args, **kwargs)
         except JobIdTaken:  # a consumer resumes a group in which another one lives
             mine = self._ledger.clients[args[0]]
-            group = [c for c in self._ledger.clients.values() if c.live and c.info.group == mine.info.group]
+            group = [c for c in self._ledger.clients.values() if c.attached and c.info.group == mine.info.group]
             if not await self._are_over([c for c in group if c is not mine and c.info.job_id == mine.info.job_id]):
                 raise
             result = ask(*args, **kwargs)
@@ -427,12 +427,12 @@ class Broker(Clusters):
         reason = await self._over_reason(client.info, self._ledger.silent_s(client))
         if reason == "":
             self._ledger.vouch(client)
-        elif reason and client.live:
+        elif reason and client.attached:
             self._ledger.end(client.info.client_id, DEAD, reason)
             logger.warning("job %s: %s is dead: %s", client.info.job_id, client.info.role, reason)
             if not is_over(reason):
                 self._spawn(self._add_its_job(client))
-        return not client.live
+        return not client.attached
 
     async def _add_its_job(self, client: Client) -> None:
         """Ray knows that a process is gone some seconds before it knows how its job ended: say that, too."""

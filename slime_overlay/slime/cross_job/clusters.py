@@ -273,7 +273,7 @@ class Clusters(ABC):
             return True  # asked before, and done
         job, living = self._ledger.jobs[job_id], [c for c in self._ledger.clients.values() if c.info.job_id == job_id]
         for client in living:
-            if client.live and (client.info.one_cluster or client.info.role == "producer"):
+            if client.attached and (client.info.one_cluster or client.info.role == "producer"):
                 raise Refused(
                     f"job {job_id} is kept on another Ray cluster, where the {who(client)} is alive: start rollout "
                     "and train job on one cluster, or choose another --job-id"

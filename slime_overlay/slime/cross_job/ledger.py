@@ -260,13 +260,13 @@ class Ledger(Steering):
 
     def through(self) -> dict[str, bool]:
         """Jobs that are complete, and nobody works on; True: for so long that they are to be forgotten."""
-        busy = {client.info.job_id for client in self.clients.values() if client.live}
+        busy = {client.info.job_id for client in self.clients.values() if client.attached}
         over = [job for job in self.jobs.values() if job.complete and job.job_id not in busy]
         return {job.job_id: self.age(job) - job.completed_s > job.forget_after_s for job in over}
 
     def living(self) -> dict[str, str]:
         """Clients that are attached, in all jobs: client id -> who it is, in words."""
-        return {name: who(client) for name, client in self.clients.items() if client.live}
+        return {name: who(client) for name, client in self.clients.items() if client.attached}
 
     def peer_verdict(self, client_id: str, rollout_id: int | None = None) -> dict[str, Any]:
         """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder."""
@@ -299,7 +299,7 @@ class Ledger(Steering):
         job, info = self.jobs[client.info.job_id], client.info
         if info.role == "producer":
             mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
-            candidates = [c for c in mine if c.live] or [g.last for g in job.groups.values() if g.last is not None]
+            candidates = [c for c in mine if c.attached] or [g.last for g in job.groups.values() if g.last is not None]
             peer = max(candidates, key=lambda c: c.attached_at, default=None)
             found = verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
             return self.held_back(job) or _with_words(found, self.idle(job))
@@ -385,7 +385,7 @@ class Ledger(Steering):
         open_here = [r for r in sorted(job.lost) if r not in group.acked and r not in group.leases]
         self._raise_if_lost_for_good(job, open_here)
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
-            if put_aside and job.producer is not None and not job.producer.live:
+            if put_aside and job.producer is not None and not job.producer.attached:
                 raise Refused(
                     f"rollouts {put_aside} of job {job.job_id} cannot be handed out, because their records are "
                     "damaged, and nobody is there to generate them again: drop them (slime-cross-job drop) and start "
@@ -441,7 +441,7 @@ class Ledger(Steering):
             if not job.complete:
                 job.complete, job.completed_s = True, self.age(job)
             for client in [job.producer, *(group.last for group in job.groups.values())]:
-                if client is not None and not client.live:
+                if client is not None and not client.attached:
                     client.answered.clear()
 
 

@@ -350,7 +350,7 @@ class Exporter:
 
     def _over(self, job: Job, known: _Known | None) -> bool:
         """Whether it has been over for so long that nobody looks at it: complete, or without a living client."""
-        live = job.producer is not None and job.producer.live
+        live = job.producer is not None and job.producer.attached
         if not job.complete and (live or any(group.live for group in job.groups.values())):
             if known is not None:
                 known.over_since = None

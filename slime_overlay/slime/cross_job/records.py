@@ -107,6 +107,11 @@ class Client:
 
     @property
     def live(self) -> bool:
+        """Whether it is attached, and its lease holds."""
+        return self.state == LIVE
+
+    @property
+    def attached(self) -> bool:
         """Whether it is attached, heard or not."""
         return self.state in (LIVE, SILENT)
 

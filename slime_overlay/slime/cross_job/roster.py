@@ -78,7 +78,7 @@ class Roster(Chronicle):
         if info.role == "consumer":
             check_name(info.group, "a consumer group")
         known = self.clients.get(info.client_id)
-        if known is not None and known.live:  # the same call again, whose answer was lost
+        if known is not None and known.attached:  # the same call again, whose answer was lost
             return self._granted(known)
         job = self._job_for_attach(check_job_id(info.job_id))
         replaced = self._replaced_by(job, info)
@@ -142,7 +142,7 @@ class Roster(Chronicle):
         In a job that is being drained nobody is through: who finishes has stopped, and may be started again.
         """
         client = self.clients.get(client_id)
-        if client is None or not client.live:
+        if client is None or not client.attached:
             return
         job = self.jobs[client.info.job_id]
         if state == FINISHED and job.control == DRAINING:
@@ -158,7 +158,7 @@ class Roster(Chronicle):
     def silent(self, longer_than_s: float) -> list[Client]:
         """Live clients without a sign of life for `longer_than_s` seconds: those that are worth asking Ray about."""
         now = self._clock()
-        return [c for c in self.clients.values() if c.live and now - c.last_beat > longer_than_s]
+        return [c for c in self.clients.values() if c.attached and now - c.last_beat > longer_than_s]
 
     def silent_s(self, client: Client) -> float:
         """Seconds since its last sign of life."""
@@ -166,7 +166,7 @@ class Roster(Chronicle):
 
     def vouch(self, client: Client) -> None:
         """Ray calls this client alive: however long it is silent, its peers wait for it within their deadlines."""
-        if client.live:
+        if client.attached:
             client.vouched_at = self._clock()
 
     def tick(self, stopped_s: float = 0.0) -> list[Client]:
@@ -248,11 +248,11 @@ class Roster(Chronicle):
 
     def _is_there(self, client: Client | None) -> bool:
         """Whether it is attached, and its peers do not take it for dead."""
-        return client is not None and client.live and not presumed_dead(client, self._clock())
+        return client is not None and client.attached and not presumed_dead(client, self._clock())
 
     def _members(self, group: Group, job: Job) -> list[Client]:
         """Those that are attached, heard or not."""
-        mine = [c for c in self.clients.values() if c.live and c.info.job_id == job.job_id]
+        mine = [c for c in self.clients.values() if c.attached and c.info.job_id == job.job_id]
         return [c for c in mine if c.info.role == "consumer" and c.info.group == group.name]
 
     def _left(self, group: Group, job: Job) -> Client | None:
@@ -279,14 +279,16 @@ class Roster(Chronicle):
     def _forget_old(self, job: Job) -> None:
         """Clients that ended long ago are forgotten, or a job that is restarted for weeks would remember them all."""
         kept = [job.producer, *(c for g in job.groups.values() for c in (g.last, g.ended))]
-        ended = [i for i, c in self.clients.items() if c.info.job_id == job.job_id and not c.live and c not in kept]
+        ended = [
+            i for i, c in self.clients.items() if c.info.job_id == job.job_id and not c.attached and c not in kept
+        ]
         for client_id in ended[:-_REMEMBERED]:
             del self.clients[client_id]
 
     def _agree_with_what_is_left(self, job: Job, terms: dict[str, Any], lasting: Sequence[str]) -> None:
         gone = job.producer
         left = sorted(r for r in job.rollouts if r not in job.done)
-        if gone is None or gone.live or not left:
+        if gone is None or gone.attached or not left:
             return
         if found := _differences({name: terms[name] for name in lasting if name in terms}, gone.terms):
             raise Refused(
@@ -307,7 +309,7 @@ class Roster(Chronicle):
             return
         left = [r for r in job.rollouts if r not in job.done]
         newest = job.rollouts[max(left)][-1].payload.columns if left else ()
-        has = newest or (job.producer.columns if job.producer is not None and job.producer.live else ())
+        has = newest or (job.producer.columns if job.producer is not None and job.producer.attached else ())
         if has and (missing := [c for c in columns if c not in has]):
             raise Refused(
                 f"the rollouts of job {job.job_id} have columns {', '.join(has)}; this consumer needs "
@@ -317,7 +319,7 @@ class Roster(Chronicle):
     def _agree(self, job: Job, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None) -> list[Client]:
         """Returns those that disagree and count as dead: they have to go. Raises Refused where others disagree."""
         in_the_way = []
-        for other in [c for c in self.clients.values() if c.live and c.info.job_id == job.job_id]:
+        for other in [c for c in self.clients.values() if c.attached and c.info.job_id == job.job_id]:
             if other is leaving:
                 continue
             found = [
@@ -335,7 +337,7 @@ class Roster(Chronicle):
     def _replaced_by(self, job: Job, info: ClientInfo) -> Client | None:
         """The live producer that `info` takes over from, if any. Raises JobIdTaken."""
         old = job.producer
-        if info.role != "producer" or old is None or not old.live:
+        if info.role != "producer" or old is None or not old.attached:
             return None
         self._may_replace(old, info)
         return old
@@ -361,7 +363,7 @@ class Roster(Chronicle):
                 "the broker does not know this client: it ended long ago, or no vault that remembers it is left (they "
                 "died, or were given up); start this job again"
             )
-        if not client.live:
+        if not client.attached:
             raise Fenced(
                 f"this {who(client)} was ended ({client.state}: {client.reason or 'closed'}): it can do nothing more"
             )
@@ -372,7 +374,7 @@ class Roster(Chronicle):
     def _raise_if_producer_over(self, job: Job, grace_s: float) -> None:
         """Nothing more will be published: the job is drained, or its producer ended and stays away."""
         producer = job.producer
-        if job.control == DRAINING and (producer is None or not producer.live):
+        if job.control == DRAINING and (producer is None or not producer.attached):
             raise Drained(f"job {job.job_id} was drained: nothing more is generated, what is not acked is kept")
         if producer is None or self._is_there(producer):
             return
