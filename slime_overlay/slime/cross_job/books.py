@@ -49,6 +49,7 @@ _AWAY_S = 10.0  # that a store may be away before who waits for it is told
 _ORPHAN_S = 600.0  # between two collections that find what nobody knows of, after which it is freed
 _LEFTOVER_S = 3600.0  # the same, of what is not whole
 _ORPHANS_AT_ONCE = 500
+_WRITTEN = ("payload", "quarantine", "journal", "mail", "mark.json", KEEPER)  # in a store, below the id of a job
 
 
 class Books:
@@ -238,8 +239,11 @@ class Books:
             job.closed = True
 
     async def forget(self, job_id: str, uri: str | None = None) -> None:
-        """Everything of this job goes, also where it was closed, in the store of `uri`. Raises StoreUnreachable: what
-        it stored is left."""
+        """All that was written for this job goes, also where it was closed, in the store of `uri`.
+
+        Raises:
+            StoreUnreachable: what it stored is left.
+        """
         if job_id not in self._journals and uri is not None:
             keeper = await self._call(uri, job_id, keeper_of, await self.store(uri), job_id)
             if keeper is None or keeper["broker"] == self.me:  # else another broker has a job of this name
@@ -249,7 +253,7 @@ class Books:
             store = self._stores[uri]
             self._close(job_id)
             try:
-                await self._call(uri, job_id, lambda: store.delete(store.keys(job_id)), turn="delete")
+                await self._call(uri, job_id, _delete_all, store, job_id, turn="delete")
             except CrossJobError as error:
                 raise StoreUnreachable(
                     f"job {job_id} is forgotten, but what it stored is left: delete {job_id} in {store.shown} once it "
@@ -491,6 +495,11 @@ class Books:
                     uri,
                 )
         return SILENT_S
+
+
+def _delete_all(store: Store, job_id: str) -> None:
+    """What brokers and vaults wrote of this job; not what others keep under its name (communicators.py)."""
+    store.delete([key for key in store.keys(job_id) if key.split("/")[1] in _WRITTEN])
 
 
 def _alive(job: Job) -> set[str]:

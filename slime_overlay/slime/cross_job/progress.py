@@ -105,12 +105,14 @@ class Chronicle:
     def _make_small(self, job: Job) -> bool:
         """Keep of a job what is for people small. Whether anything went."""
         self.spans.pop(job.job_id, None)
+        if len(job.progress) <= SMALL_PROGRESS and len(job.events) <= SMALL_EVENTS:
+            return False
         over = [*job.progress][:-SMALL_PROGRESS], [*job.events][:-SMALL_EVENTS]
         for rollout_id in over[0]:
             del job.progress[rollout_id]
         for number in over[1]:
             del job.events[number]
-        return any(over)
+        return True
 
     def _note(self, job: Job, rollout_id: int, state: str = "", **facts: Any) -> None:
         """What happened to a rollout; its state stays where none is given."""
