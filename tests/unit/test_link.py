@@ -6,12 +6,13 @@ import socket
 import subprocess
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 
 from slime.cross_job import link
-from slime.cross_job.errors import BadInput, ClusterUnreachable, WaitTimeout
+from slime.cross_job.errors import BadInput, BrokerLost, ClusterUnreachable, WaitTimeout
 from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters
 
 
@@ -174,3 +175,22 @@ def test_a_process_that_left_ray_or_came_back_is_told_at_once(made, monkeypatch)
     monkeypatch.setattr(link.ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterUnreachable, match=r"ray\.shutdown"):
         made.ask("hello", Deadline(30.0))
+
+
+@pytest.mark.parametrize(("grace_s", "within_s", "borne_s"), [(30.0, 3600.0, 30.0), (1800.0, 60.0, 60.0)])
+def test_a_broker_that_is_gone_may_take_its_grace_and_no_more_than_the_callers_deadline(
+    made, monkeypatch, grace_s, within_s, borne_s
+):
+    now = [1000.0]
+
+    def dead(ref: Any, timeout: float) -> None:
+        raise ray.exceptions.ActorUnavailableError("its node does not answer", b"1" * 16)
+
+    made._grace_s = grace_s
+    made._broker = SimpleNamespace(hello=SimpleNamespace(remote=lambda: "ref"))
+    monkeypatch.setattr(link.ray, "get", dead)
+    monkeypatch.setattr(link.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(link.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with pytest.raises(BrokerLost, match=f"is gone for {borne_s:.0f} s"):
+        made.ask("hello", Deadline(within_s))
+    assert borne_s <= now[0] - 1000.0 <= borne_s + 2

@@ -423,7 +423,8 @@ class Link:
                 ask = getattr(self._broker, method).remote(*args, **kwargs)
                 return get(ask, deadline, what, self._how_the_broker_stands)
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
-                gone = gone or Deadline(min(self._grace_s, deadline.left()))
+                if gone is None:
+                    gone = Deadline(min(self._grace_s, deadline.left()))
                 if not gone:
                     raise BrokerLost(f"{what} is gone for {gone.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
