@@ -71,9 +71,9 @@ def test_only_what_was_going_well_is_cut(code, stopped, output, state):
 def run(tmp_path):
     """run(budget_s, *suites): what came of them, and what was said."""
 
-    def all_of(budget_s: float, *suites: Suite) -> tuple[dict[str, str], str]:
+    def all_of(budget_s: float, *suites: Suite, quiet_s: float = 5.0) -> tuple[dict[str, str], str]:
         said: list[str] = []
-        runner = Runner(budget_s, tmp_path, {suite.name: 5.0 for suite in suites})
+        runner = Runner(budget_s, tmp_path, {suite.name: quiet_s for suite in suites})
         ci.run_all(suites, runner, said.append)
         return {one.suite.name: one.state for one in runner.results}, "".join(said)
 
@@ -101,6 +101,13 @@ def test_what_does_not_fit_is_left_out_and_said(run):
     assert states == {"unit": "left out"}
     assert "it takes 5 s here" in said
     assert "it ran" not in said.splitlines()
+
+
+@pytest.mark.parametrize(("told", "state"), [("..s.", "cut"), (".F..", "failed")])
+def test_what_runs_when_the_time_is_over_is_stopped(run, told, state):
+    states, said = run(0.5, shell("unit", f"echo {told}; exec sleep 60"), shell("late", "true"), quiet_s=0.1)
+    assert states == {"unit": state, "late": "left out"}
+    assert OVER in said
 
 
 def test_the_table_says_what_was_left_out_and_can_be_pasted():
