@@ -155,16 +155,18 @@ def wiped(store, place) -> None:
 
 def test_a_journal_that_is_wiped_is_written_whole_by_who_keeps_it(place, store, ledger):
     """Its numbers go on; nobody is fenced, and whoever reads it knows all."""
-    journal = Journal(store, "exp", "me")
+    told: list[str] = []
+    journal = Journal(store, "exp", "me", lambda: told.append("emptied"))
     for rollout_id in range(3):
         publish(ledger, rollout_id)
         keep(journal, ledger)
+    assert told == []
     store.put("exp/keeper.json", sealed({"broker": "me", "beat": 1}))
     wiped(store, place)
     publish(ledger, 3)
     with pytest.raises(Outdated, match="was emptied before entry 3"):
         keep(journal, ledger)
-    assert journal.emptied
+    assert told
     assert store.keys("exp/journal") == [], "what is not whole is no beginning"
     keep(journal, ledger)
     assert store.keys("exp/journal") == [journal.key(3)]
@@ -174,14 +176,15 @@ def test_a_journal_that_is_wiped_is_written_whole_by_who_keeps_it(place, store, 
 
 
 def test_that_a_journal_is_wiped_is_seen_without_an_entry_too(place, store, ledger):
-    journal = Journal(store, "exp", "me")
+    told: list[str] = []
+    journal = Journal(store, "exp", "me", lambda: told.append("emptied"))
     for _ in range(3):
         keep(journal, ledger)
     assert journal.is_ours()
-    assert not journal.emptied
+    assert told == []
     wiped(store, place)
     assert journal.is_ours()
-    assert journal.emptied
+    assert told
     keep(journal, ledger)
     assert figures(again(place.open())) == figures(ledger)
 

@@ -74,7 +74,8 @@ class Books:
         self._beating: dict[str, asyncio.Task[None]] = {}  # job id -> its sign of life that is under way
         self._beats = 0
         self.marks: dict[str, str] = {}  # by job id: what says that a store is that of the broker, see archive.py
-        # jobs whose store has lost what it had -> what vaults hold of that
+        self._found_empty: set[str] = set()  # ids of jobs whose store has lost what it had
+        # those that were looked into -> what vaults hold of that
         self._emptied: dict[str, list[Located | LocatedValue]] = defaultdict(list)
         self._seen: dict[tuple[str, str], dict[Any, float]] = {}  # (job id, kind) -> what nobody knows of, since when
 
@@ -130,7 +131,7 @@ class Books:
                     f"{store.shown} has a recording of this name, {job_id}, which a job would free: choose another "
                     "--job-id or --cross-job-store"
                 )
-            journal = Journal(store, job_id, self.me)
+            journal = Journal(store, job_id, self.me, lambda: self._found_empty.add(job_id))
             followed = silent_s is not None and not started_anew
             keeper = await self._call(uri, job_id, keeper_of, store, job_id)
             if silent_s is None:
@@ -138,6 +139,7 @@ class Books:
             known = self._ledger.jobs.get(job_id)
             is_known = known is not None and known.store == uri and known.revision > 0
             found = None
+            self._found_empty.discard(job_id)
             try:
                 found = await self._call(uri, job_id, journal.load, turn="write")
             except Torn as error:
@@ -394,16 +396,15 @@ class Books:
     async def _if_emptied(self, job_id: str) -> None:
         """If the store has lost what it had of this job: find out what that was, and say it. Its journal is written
         whole with the next entry."""
-        journal = self._journals.get(job_id)
-        if journal is None or not journal.emptied:
+        if job_id not in self._found_empty or job_id not in self._journals:
             return
-        journal.emptied = False
+        self._found_empty.discard(job_id)
         known, archive, store = _alive(self._ledger.jobs[job_id]), self._archive(job_id), self._archive(job_id).store
         try:
             await self.in_store(job_id, marked, store, job_id, self.marks[job_id])
             gone = known.difference(await self.in_store(job_id, archive.names))
         except CrossJobError:
-            journal.emptied = True
+            self._found_empty.add(job_id)
             raise
         if job_id not in self._journals:
             return
@@ -440,6 +441,7 @@ class Books:
             held.pop(job_id, None)
         if job_id in self._locks and not self._locks[job_id].locked():
             del self._locks[job_id]
+        self._found_empty.discard(job_id)
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != job_id}
 
     def _archive(self, job_id: str) -> Archive:

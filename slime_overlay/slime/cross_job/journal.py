@@ -14,6 +14,7 @@ flushed. The broker that keeps the job still knows all of it: its next entry is 
 
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -34,11 +35,15 @@ _WHOLE_EVERY = 500  # entries, or twice as many as there are rows of what is ret
 
 
 class Journal:
-    """The entries of one job, as one broker writes them: one at a time; `is_ours` may be asked beside."""
+    """The entries of one job, as one broker writes them: one at a time; `is_ours` may be asked beside.
 
-    def __init__(self, store: Store, job_id: str, me: str = ""):
-        self._store, self._job_id, self._me = store, job_id, me
-        self.emptied = False  # it was found out that the store was; whoever asks for it takes it back
+    Args:
+        me: names this broker in its signs of life.
+        on_emptied: called, in any thread, when it is found out that the store was emptied.
+    """
+
+    def __init__(self, store: Store, job_id: str, me: str = "", on_emptied: Callable[[], None] = lambda: None):
+        self._store, self._job_id, self._me, self._on_emptied = store, job_id, me, on_emptied
         self._anew = False  # the next entry needs none before it
         self._writer = uuid.uuid4().hex  # which entries are ours
         self._number = -1  # of the newest entry
@@ -105,6 +110,8 @@ class Journal:
             following = self.key(number + 1)
             if self._is_left(number) and (not self._store.exists(following) or self._is_writer(following)):
                 return True
+            if number != self._number:
+                continue
             emptied = not self._has_another(number)
             if number == self._number:
                 if emptied:
@@ -113,8 +120,9 @@ class Journal:
 
     def begin_anew(self) -> None:
         """The store lost what was written: the next entry is whole, and needs none before it."""
-        self.emptied = self._anew = True
+        self._anew = True
         self._marks, self._old = {}, []
+        self._on_emptied()
 
     def _has_another(self, number: int) -> bool:
         """Whether another broker goes on with this job: it has written an entry behind this one, or signs of life."""
