@@ -35,6 +35,9 @@ class ToLedger:
         self.may_answer.set()
         self.lock = threading.Lock()
 
+    def check_process(self) -> None:
+        """It is the process that attached."""
+
     def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         with self.lock:
             found = getattr(self.ledger, operation)(*args, **kwargs)
@@ -52,7 +55,7 @@ class ToLedger:
             self.asked.set()
             self.may_answer.wait(0.01)
 
-    def open_refs(self, payload: Any, suffix: str = "") -> list[Any]:
+    def open_refs(self, payload: Any, suffix: str = "", deadline: Any = None) -> list[Any]:
         return self._answer([payload.token])
 
     def _answer(self, found: Any) -> Any:
@@ -248,7 +251,7 @@ def test_a_cancelled_wait_takes_nothing(ledger, consumer):
     async def test() -> None:
         rollouts = consumer.asubscribe(timeout_s=60)
         waiting = asyncio.ensure_future(anext(rollouts))
-        await asyncio.to_thread(consumer.link.asked.wait)
+        assert await asyncio.to_thread(consumer.link.asked.wait, 60)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -270,7 +273,7 @@ def test_what_comes_for_a_wait_that_was_cancelled_is_given_back_at_the_end(ledge
     async def test() -> None:
         rollouts = consumer.asubscribe(timeout_s=60)
         waiting = asyncio.ensure_future(anext(rollouts))
-        await asyncio.to_thread(consumer.link.asked.wait)
+        assert await asyncio.to_thread(consumer.link.asked.wait, 60)
         waiting.cancel()
         publish(ledger, 0)
         await rollouts.aclose()
