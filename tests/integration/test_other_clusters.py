@@ -12,7 +12,7 @@ from job_api import job_client
 from local_cluster import LocalCluster
 from ray_jobs import PYTHONPATH, ROOT
 
-from patience import wait_for
+from patience import patient, wait_for
 
 TOKEN = "t" * 32
 LINES = "import os, sys; print(os.environ.get('RAY_ADDRESS'))"
@@ -48,7 +48,7 @@ def theirs():
 
 def script(name, *words, env, timeout_s=240):
     command = [sys.executable, str(ROOT / name), *map(str, words)] if name.endswith(".py") else [ROOT / name, *words]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=patient(timeout_s))
 
 
 def test_the_environment_leads_to_the_other_cluster_and_the_demo_does_not_go_there(theirs, tmp_path):
@@ -58,7 +58,7 @@ def test_the_environment_leads_to_the_other_cluster_and_the_demo_does_not_go_the
     assert theirs.jobs() == []
     # the witness: with the same environment, Ray's own client goes there whatever it is told
     what = "from ray.job_submission import JobSubmissionClient as C; C('http://127.0.0.1:1').submit_job(entrypoint='true')"
-    subprocess.run([sys.executable, "-c", what], env=theirs.environment(), check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", what], env=theirs.environment(), check=True, timeout=patient(120))
     assert len(theirs.jobs()) == 1
 
 
@@ -125,7 +125,7 @@ def test_a_demo_that_is_interrupted_stops_its_jobs_on_a_cluster_that_goes_on(clu
     ):
         wait_for(lambda: (tmp_path / "train.jsonl").exists(), 120)
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=60)[0].decode()
+        said = run.communicate(timeout=patient(60))[0].decode()
     assert run.returncode == 128 + signal.SIGINT, said
     client = job_client(cluster.api)
     jobs = [job for job in client.list_jobs() if job.submission_id and str(tmp_path) in shlex.split(job.entrypoint)]

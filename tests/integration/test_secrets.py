@@ -20,6 +20,7 @@ from job_api import job_client
 from local_cluster import LocalCluster, end_with_parent, free_ports
 from ray_jobs import JOBS, PYTHONPATH, ROOT, SubmittedJob, wait_for
 
+from patience import patient
 from redis_server import program
 
 RUN_STORE = "RUN_STORE"  # the variable that holds the URI, on the nodes
@@ -73,13 +74,17 @@ class Run:
     def command(self, *words: str) -> str:
         """What a command says, on both of its streams; the variable is in its environment."""
         command = [sys.executable, "-m", "slime.cross_job", *words]
-        done = subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            command, env=self._env, capture_output=True, text=True, timeout=patient(180), check=False
+        )
         return done.stdout + done.stderr
 
     def recordings(self) -> str:
         script = str(ROOT / "slime_overlay" / "cross_job_replay.py")
         command = [sys.executable, script, "list", "--recording", self.job_id, "--store-env", RUN_STORE]
-        done = subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            command, env=self._env, capture_output=True, text=True, timeout=patient(180), check=False
+        )
         return done.stdout + done.stderr
 
     def places(self, folder: Path, arguments: Arguments) -> Iterator[tuple[str, bytes]]:

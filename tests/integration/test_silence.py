@@ -16,6 +16,7 @@ from local_cluster import LocalCluster
 from ray.util import state
 from ray_jobs import JOBS, PYTHONPATH, wait_for
 
+from patience import patient
 from slime.cross_job.link import Link
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
 
@@ -119,7 +120,7 @@ def test_a_forked_process_and_one_that_left_ray_and_came_back_are_told_at_once(s
     forked, anew = job.all_said(2)
     assert forked["forked"] == 7
     assert "connected anew" in anew["anew"]
-    assert max(forked["took_s"], anew["took_s"]) < 10
+    assert max(forked["took_s"], anew["took_s"]) < patient(10)
     job.wait(60)
     assert job.logs.count("heartbeat of producer") <= 1, job.logs
 
@@ -141,4 +142,4 @@ def test_a_cluster_whose_gcs_dies_ends_both_jobs_with_one_verdict(tmp_path):
         told = [log.read_text() for log in logs]
         assert codes == [4, 4], told
         assert [text.count("\nClusterUnreachable: ") for text in told] == [1, 1], told
-        assert took_s < 15
+        assert took_s < patient(15)
