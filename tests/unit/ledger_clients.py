@@ -192,6 +192,7 @@ class Clients(RuleBasedStateMachine):
             for person in self.people.values():
                 person.last_beat += seconds
             assert self.ledger.tick(stopped_s=float(seconds)) == []
+            self.what_is_old_goes()
             return
         for person in people if vouched else []:
             self.ledger.vouch(self.ledger.clients[person.name])
@@ -202,11 +203,14 @@ class Clients(RuleBasedStateMachine):
             assert [client.info.client_id for client in self.ledger.tick()] == [person.name for person in late]
             for person in late:
                 person.state, person.ended_at = "silent", self.now
-            if self.life is not None:
-                before = [*self.life.settled]
-                self.life.settle(self.now)
-                freed, expired = self.life.settled != before, self.ledger.expire()
-                assert expired == ([JOB] if freed else [])
+            self.what_is_old_goes()
+
+    def what_is_old_goes(self) -> None:
+        if self.life is not None:
+            before = [*self.life.settled]
+            self.life.settle(self.now)
+            freed, expired = self.life.settled != before, self.ledger.expire()
+            assert expired == ([JOB] if freed else [])
 
     @precondition(lambda self: any(person.state != "live" for person in self.people.values()))
     @rule(who=INDEX)
