@@ -40,6 +40,7 @@ _TOKEN_DO = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH,
 def main(asked: str) -> None:
     """Look, tell, end. `asked`: what doctor.diagnose asks for, as JSON."""
     ask = json.loads(asked)
+    ask["timeout_s"] = max(0.0, ask["until"] - time.monotonic())
     clock = threading.Timer(ask["timeout_s"], os._exit, [0])
     clock.daemon = True
     clock.start()
