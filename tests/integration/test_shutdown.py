@@ -15,7 +15,8 @@ MB = 1_000_000
 
 def shutdown(namespace: str, *words: str) -> tuple[str, BaseException | None]:
     """(what it says, the error that it ends with)."""
-    result = CliRunner().invoke(app, ["shutdown", "--namespace", namespace, *words])
+    address = ray.get_runtime_context().gcs_address
+    result = CliRunner().invoke(app, ["shutdown", "--address", address, "--namespace", namespace, *words])
     return result.output, result.exception
 
 
