@@ -155,7 +155,7 @@ _FAILED = re.compile(r"\b[1-9]\d* (failed|errors?)\b|^[.sxX]*[FE][.sxXFE]*( +\[ 
 
 
 def judge(code: int, stopped: str, output: str) -> tuple[str, str]:
-    """(state, why) of a suite that ended with this exit code and output, and was stopped for that reason, if any."""
+    """(state, why) of a suite that ended with this exit code, or was stopped for that reason after that output."""
     failed = _FAILED.search(output)
     if stopped == OVER and not failed:
         return "cut", stopped
@@ -195,17 +195,19 @@ class Runner:
             result = Result(suite, "left out", why=f"it takes {takes_s:.0f} s here, {left_s:.0f} s were left")
         else:
             began = time.monotonic()
-            code, stopped, output = self._watch(suite, say, TIMES * takes_s + SILENCE_S, suite.silence_s * factor)
-            state, why = judge(code, stopped, output)
+            code, stopped, before, output = self._watch(
+                suite, say, TIMES * takes_s + SILENCE_S, suite.silence_s * factor
+            )
+            state, why = judge(code, stopped, before)
             result = Result(suite, state, time.monotonic() - began, why, not_run(output))
         self.results.append(result)
         say(f"== {suite.name}: {result.state}, {result.seconds:.0f} s{result.why and ', ' + result.why}\n")
 
     def _watch(
         self, suite: Suite, say: Callable[[str], object], limit_s: float, silence_s: float
-    ) -> tuple[int, str, str]:
-        """Exit code of the suite, why it was stopped, and its output."""
-        path, stopped, stopped_at = self._folder / f"{suite.name}.log", "", 0.0
+    ) -> tuple[int, str, str, str]:
+        """Exit code of the suite, why it was stopped, its output until then, and all of it."""
+        path, stopped, stopped_at, before = self._folder / f"{suite.name}.log", "", 0.0, ""
         nice = ("nice", "-n", "10") if suite.beside else ()
         with path.open("wb") as log, path.open("rb") as reader:
             process = subprocess.Popen(
@@ -229,7 +231,7 @@ class Runner:
                     elif not stopped:
                         stopped = stop(now - began, now - heard, self._ends - now, limit_s, silence_s)
                         if stopped:
-                            stopped_at = now
+                            stopped_at, before = now, path.read_text(errors="replace")
                             _signal(process, signal.SIGTERM)
             except BaseException:
                 _signal(process, signal.SIGTERM)
@@ -239,7 +241,7 @@ class Runner:
             finally:
                 _signal(process, signal.SIGKILL)  # what it left
             say(reader.read().decode(errors="replace"))
-        return process.returncode, stopped, path.read_text(errors="replace")
+        return process.returncode, stopped, before, path.read_text(errors="replace")
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:

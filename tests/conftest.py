@@ -42,14 +42,20 @@ def _servers() -> Iterator[Callable[..., RedisServer]]:
         server.stop()
 
 
+def _end(received: int, frame: object) -> None:
+    signal.signal(received, signal.SIG_IGN)
+    pytest.exit("terminated")  # with no exit code of its own: else pytest shows neither failures nor what is below
+
+
 def pytest_configure() -> None:
     """Who is asked to end (by `timeout`, say) stops what it started first."""
+    signal.signal(signal.SIGTERM, _end)
 
-    def end(received: int, frame: object) -> None:
-        signal.signal(received, signal.SIG_IGN)
-        pytest.exit("terminated")  # with no exit code of its own: else pytest shows neither failures nor what is below
 
-    signal.signal(signal.SIGTERM, end)
+def pytest_runtest_call() -> None:
+    """ray.init has put a handler of its own in place, which would make a test fail and the next one begin."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _end)
 
 
 _deselected: list[pytest.Item] = []

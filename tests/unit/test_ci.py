@@ -105,7 +105,12 @@ def test_what_does_not_fit_is_left_out_and_said(run):
 
 @pytest.mark.parametrize(("told", "state"), [("..s.", "cut"), (".F..", "failed")])
 def test_what_runs_when_the_time_is_over_is_stopped(run, told, state):
-    states, said = run(0.5, shell("unit", f"echo {told}; exec sleep 60"), shell("late", "true"), quiet_s=0.1)
+    states, said = run(
+        0.5,
+        shell("unit", f"trap 'echo F; exit 1' TERM; echo {told}; sleep 60 & wait"),
+        shell("late", "true"),
+        quiet_s=0.1,
+    )
     assert states == {"unit": state, "late": "left out"}
     assert OVER in said
 
