@@ -38,7 +38,7 @@ class ToLedger:
     def check_process(self) -> None:
         """It is the process that attached."""
 
-    def call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, operation: str, *args: Any, deadline: Deadline | None = None, **kwargs: Any) -> Any:
         with self.lock:
             found = getattr(self.ledger, operation)(*args, **kwargs)
         return self._answer(found)

@@ -14,6 +14,7 @@ import ray
 from slime.cross_job import link
 from slime.cross_job.errors import BadInput, BrokerLost, ClusterUnreachable, WaitTimeout
 from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters
+from slime.cross_job.types import VAULT_NAME, Payload
 
 
 def test_an_address_of_rays_client_is_refused_at_once(monkeypatch):
@@ -145,6 +146,60 @@ def test_a_quick_answer_asks_nobody(silent):
     assert refs.asked == 0
 
 
+# ---------------------------------------------------------------------- the caller's deadline
+
+
+class Silent:
+    """Stands in for an actor that never answers."""
+
+    def options(self, **_: Any) -> "Silent":
+        return self
+
+    def remote(self, *_: Any, **__: Any) -> "Silent":
+        return self
+
+    def __getattr__(self, method: str) -> "Silent":
+        return self
+
+
+CALLS = {
+    "vault_on": lambda made, deadline: made.vault_on("1" * 56, deadline),
+    "open": lambda made, deadline: made.open_refs(Payload("t", f"{VAULT_NAME}_node1", 1), deadline=deadline),
+    "load": lambda made, deadline: made.open_refs(Payload("t", "", 1, stored="name"), deadline=deadline),
+    "call": lambda made, deadline: made.call("peer_verdict", deadline=deadline),
+    "wait": lambda made, deadline: made.wait(deadline, "claim"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(("timeout_s", "borne_s"), [(0.0, 30.0), (60.0, 60.0)])
+def test_a_call_bears_silence_until_its_own_deadline_and_not_for_hours(
+    made, silent, monkeypatch, call, timeout_s, borne_s
+):
+    refs = silent(100_000.0)
+    made.patience_s, made.store, made.observed = 3600.0, ("exp", "memory://"), False
+    made._broker, made._vaults = Silent(), {}
+    monkeypatch.setattr(link, "_actor_words", lambda *_: "Ray calls it alive")
+    monkeypatch.setattr(link.ray, "remote", lambda _: Silent())
+    monkeypatch.setattr(link.ray, "get_actor", lambda *_, **__: Silent())
+    with pytest.raises(WaitTimeout):
+        call(made, Deadline(timeout_s))
+    assert borne_s <= refs.now - 1000.0 <= borne_s + 15
+
+
+def test_a_deadline_that_is_ended_ends_the_wait_for_one_that_is_silent(silent):
+    refs = silent(100_000.0)
+    asked = Deadline(3600.0)
+
+    def stands() -> str:
+        asked.end()
+        return refs.stands()
+
+    with pytest.raises(WaitTimeout):
+        get("answer", Deadline(30.0, asked), "the broker", stands)
+    assert refs.now - 1000.0 == 30.0
+
+
 # ---------------------------------------------------------------------- another process, another connection
 
 
@@ -154,7 +209,8 @@ def made(monkeypatch) -> Link:
     here = Link.__new__(Link)
     here.namespace, here._pid, here._worker_id = "ns", os.getpid(), "worker1"
     monkeypatch.setattr(link.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(link.ray, "get_runtime_context", lambda: SimpleNamespace(get_worker_id=lambda: "worker1"))
+    context = SimpleNamespace(get_worker_id=lambda: "worker1", get_node_id=lambda: "1" * 56)
+    monkeypatch.setattr(link.ray, "get_runtime_context", lambda: context)
     return here
 
 

@@ -250,17 +250,23 @@ class Consumer(Member):
 
     def ack(self, rollout_id: int) -> None:
         """The rollout has taken effect for good; its payload may be freed. Acking twice is once. Raises NotOwner."""
+        self._ack(rollout_id, None)
+
+    def _ack(self, rollout_id: int, deadline: Deadline | None) -> None:
         self.check()
         with self.span("ack", check_rollout_id(rollout_id)):
-            self.link.call("ack", self.info.client_id, check_rollout_id(rollout_id))
+            self.link.call("ack", self.info.client_id, check_rollout_id(rollout_id), deadline=deadline)
 
     def release(self, rollout_id: int) -> None:
         """Give a claimed rollout back, for others of the group to claim. Raises NotOwner."""
+        self._release(rollout_id, None)
+
+    def _release(self, rollout_id: int, deadline: Deadline | None) -> None:
         self.check()
         rollout_id = check_rollout_id(rollout_id)
         token = self._releases.setdefault(rollout_id, uuid.uuid4().hex)
         try:
-            self.link.call("release", self.info.client_id, rollout_id, token=token)
+            self.link.call("release", self.info.client_id, rollout_id, token=token, deadline=deadline)
         except Refused:
             self._releases.pop(rollout_id, None)
             raise
@@ -350,6 +356,9 @@ class Claims(Iterator[Rollout]):
 
     def __next__(self) -> Rollout:
         self._deadline = self._consumer._deadline(self._timeout_s)
+        return self._next()
+
+    def _next(self) -> Rollout:
         try:
             return self._consumer._claim(None, None, self._deadline)
         except EndOfStream:
@@ -367,11 +376,14 @@ class Subscription(Claims):
 
     def __next__(self) -> Rollout:
         while not self._closed:
+            self._deadline = self._consumer._deadline(self._timeout_s)
+            if self._closed:  # by another thread, which ended the deadline of before
+                break
             if self._shown is not None:
-                self._shown.ack()
+                self._consumer._ack(self._shown.rollout_id, self._deadline)
                 self._shown = None
-            self._shown = super().__next__()
-            if self._closed:  # meanwhile, by another thread
+            self._shown = self._next()
+            if self._closed:
                 self.close()
             elif self._shown.rollout_id >= self._start:
                 return self._shown
@@ -388,7 +400,7 @@ class Subscription(Claims):
         shown, self._shown = self._shown, None
         if shown is not None:
             with suppress(NotOwner):  # it was acked, or given back
-                shown.release()
+                self._consumer._release(shown.rollout_id, self._deadline)
 
 
 class AsyncSubscription(AsyncIterator[Rollout]):

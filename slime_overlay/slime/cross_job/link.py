@@ -65,15 +65,16 @@ os.register_at_fork(after_in_child=_forked)
 
 
 class Deadline:
-    """A point on the monotonic clock, `timeout_s` seconds from now."""
+    """A point on the monotonic clock, `timeout_s` seconds from now; that of `other` while that is later."""
 
-    def __init__(self, timeout_s: float):
-        self.timeout_s = timeout_s
-        self._at = time.monotonic() + timeout_s
+    def __init__(self, timeout_s: float, other: "Deadline | None" = None):
+        self.timeout_s = max(timeout_s, other.left() if other else 0.0)
+        self._at, self._other = time.monotonic() + timeout_s, other
 
     def left(self) -> float:
         """Seconds left, never negative."""
-        return max(0.0, self._at - time.monotonic())
+        left_s = max(0.0, self._at - time.monotonic())
+        return left_s if self._other is None else max(left_s, self._other.left())
 
     def __bool__(self) -> bool:
         return self.left() > 0
@@ -244,11 +245,21 @@ class Link:
         """What the broker says of itself: {"protocol", "namespace", "actor_id"}."""
         return self.ask("hello", Deadline(self.patience_s))
 
-    def call(self, operation: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
-        """A ledger operation on the broker, once; raises what the ledger raises, BrokerLost, or WaitTimeout."""
-        return self.ask(
-            "call", Deadline(self.patience_s if timeout_s is None else timeout_s), operation, *args, **kwargs
-        )
+    def call(
+        self,
+        operation: str,
+        *args: Any,
+        timeout_s: float | None = None,
+        deadline: Deadline | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A ledger operation on the broker, once; raises what the ledger raises, BrokerLost, or WaitTimeout.
+
+        Args:
+            timeout_s: for a broker that is silent, in seconds; else `deadline`, START_S at least, else patience_s.
+        """
+        patience = self._patience(deadline) if timeout_s is None else Deadline(timeout_s)
+        return self.ask("call", patience, operation, *args, **kwargs)
 
     def wait(self, deadline: Deadline, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Long-poll a ledger operation until it finds something; None at the deadline. Raises Stopped, and WaitTimeout
@@ -256,7 +267,7 @@ class Link:
         while True:
             stopping.check()
             slice_s = min(POLL_S, deadline.left())
-            patience = Deadline(max(slice_s + START_S, deadline.left()))
+            patience = Deadline(slice_s + START_S, deadline)
             found = self.ask("wait", patience, slice_s, operation, *args, **kwargs)
             if found is not None or not deadline:
                 return found
@@ -277,7 +288,7 @@ class Link:
         its vault has no more is read from the durable store, by the vault of this node.
 
         Args:
-            deadline: for a vault that is silent (None: patience_s).
+            deadline: for a vault that is silent, START_S at least (None: patience_s).
 
         Raises:
             PayloadLost: it was freed, or its vault is gone. PayloadDamaged: what is stored is not what was written.
@@ -293,31 +304,27 @@ class Link:
             logger.info("payload %s is read from the durable store: %s", payload.stored, error)
         job_id, uri = self.store
         name = source_name(payload.stored) if suffix else payload.stored
-        vault = self.vault_on(ray.get_runtime_context().get_node_id())
+        vault = self.vault_on(ray.get_runtime_context().get_node_id(), deadline)
+        patience = Deadline(_LOAD_S if deadline is None else 0.0, self._patience(deadline))
         try:
-            return get(
-                vault.load.remote(uri, job_id, name, self.observed),
-                Deadline(max(_LOAD_S, self.patience_s)),
-                "the vault",
-            )
+            return get(vault.load.remote(uri, job_id, name, self.observed), patience, "the vault")
         except NotStored as error:
             raise PayloadLost(f"{error}: it was freed") from None
         except GONE as error:
             raise Unreachable(f"the vault of this node does not answer: {error}") from None
 
     def _open_in_vault(self, payload: Payload, suffix: str, deadline: Deadline | None) -> list[Any]:
-        within_s = self.patience_s if deadline is None else max(START_S, deadline.left())
-        if payload.stored and self.store:
-            within_s = _STORED_S
+        patience = Deadline(_STORED_S) if payload.stored and self.store else self._patience(deadline)
         vault = self.vault(payload.vault)
         try:
-            return self.get_of_vault(vault.open.remote(payload.token + suffix), Deadline(within_s), payload.vault)
+            return self.get_of_vault(vault.open.remote(payload.token + suffix), patience, payload.vault)
         except GONE as error:
             self._vaults.pop(payload.vault.partition("/")[0], None)
             raise Unreachable(f"{payload.vault}, which holds the payload, does not answer: {error}") from None
 
-    def vault_on(self, node_id: str) -> Any:
-        """The vault of a node, created if the node has none yet. Raises WaitTimeout when it cannot start."""
+    def vault_on(self, node_id: str, deadline: Deadline | None = None) -> Any:
+        """The vault of a node, created if the node has none yet. Raises WaitTimeout when it cannot start within the
+        deadline, START_S at least (None: patience_s)."""
         self.check_process()
         name = f"{VAULT_NAME}_{node_id}"
         if name not in self._vaults:
@@ -335,7 +342,7 @@ class Link:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
             ).remote(name, self.namespace, own_process=True)
             try:
-                self.get_of_vault(handle.hello.remote(), Deadline(self.patience_s), name)
+                self.get_of_vault(handle.hello.remote(), self._patience(deadline), name)
             except ray.exceptions.ActorUnschedulableError:
                 raise Unreachable(
                     f"node {node_id} has left the cluster, and with it the actor and the vault that were there: start "
@@ -354,6 +361,10 @@ class Link:
         node_id = name.rpartition("_")[2]
         what = f"the vault of node {node_id[:8]} in namespace {self.namespace!r}"
         return get(ref, deadline, what, lambda: _actor_words(name, self.namespace))
+
+    def _patience(self, deadline: Deadline | None) -> Deadline:
+        """For one that is silent: as long as the caller has, and time to start."""
+        return Deadline(self.patience_s) if deadline is None else Deadline(START_S, deadline)
 
     def check_process(self) -> None:
         """Raises BadInput in a process that was forked since, and ClusterUnreachable in one that has left Ray."""

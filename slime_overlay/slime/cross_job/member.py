@@ -205,7 +205,7 @@ class Member:
                 deadline.left(), "word from the other job", "facts", grace_s=self.settings.peer_grace_s
             )
             try:
-                return epoch, get(refs[0], Deadline(max(START_S, deadline.left())), "the other job")
+                return epoch, get(refs[0], Deadline(START_S, deadline), "the other job")
             except ray.exceptions.ObjectLostError:  # it ended a moment ago, and the broker will know in another
                 if not deadline:
                     raise
@@ -245,9 +245,9 @@ class Member:
         located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
         while located is not None:
             try:
-                return located, self.link.open_refs(located.payload)[0]
+                return located, self.link.open_refs(located.payload, deadline=deadline)[0]
             except Unreachable:  # replaced since the broker named it, or really lost
-                newer = self.link.call("get_value", self.job_id, key, located.version)
+                newer = self.link.call("get_value", self.job_id, key, located.version, deadline=deadline)
                 if newer is None:
                     raise
                 located = newer
@@ -278,7 +278,7 @@ class Member:
             if found is None:
                 asked = [a for a in args[:1] if isinstance(a, int)]
                 verdict = self.link.call(
-                    "peer_verdict", self.info.client_id, *(asked if self.role == "consumer" else [])
+                    "peer_verdict", self.info.client_id, *(asked if self.role == "consumer" else []), deadline=deadline
                 )
                 kind = HeldBack if verdict["kind"] in ("paused", "full") else WaitTimeout
                 raise kind(
@@ -326,8 +326,8 @@ class Member:
             while True:
                 slice_s = min(_SLICE_S, deadline.left())
                 try:
-                    ask = self.link.vault_on(node_id).hand_over.remote(target, source, slice_s)
-                    patience = Deadline(max(slice_s + START_S, deadline.left()))
+                    ask = self.link.vault_on(node_id, deadline).hand_over.remote(target, source, slice_s)
+                    patience = Deadline(slice_s + START_S, deadline)
                     recorded = self.link.get_of_vault(ask, patience, f"{VAULT_NAME}_{node_id}")
                 except TypeError as error:  # Ray cannot pickle an argument of the producer's method
                     raise BadInput(f"{what} cannot be handed to its vault: {shortened(error, 1000)}") from None
