@@ -1,7 +1,8 @@
 """The suites behind .ci/run: those worth most first, within a time, on a machine of whatever speed.
 
 A machine is as many times slower as the suites that it ran took longer than QUIET_S says. A suite that does not fit
-into the time left is left out, and the table at the end says so. What fails in a suite that ran fails the whole run.
+into the time left is left out, and the table at the end says so. What fails in a suite that ran fails the whole run;
+so does a suite of LEAST that did not pass.
 
 Of a running suite, silence is bounded; so is its time, as a multiple of what it should take on this machine. A suite
 that is stopped only because the whole time is over, with no test failed until then, is "cut", and fails nothing.
@@ -46,6 +47,8 @@ QUIET_S = {
 }
 """Seconds that each suite takes on the quiet machine: 2 cores, nothing else on them. Each run ends with the table that
 it measured, to be pasted here."""
+LEAST = ("environment", "static", "unit")
+"""The suites that must have passed where none were named on the command line."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,9 @@ def main() -> int:
     _print(table(runner.results, known, QUIET_S))
     states = {state: [one.suite.name for one in runner.results if one.state == state] for state in STATES}
     _print("; ".join(f"{state}: {', '.join(names)}" for state, names in states.items() if names) + "\n")
-    return 1 if states["failed"] else 0
+    if short := [] if args.suites else [name for name in LEAST if name not in states["passed"]]:
+        _print(f"too little was run: {', '.join(short)} must pass\n")
+    return 1 if states["failed"] or short else 0
 
 
 def _print(text: str) -> None:

@@ -146,17 +146,32 @@ def test_every_suite_has_a_recorded_time(tmp_path):
 
 @pytest.mark.parametrize(("last", "code"), [("exit 0", 0), ("exit 1", 1)])
 def test_the_run_fails_if_a_suite_did(monkeypatch, capsys, last, code):
-    known = [shell("unit", "echo '3 passed in 0.1s'"), shell("static", "sleep 60"), shell("chaos", last)]
-    monkeypatch.setattr(ci, "suites", lambda out: known)
-    monkeypatch.setattr(ci, "QUIET_S", {"unit": 1.0, "static": 5000.0, "chaos": 1.0})
-    monkeypatch.setattr("sys.argv", ["ci.py"])
-    monkeypatch.setattr(ci.signal, "signal", lambda number, handler: None)  # this process has one of its own
-    assert ci.main() == code
+    known = [shell("unit", "echo '3 passed in 0.1s'"), shell("tools", "sleep 60"), shell("chaos", last)]
+    monkeypatch.setattr(ci, "LEAST", ("unit",))
+    assert main_of(monkeypatch, known, {"tools": 5000.0}) == code
     told = capsys.readouterr().out.splitlines()
     assert "3 passed in 0.1s" in told
     assert told[-1] == (
-        "passed: unit, chaos; left out: static" if code == 0 else "passed: unit; left out: static; failed: chaos"
+        "passed: unit, chaos; left out: tools" if code == 0 else "passed: unit; left out: tools; failed: chaos"
     )
+
+
+@pytest.mark.parametrize(("words", "code"), [((), 1), (("chaos",), 0)])
+def test_a_run_that_ran_too_little_fails(monkeypatch, capsys, words, code):
+    known = [*(shell(name, "true") for name in ci.LEAST), shell("chaos", "true")]
+    assert main_of(monkeypatch, known, {}) == 0
+    capsys.readouterr()
+    assert main_of(monkeypatch, known, {"unit": 5000.0}, *words) == code
+    assert ("too little was run: unit must pass" in capsys.readouterr().out) is bool(code)
+
+
+def main_of(monkeypatch, known: list[Suite], quiet_s: dict[str, float], *words: str) -> int:
+    """The exit code of a run of these suites with this command line."""
+    monkeypatch.setattr(ci, "suites", lambda out: known)
+    monkeypatch.setattr(ci, "QUIET_S", {suite.name: 1.0 for suite in known} | quiet_s)
+    monkeypatch.setattr("sys.argv", ["ci.py", *words])
+    monkeypatch.setattr(ci.signal, "signal", lambda number, handler: None)  # this process has one of its own
+    return ci.main()
 
 
 def test_whoever_stops_the_run_stops_what_runs(tmp_path):
