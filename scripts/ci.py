@@ -5,7 +5,8 @@ into the time left is left out, and the table at the end says so. What fails in 
 so does a suite of LEAST that did not pass.
 
 Of a running suite, silence is bounded; so is its time, as a multiple of what it should take on this machine. A suite
-that is stopped only because the whole time is over, with no test failed until then, is "cut", and fails nothing.
+of pytest that is stopped only because the whole time is over, with no test failed until then, is "cut", and fails
+nothing.
 """
 
 import argparse
@@ -47,6 +48,7 @@ QUIET_S = {
 }
 """Seconds that each suite takes on the quiet machine: 2 cores, nothing else on them. Each run ends with the table that
 it measured, to be pasted here."""
+PYTEST = "scripts/test.sh"
 LEAST = ("environment", "static", "unit")
 """The suites that must have passed where none were named on the command line."""
 
@@ -68,6 +70,10 @@ class Suite:
     beside: bool = False
     alone: bool = False
     silence_s: float = SILENCE_S
+
+    @property
+    def by_pytest(self) -> bool:
+        return PYTEST in self.command
 
 
 def suites(out: Path) -> list[Suite]:
@@ -108,7 +114,7 @@ def suites(out: Path) -> list[Suite]:
 
 
 def _tests(suite: str, *words: str) -> tuple[str, ...]:
-    return ("scripts/test.sh", suite, *words, "-q", "-m", "not again", "--durations=15")
+    return (PYTEST, suite, *words, "-q", "-m", "not again", "--durations=15")
 
 
 def _without(paths: Iterable[str]) -> list[str]:
@@ -155,12 +161,16 @@ def stop(ran_s: float, silent_s: float, left_s: float, limit_s: float, silence_s
 OVER = "the time was over"
 _FAILED = re.compile(r"\b[1-9]\d* (failed|errors?)\b|^[.sxX]*[FE][.sxXFE]*( +\[ *\d+%\])?$", re.MULTILINE)
 """pytest's last line, or a line of its progress, where something failed."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def judge(code: int, stopped: str, output: str) -> tuple[str, str]:
-    """(state, why) of a suite that ended with this exit code, or was stopped for that reason after that output."""
-    failed = _FAILED.search(output)
-    if stopped == OVER and not failed:
+def judge(code: int, stopped: str, output: str, by_pytest: bool) -> tuple[str, str]:
+    """(state, why) of a suite that ended with this exit code, or was stopped for that reason after that output.
+
+    Of what else than pytest was stopped, the output does not tell whether it was going well: it failed.
+    """
+    failed = _FAILED.search(_COLOUR.sub("", output))
+    if stopped == OVER and by_pytest and not failed:
         return "cut", stopped
     if stopped:
         return "failed", ", ".join([stopped, *([failed[0]] if failed else [])])
@@ -201,7 +211,7 @@ class Runner:
             code, stopped, before, output = self._watch(
                 suite, say, TIMES * takes_s + SILENCE_S, suite.silence_s * factor
             )
-            state, why = judge(code, stopped, before)
+            state, why = judge(code, stopped, before, suite.by_pytest)
             result = Result(suite, state, time.monotonic() - began, why, not_run(output))
         self.results.append(result)
         say(f"== {suite.name}: {result.state}, {result.seconds:.0f} s{result.why and ', ' + result.why}\n")
@@ -216,6 +226,7 @@ class Runner:
             process = subprocess.Popen(
                 [*nice, *suite.command],
                 cwd=ROOT,
+                env={k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | {"PY_COLORS": "0"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -59,12 +59,28 @@ def test_silence_ends_a_suite_and_so_does_far_too_long_a_time_and_the_end_of_all
         (143, OVER, "3 passed, 2 errors in 2.0s", "failed"),
         (-9, OVER, "......s....F.....  [ 20%]\n....", "failed"),
         (-9, OVER, "......s....  [ 20%]\n..E", "failed"),
-        (143, OVER, "   12.1 s  broker killed   recovered in   3.5 s\n", "cut"),
+        (143, OVER, "\x1b[32m.\x1b[0m\x1b[31mF\x1b[0m\x1b[32m.\x1b[0m\n", "failed"),
+        (143, OVER, "\x1b[31m\x1b[1m1 failed\x1b[0m, \x1b[32m3 passed\x1b[0m\x1b[31m in 2.0s\x1b[0m", "failed"),
+        (143, OVER, "\x1b[32m.\x1b[0m\x1b[32m.\x1b[0m\n", "cut"),
         (143, "no output for 300 s", "..s..  [ 20%]", "failed"),
     ],
 )
 def test_only_what_was_going_well_is_cut(code, stopped, output, state):
-    assert judge(code, stopped, output)[0] == state
+    assert judge(code, stopped, output, by_pytest=True)[0] == state
+
+
+@pytest.mark.parametrize(("code", "stopped", "state"), [(0, "", "passed"), (1, "", "failed"), (143, OVER, "failed")])
+def test_what_is_not_pytest_is_never_cut(tmp_path, code, stopped, state):
+    output = "   12.1 s  broker killed   recovered in   3.5 s\n"
+    assert judge(code, stopped, output, by_pytest=False)[0] == state
+    names = {suite.name for suite in ci.suites(tmp_path) if not suite.by_pytest}
+    assert names == {"environment", "slime environment", "static", "demo", "chaos", "chaos with a store"}
+
+
+def test_suites_show_no_colours(run, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("PY_COLORS", "1")
+    assert "of 0 " in run(60.0, shell("unit", 'echo "of $PY_COLORS $FORCE_COLOR"'))[1]
 
 
 @pytest.fixture
@@ -81,7 +97,7 @@ def run(tmp_path):
 
 
 def shell(name: str, command: str, **how: bool) -> Suite:
-    return Suite(name, ("sh", "-c", command), **how)
+    return Suite(name, ("sh", "-c", command, ci.PYTEST), **how)
 
 
 def test_suites_run_in_order_and_a_failure_hides_no_other(run, tmp_path):
