@@ -23,6 +23,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from local_cluster import end_with_parent
+
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 78 * 60.0
 SILENCE_S = 600.0  # without output, on the quiet machine: longer than any single test waits
@@ -231,6 +233,7 @@ class Runner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # of the thread that is here, whatever ends us
             )
             began = heard = time.monotonic()
             try:
@@ -248,6 +251,7 @@ class Runner:
                             stopped_at, before = now, path.read_text(errors="replace")
                             _signal(process, signal.SIGTERM)
             except BaseException:
+                self.end()  # at once also for the suite beside, so that all end in the same END_S
                 _signal(process, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(END_S)
@@ -312,7 +316,9 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", help="only these")
     parser.add_argument("--minutes", type=float, default=BUDGET_S / 60, help="for all of it")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for ends in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ends) is not signal.SIG_IGN:  # nohup
+            signal.signal(ends, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         known = suites(Path(folder))
         if unknown := {*args.suites} - {suite.name for suite in known}:

@@ -27,6 +27,7 @@ SILENT_S = 90.0  # without work of any of its processes: it will not come up
 _TRIES = 3
 _ANEW = "SLIME_CROSS_JOB_BEGUN_ANEW"
 _READY = "will now block forever"
+_LIBC = ctypes.CDLL(None)  # loaded before a fork: in a child of several threads it could wait for a lock without end
 
 
 class NotStarted(RuntimeError):
@@ -253,7 +254,7 @@ def cpu_s(pids: list[int]) -> float:
 
 def end_with_parent(by: int = signal.SIGTERM) -> None:
     """In the child: get signal `by` when the parent dies, whatever killed it (Linux)."""
-    ctypes.CDLL(None).prctl(1, int(by))
+    _LIBC.prctl(1, int(by))
 
 
 def free_ports(count: int) -> list[int]:

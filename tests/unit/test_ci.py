@@ -1,6 +1,11 @@
 """What .ci/run decides: how slow the machine is, what is left out, what is stopped, and what that means."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ci
@@ -200,10 +205,51 @@ def test_whoever_stops_the_run_stops_what_runs(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         runner.run(shell("unit", f"echo $$ >{pid}; echo running; exec sleep 60"), interrupted)
-    deadline = time.monotonic() + 10
-    while _is_there(int(pid.read_text())) and time.monotonic() < deadline:
+    assert _until(lambda: not _is_there(int(pid.read_text())))
+
+
+def test_whoever_stops_the_run_stops_what_runs_beside_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(ci, "END_S", 10.0)
+    beside = f"trap 'touch {tmp_path}/ended; exit' TERM; touch {tmp_path}/began; sleep 60 & wait"
+    main = (
+        f"until [ -e {tmp_path}/began ]; do sleep 0.05; done; trap : TERM; echo running; sleep 60 & wait; "
+        f"until [ -e {tmp_path}/ended ]; do sleep 0.05; done; touch {tmp_path}/in_time"
+    )
+
+    def interrupted(text: str) -> None:
+        if text == "running\n":
+            raise KeyboardInterrupt
+
+    runner = Runner(60.0, tmp_path, {"beside": 1.0, "unit": 1.0})
+    with pytest.raises(KeyboardInterrupt):
+        ci.run_all([shell("beside", beside, beside=True), shell("unit", main)], runner, interrupted)
+    assert (tmp_path / "in_time").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_no_suite_outlives_the_run(tmp_path, number):
+    command = f"echo $$ >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60"
+    run = (
+        "import ci, sys\n"
+        f"suite = ci.Suite('unit', ('sh', '-c', {command!r}))\n"
+        "ci.suites, ci.QUIET_S, sys.argv = lambda out: [suite], {'unit': 1.0}, ['ci.py']\n"
+        "sys.exit(ci.main())"
+    )
+    ours = subprocess.Popen(
+        [sys.executable, "-c", run], env={**os.environ, "PYTHONPATH": str(Path(ci.__file__).parent)}
+    )
+    _until((tmp_path / "pid").exists)
+    ours.send_signal(number)
+    assert ours.wait(30) in (-number, 128 + number)
+    suite = int((tmp_path / "pid").read_text())
+    assert _until(lambda: not _is_there(suite))
+
+
+def _until(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not (now := true()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _is_there(int(pid.read_text()))
+    return now
 
 
 def _is_there(pid: int) -> bool:
