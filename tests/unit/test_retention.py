@@ -277,6 +277,21 @@ def test_a_job_that_no_group_reads_is_complete_when_nothing_of_it_is_left(ledger
     assert len(ledger.take_drops()) == 5
 
 
+def test_what_a_group_that_came_and_went_left_is_retained_after_the_producer_too(ledger, clock):
+    attach(ledger, "p", retain=3, retain_s=100.0, retain_from="publication")
+    attach(ledger, "c")
+    for rollout_id in range(5):
+        publish(ledger, rollout_id)
+    train(ledger, 0)
+    ledger.end("c", "finished")
+    ledger.end("p", "finished")
+    assert (ids(ledger), figures(ledger, "complete")) == ([2, 3, 4], [False])
+    assert ledger.read("exp", 2).payload.token == "t2"
+    clock.now += 101
+    assert ledger.expire() == ["exp"]
+    assert (ids(ledger), figures(ledger, "complete")) == ([], [True])
+
+
 def test_what_no_group_reads_outlives_the_broker(ledger, clock):
     attach(ledger, "p", retain=3, retain_from="publication")
     for rollout_id in range(5):

@@ -436,7 +436,8 @@ class Ledger(Steering):
         over = job.producer is not None and job.producer.state == FINISHED
         if not over or not all(g.closed for g in job.groups.values()):
             return
-        if job.groups or (is_unread(job) and not job.rollouts and not self._living(job.job_id)):
+        nothing_left = not job.rollouts and not self._living(job.job_id)
+        if nothing_left if is_unread(job) else job.groups:
             self._free_all(job)
             if not job.complete:
                 job.complete, job.completed_s = True, self.age(job)
