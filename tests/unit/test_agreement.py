@@ -27,6 +27,19 @@ def test_terms_of_the_data_hold_as_long_as_rollouts_are_left_of_who_ended(ledger
     attach(ledger, "c4", terms={"tokenizer": "xyz"}, lasting=["tokenizer"])
 
 
+@pytest.mark.parametrize(("comes", "ray_job"), [("p2", "r-p2"), ("c", "r-c"), ("p2", "r-p")])
+def test_terms_hold_for_what_is_left_of_a_producer_that_would_be_ended_for_whom_comes(ledger, clock, comes, ray_job):
+    attach(ledger, "p", terms=DATA, lasting=["tokenizer"])
+    publish(ledger, 0)
+    if ray_job != "r-p":
+        clock.now += 31
+        ledger.tick()
+    with pytest.raises(Refused, match=r"rollouts 0 to 0 are left, disagree: tokenizer is 'xyz' here and 'abc' there"):
+        attach(ledger, comes, ray_job=ray_job, terms={"tokenizer": "xyz"}, lasting=["tokenizer"])
+    assert ledger.clients["p"].attached
+    attach(ledger, comes, ray_job=ray_job, terms={"tokenizer": "abc", "seed": 2}, lasting=["tokenizer"])
+
+
 def test_a_consumer_that_needs_columns_which_no_batch_has_is_refused_before_anything_is_generated(ledger):
     attach(ledger, "p", columns=["tokens", "rewards"])
     with pytest.raises(Refused, match=r"have columns tokens, rewards; .* needs tokens, log_probs: log_probs missing"):

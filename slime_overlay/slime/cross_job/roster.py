@@ -286,13 +286,13 @@ class Roster(Chronicle):
             del self.clients[client_id]
 
     def _agree_with_what_is_left(self, job: Job, terms: dict[str, Any], lasting: Sequence[str]) -> None:
-        gone = job.producer
+        author = job.producer
         left = sorted(r for r in job.rollouts if r not in job.done)
-        if gone is None or gone.attached or not left:
+        if author is None or not left:
             return
-        if found := _differences({name: terms[name] for name in lasting if name in terms}, gone.terms):
+        if found := _differences({name: terms[name] for name in lasting if name in terms}, author.terms):
             raise Refused(
-                f"this job and the {who(gone)}, of which rollouts {left[0]} to {left[-1]} are left, disagree: "
+                f"this job and the {who(author)}, of which rollouts {left[0]} to {left[-1]} are left, disagree: "
                 f"{'; '.join(found)}. Give it the same, or begin anew under another --job-id"
             )
 
