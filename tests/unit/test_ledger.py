@@ -207,6 +207,23 @@ def test_answers_that_are_remembered_stay_small(ledger):
     assert len(ledger.clients[consumer].claims) <= 1
 
 
+def test_claims_that_are_over_are_not_remembered(ledger, pair):
+    producer, consumer = pair
+    for rollout_id in range(1000):
+        publish(ledger, producer, rollout_id)
+        ledger.claim(consumer, rollout_id, token=f"c{rollout_id}")
+        ledger.ack(consumer, rollout_id)
+    assert ledger.clients[consumer].claims == {}
+    for rollout_id in range(1000, 1003):
+        publish(ledger, producer, rollout_id)
+        ledger.claim(consumer, rollout_id, token=f"c{rollout_id}")
+    ledger.release(consumer, 1000)
+    ledger.requeue("exp", 1001)
+    assert [*ledger.clients[consumer].claims] == [1002]
+    ledger.end(consumer, "stopped")
+    assert ledger.clients[consumer].claims == {}
+
+
 def test_an_answer_that_an_older_version_remembered_is_no_trouble(ledger):
     producer = attach(ledger, "producer")
     ledger.clients[producer].answered["publish"] = ("t0", None)

@@ -122,6 +122,7 @@ class Ledger(Steering):
             return
         self._check_owner(group, client, rollout_id)
         del group.leases[rollout_id]
+        client.claims.pop(rollout_id, None)
         group.acked.add(rollout_id)
         job.acked += 1
         self._count_bytes(job, "acked", sum(v.payload.nbytes for v in job.rollouts.get(rollout_id, [])[-1:]))
@@ -322,6 +323,7 @@ class Ledger(Steering):
             group = job.groups[client.info.group]
             for rollout_id in [r for r, (owner, _) in group.leases.items() if owner == client.info.client_id]:
                 self._give_back(job, group, rollout_id)
+            client.claims.clear()
             if group.closed:
                 self._settle(job, sorted([*job.rollouts, *job.lost]))
         self._complete_if_over(job)

@@ -101,7 +101,9 @@ class Steering(Engines):
         return nbytes
 
     def _give_back(self, job: Job, group: Group, rollout_id: int) -> None:
-        del group.leases[rollout_id]
+        owner, _ = group.leases.pop(rollout_id)
+        if (holder := self.clients.get(owner)) is not None:
+            holder.claims.pop(rollout_id, None)
         heapq.heappush(group.ready, rollout_id)
         job.requeued += 1
         self._note_lease_over(job, group, rollout_id)
