@@ -28,12 +28,12 @@ from slime.cross_job.journal import Journal
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.recording import RECORDED, Header, Recording
 from slime.cross_job.records import SILENT
-from slime.cross_job.stores import open_store
+from slime.cross_job.stores import calls, open_store
 from slime.cross_job.types import BROKER_NAME, Payload
 from slime.cross_job.vault import Target, Vault
 
 from .ledger_hands import attach, figures, publish, train
-from .ray_stand_in import NAMESPACE, Hangs, batch, client, from_refs, payload
+from .ray_stand_in import NAMESPACE, Hangs, batch, client, from_refs, payload, settle
 
 
 @pytest.fixture
@@ -534,6 +534,69 @@ def test_a_job_is_forgotten_whatever_its_store_says(broker, vault, run, uri):
         store.delete = delete
         assert await broker.call("status") == {}
         assert vault._snapshots == {}
+
+    run(test())
+
+
+def test_a_new_run_that_comes_while_its_name_is_being_forgotten_loses_nothing(
+    broker, vault, run, loop, uri, monkeypatch
+):
+    """Deleting what a job stored takes seconds. Witness: the new run attaches before the deletion has begun."""
+    in_thread, calls_made = calls.in_thread, list[float]()
+
+    def first_is_slow(act: Any, done: Any) -> None:
+        calls_made.append(loop.time())
+        if len(calls_made) > 1:
+            in_thread(act, done)
+        else:
+            loop.call_later(15.0, in_thread, act, done)
+
+    async def test() -> None:
+        await broker.attach(client("producer"), {"store": uri})
+        await handed_over(vault, uri, 0)
+        await broker.call("end", "p", "finished")
+        await settle()
+        monkeypatch.setattr(calls, "in_thread", first_is_slow)
+        began = loop.time()
+        forgetting = loop.create_task(broker.call("forget", "exp"))
+        await settle()
+        granted = loop.create_task(broker.attach(client("producer", "p2"), {"store": uri}))
+        await asyncio.sleep(1)
+        assert calls_made[0] == began
+        assert not forgetting.done(), "nothing was slow: nothing is tested"
+        mark = (await granted)["mark"]
+        target = Target("t1", "p2", 0, durably=Durably(uri, "exp", mark=mark))
+        published = await vault.hand_over(target, from_refs(batch()), 60)
+        await forgetting
+        await settle()
+        store = open_store(uri)
+        assert mark_of(store, "exp") == mark
+        assert Archive(store, "exp").names() == [published.payload.stored]
+        found = Journal(store, "exp").load()
+        assert found is not None
+        assert found[0].published == 1
+        assert [*vault._snapshots] == ["exp"]
+        assert [*vault._records] == ["t1"]
+
+    run(test())
+
+
+def test_an_entry_of_a_job_that_was_forgotten_is_not_written_into_the_journal_of_the_next(new, run, uri):
+    books, ledger = new("a")
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        late = books.entry("exp")
+        ledger.end("p", "finished")
+        ledger.end("c", "finished")
+        ledger.forget("exp")
+        await books.forget("exp")
+        await books.open("exp", uri)
+        attach(ledger, "p2", store=uri)
+        with pytest.raises(Forgotten, match="job exp was forgotten, or let go, while its state was being written"):
+            await books.write(late)
+        assert open_store(uri).keys("exp/journal") == []
+        await keep(books, ledger)
 
     run(test())
 

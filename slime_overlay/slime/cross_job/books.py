@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from .archive import Archive, marked, sealed
 from .errors import (
@@ -67,7 +68,7 @@ class Books:
         self._stores: dict[str, Store] = {}
         self._journals: dict[str, Journal] = {}
         self._uris: dict[str, str] = {}  # by job id
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by job id, while in use
         self._given_up: dict[str, list[str]] = defaultdict(list)  # job id -> names, of which no entry is written yet
         self._drops: dict[str, list[str]] = defaultdict(list)  # job id -> names that may be deleted
         self._calls: dict[str, Calls] = {}  # by URI: a store that hangs holds up no other
@@ -117,7 +118,7 @@ class Books:
             Refused: the job has another store, or a recording has its name.
             StoreUnreachable, StoreRefused.
         """
-        async with self._locks[job_id]:
+        async with self._lock(job_id):
             if job_id in self._journals:
                 if self._uris[job_id] != uri:
                     raise Refused(
@@ -180,12 +181,15 @@ class Books:
 
         Raises:
             KeptElsewhere: another broker keeps the job; here it is let go.
+            Forgotten: the job was forgotten, or let go, since this entry was made.
             StoreUnreachable: for now it cannot be written.
         """
         if entry is None:
             return
         deadline = asyncio.get_running_loop().time() + _AWAY_S
         while True:
+            if self._journals.get(entry.job_id) is not entry.journal:
+                raise Forgotten(f"job {entry.job_id} was forgotten, or let go, while its state was being written")
             try:
                 await self.in_store(entry.job_id, entry.write, turn="write")
                 self._drops[entry.job_id] += entry.drops  # what it gives up may go, now that this cannot be forgotten
@@ -213,7 +217,7 @@ class Books:
         Raises:
             StoreUnreachable, StoreFull: it may be tried again, after `open`.
         """
-        async with self._locks[job_id]:
+        async with self._lock(job_id):
             if not await self._still_ours(job_id):
                 return
             job, journal, archive = self._ledger.jobs[job_id], self._journals[job_id], self._archive(job_id)
@@ -241,26 +245,30 @@ class Books:
             job.closed = True
 
     async def forget(self, job_id: str, uri: str | None = None) -> None:
-        """All that was written for this job goes, also where it was closed, in the store of `uri`.
+        """All that was written for this job goes, also where it was closed, in the store of `uri`. A new job of this
+        name opens its journal afterwards.
 
         Raises:
             StoreUnreachable: what it stored is left.
         """
-        if job_id not in self._journals and uri is not None:
-            keeper = await self._call(uri, job_id, keeper_of, await self.store(uri), job_id)
-            if keeper is None or keeper["broker"] == self.me:  # else another broker has a job of this name
-                self._uris[job_id] = uri
-        if job_id in self._uris:
-            uri = self._uris[job_id]
-            store = self._stores[uri]
-            self._close(job_id)
-            try:
-                await self._call(uri, job_id, _delete_all, store, job_id, turn="delete")
-            except CrossJobError as error:
-                raise StoreUnreachable(
-                    f"job {job_id} is forgotten, but what it stored is left: delete {job_id} in {store.shown} once it "
-                    f"answers ({error})"
-                ) from None
+        async with self._lock(job_id):
+            if job_id not in self._journals and uri is not None:
+                keeper = await self._call(uri, job_id, keeper_of, await self.store(uri), job_id)
+                if keeper is None or keeper["broker"] == self.me:  # else another broker has a job of this name
+                    self._uris[job_id] = uri
+            if job_id in self._uris:
+                uri, beating = self._uris[job_id], self._beating.get(job_id)
+                store = self._stores[uri]
+                self._close(job_id)
+                if beating is not None:
+                    await asyncio.wait([beating])
+                try:  # an entry on its way into the store comes first, and goes, too
+                    await self._call(uri, job_id, _delete_all, store, job_id, turn="write")
+                except CrossJobError as error:
+                    raise StoreUnreachable(
+                        f"job {job_id} is forgotten, but what it stored is left: delete {job_id} in {store.shown} "
+                        f"once it answers ({error})"
+                    ) from None
 
     @property
     def may_free(self) -> bool:
@@ -317,6 +325,10 @@ class Books:
         return (bool(self.cluster) and info.cluster == self.cluster) or info.node_id in self.nodes
 
     # ------------------------------------------------------------------ inside
+
+    def _lock(self, job_id: str) -> asyncio.Lock:
+        """Held while the journal of this job is opened, closed or deleted."""
+        return self._locks.setdefault(job_id, asyncio.Lock())
 
     async def _call(self, uri: str, job_id: str, act: Callable[..., T], *args: Any, turn: str = "") -> T:
         if uri not in self._calls:
@@ -439,8 +451,6 @@ class Books:
     def _close(self, job_id: str) -> None:
         for held in (self._journals, self._uris, self._drops, self._given_up, self.marks, self._emptied):
             held.pop(job_id, None)
-        if job_id in self._locks and not self._locks[job_id].locked():
-            del self._locks[job_id]
         self._found_empty.discard(job_id)
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != job_id}
 

@@ -206,7 +206,7 @@ class Entry:
         whole: bool,
         marks: dict[str, Mark],
     ):
-        self._journal, self._now, self._changes, self.job_id = journal, now, changes, journal._job_id
+        self.journal, self._now, self._changes, self.job_id = journal, now, changes, journal._job_id
         self._state = ""
         self.number, self.whole, self.marks = number, whole, marks
         self.drops: list[str] = []  # names of payloads that it gives up
@@ -218,7 +218,7 @@ class Entry:
             Fenced: another broker has written this number: it keeps the job now.
             Outdated. StoreFull, StoreRefused, StoreUnreachable: it may be tried again.
         """
-        journal = self._journal
+        journal = self.journal
         store = journal._store
         if not self._state:
             self._state = f'{{"changes":{encode(self._changes).decode()},{self._now.decode()[1:]}'

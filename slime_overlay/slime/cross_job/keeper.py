@@ -279,16 +279,15 @@ class Keeper:
     async def forget(self, job_id: str, uri: str | None = None) -> None:
         """The job is forgotten; so is its snapshot, whatever its store (`uri`) says. Raises StoreUnreachable."""
         self._forgotten.add(job_id)
+        asked = self._tell_to_forget(job_id)  # at once: what vaults are told of a new job of this name comes later
         try:
             await self.books.forget(job_id, uri)
         finally:
-            await self.let_go(job_id)
+            await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
 
     async def let_go(self, job_id: str) -> None:
         """Another broker keeps the job: what vaults have of it lies in its store, too."""
-        self._jobs.pop(job_id, None)
-        asked = [vault.forget.remote(job_id) for vault in self._vaults.values()]
-        await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
+        await asyncio.gather(*map(answer_of, self._tell_to_forget(job_id)), return_exceptions=True)
 
     async def know(self, name: str) -> None:
         """This vault may keep snapshots, if there is one of this name, and it answers."""
@@ -344,6 +343,11 @@ class Keeper:
                 if state.order == orders[job.job_id]:
                     marks = {table: getattr(job, table).beginning() for table in TABLES}
                     self._jobs.setdefault(job.job_id, _Kept()).told[name] = _Told(state.order, marks)
+
+    def _tell_to_forget(self, job_id: str) -> list[Any]:
+        """The refs of what vaults answer."""
+        self._jobs.pop(job_id, None)
+        return [vault.forget.remote(job_id) for vault in self._vaults.values()]
 
     async def _keep_again(self, job_id: str) -> None:
         try:
