@@ -1,7 +1,10 @@
 """A ledger, and a broker and a vault on an event loop, whose clocks the test moves; see ledger_hands, ray_stand_in."""
 
 import asyncio
+import importlib
+import sys
 from collections.abc import Callable, Coroutine, Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,3 +115,11 @@ def vault(ray_stand_in: RayStandIn) -> Vault:
     made = Vault(VAULT, NAMESPACE)
     ray_stand_in.actors[VAULT] = made
     return made
+
+
+@pytest.fixture
+def train_side(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module, without its gateway, which imports slime."""
+    monkeypatch.setitem(sys.modules, "slime.cross_job.gateway", SimpleNamespace(Gateway=None))
+    yield importlib.import_module("slime.cross_job.train_side")
+    del sys.modules["slime.cross_job.train_side"]

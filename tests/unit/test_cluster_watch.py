@@ -1,7 +1,9 @@
 """The end of the cluster is noticed at its port: a server of the test's own stands in for the GCS."""
 
+import queue
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,17 +80,30 @@ def test_a_gcs_of_which_nobody_knows_is_given_nearly_as_long_as_ray_gives_it(wat
     assert "is not back after " in str(told[0])
 
 
-def test_the_process_of_a_job_ends_with_the_errors_exit_code(watched, monkeypatch, capsys):
-    codes, left = [], threading.Event()
-
-    def leave(code: int) -> None:
-        codes.append(code)
-        left.set()
-
+@pytest.fixture
+def left(monkeypatch):
+    """Waits for the exit code with which this process would have ended."""
+    codes: queue.Queue[int] = queue.Queue()
     monkeypatch.setattr(stopping, "wanted", lambda: True)
-    monkeypatch.setattr(cluster_watch.os, "_exit", leave)
+    monkeypatch.setattr(cluster_watch.os, "_exit", codes.put)
+    return lambda: codes.get(timeout=BORNE_S)
+
+
+def test_the_process_of_a_job_ends_with_the_errors_exit_code(watched, left, capsys):
     gcs, *_ = watched(False)
     gcs.end()
-    assert left.wait(BORNE_S)
-    assert codes == [4]
+    assert left() == 4
     assert capsys.readouterr().err.startswith("ClusterUnreachable: the control service (GCS)")
+
+
+def test_the_driver_of_slimes_train_job_ends_with_its_cluster(left, train_side, monkeypatch):
+    """Its gateway, which is the client, is an actor, and another process."""
+    gcs = Gcs()
+    context = SimpleNamespace(gcs_address=f"127.0.0.1:{gcs.port}")
+    monkeypatch.setattr(train_side.ray, "get_runtime_context", lambda: context)
+    side = train_side.TrainSide.__new__(train_side.TrainSide)
+    side.ended = False
+    side._watch_cluster(False)
+    gcs.accept()
+    gcs.end()
+    assert left() == 4

@@ -207,6 +207,7 @@ def test_a_deadline_that_is_ended_ends_the_wait_for_one_that_is_silent(silent):
 def made(monkeypatch) -> Link:
     """A link of this process, as made at the connection "worker1"."""
     here = Link.__new__(Link)
+    here.cluster_lost = None
     here.namespace, here._pid, here._worker_id = "ns", os.getpid(), "worker1"
     monkeypatch.setattr(link.ray, "is_initialized", lambda: True)
     context = SimpleNamespace(get_worker_id=lambda: "worker1", get_node_id=lambda: "1" * 56)
@@ -231,6 +232,22 @@ def test_a_process_that_left_ray_or_came_back_is_told_at_once(made, monkeypatch)
     monkeypatch.setattr(link.ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterUnreachable, match=r"ray\.shutdown"):
         made.ask("hello", Deadline(30.0))
+
+
+def test_no_wait_goes_on_once_the_cluster_is_lost(made, silent, monkeypatch):
+    """The broker, which Ray does not call dead, is silent: its node went with the head."""
+    refs = silent(100_000.0)
+    made._broker = Silent()
+
+    def words(*_: str) -> str:
+        made.cluster_lost = ClusterUnreachable("the control service (GCS) ended")  # meanwhile, by the ClusterWatch
+        return "Ray calls it alive"
+
+    monkeypatch.setattr(link, "_actor_words", words)
+    for _ in range(2):
+        with pytest.raises(ClusterUnreachable, match="GCS"):
+            made.wait(Deadline(3600.0), "claim")
+    assert refs.now - 1000.0 < 30.0
 
 
 @pytest.mark.parametrize(("grace_s", "within_s", "borne_s"), [(30.0, 3600.0, 30.0), (1800.0, 60.0, 60.0)])

@@ -46,14 +46,16 @@ class Gateway:
         self._groups_of = 0  # epoch of the rollout job whose engines are rid of earlier groups
         self._connected = 0  # epoch of the rollout job whose engines the training ranks are connected to
 
-    def start(self) -> None:
-        """Attach to the broker. Apart from the constructor, so that a refusal reaches the driver as it is."""
+    def start(self) -> bool | None:
+        """Attach to the broker; returns whether the GCS comes back when it ends, see ClusterWatch. Apart from
+        the constructor, so that a refusal reaches the driver as it is."""
         log_to_stderr()
         stated = terms(self._args, self._in_parts)
         self._consumer = Consumer(
             self._args.job_id, settings=self._settings, terms=stated, lasting=OF_THE_DATA, one_cluster=True
         )
         self._consumer.be_first()  # slime reaches for the engines before its weights
+        return self._consumer.link.gcs_survives
 
     # ------------------------------------------------------------------ as slime calls its rollout manager
 

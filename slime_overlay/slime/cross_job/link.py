@@ -232,6 +232,7 @@ class Link:
         ensure_ray()
         self.namespace, self.patience_s = namespace, patience_s
         self._grace_s = grace_s
+        self.cluster_lost: ClusterUnreachable | None = None
         self._pid, self._worker_id = os.getpid(), ray.get_runtime_context().get_worker_id()
         self._make = make
         self.store: tuple[str, str] | None = None  # (job id, URI) of the durable store, for a client whose job has one
@@ -367,7 +368,8 @@ class Link:
         return Deadline(self.patience_s) if deadline is None else Deadline(START_S, deadline)
 
     def check_process(self) -> None:
-        """Raises BadInput in a process that was forked since, and ClusterUnreachable in one that has left Ray."""
+        """Raises BadInput in a process that was forked since, and ClusterUnreachable in one that has left Ray, or
+        whose cluster is lost (`cluster_lost`): no wait goes on then."""
         if os.getpid() != self._pid:
             raise BadInput(
                 f"process {os.getpid()} was forked from process {self._pid} and cannot use its connection to Ray: use "
@@ -380,8 +382,11 @@ class Link:
                 "this process has left its Ray cluster and connected anew since this object was made (ray.shutdown, "
                 "ray.init): make a new one"
             )
+        if self.cluster_lost is not None:
+            raise self.cluster_lost
 
     def _how_the_broker_stands(self) -> str:
+        self.check_process()
         with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             begins = ray.get(self._broker.starting.remote(), timeout=1.0)
             if begins is not None:

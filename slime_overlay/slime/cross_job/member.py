@@ -425,7 +425,7 @@ class Member:
             self.link.check_process()
         except CrossJobError:  # it has left by itself
             return False
-        self._fault = error
+        self._fault = self.link.cluster_lost = error
         return True
 
     def _end(self, state: str, reason: str) -> None:

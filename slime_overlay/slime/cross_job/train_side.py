@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import arguments, stopping
+from .cluster_watch import ClusterWatch
 from .errors import BadInput, CrossJobError, Drained, Stopped
 from .gateway import Gateway
 from .jobs import log_to_stderr, tell
@@ -49,10 +50,11 @@ class TrainSide:
         options = {"num_cpus": 0, "max_concurrency": 64, "scheduling_strategy": here}
         self.gateway = actor.options(**options).remote(args, self.in_parts)
         sys.excepthook = self._excepthook
-        self.ask("start")  # the handshake, before anything is placed
+        gcs_survives = self.ask("start")  # the handshake, before anything is placed
         self.ended = False
         stopping.want(lambda: self.gateway.stop_waiting.remote())
         stopping.install()
+        self._watch_cluster(gcs_survives)
         atexit.register(self._at_exit)
         self.resources = Watch(self.settings, lambda text: self.gateway.doing.remote(text), self.die)
 
@@ -112,6 +114,11 @@ class TrainSide:
                     logger.warning("the data source's state was not saved beside the checkpoint: %s", other)
         self.ended = True
         get(self.gateway.stop.remote(reason), Deadline(30), "the gateway")
+
+    def _watch_cluster(self, gcs_survives: bool | None) -> None:
+        """End this process with its cluster: the gateway, which notices it as well, is another one."""
+        gcs = ray.get_runtime_context().gcs_address
+        ClusterWatch(gcs, gcs_survives, threading.Event(), lambda error: not self.ended).start()
 
     def _at_exit(self) -> None:
         self._end("its driver ended before the last rollout")
