@@ -18,12 +18,12 @@ from .cluster_watch import ClusterWatch
 from .errors import BadInput, CrossJobError, Drained, Stopped
 from .gateway import Gateway
 from .jobs import log_to_stderr, tell
-from .link import Deadline, ensure_ray, get
+from .link import START_S, Deadline, ensure_ray, get
 from .resources import Watch
 
 logger = logging.getLogger(__name__)
 
-_QUICK_S = 120.0  # deadline of a call that waits for nobody
+_QUICK_S = 120.0  # least deadline of a call that waits for nobody
 
 
 class TrainSide:
@@ -76,8 +76,10 @@ class TrainSide:
         return self.gateway, per_epoch
 
     def ask(self, method: str, *args: Any, wait: bool = False) -> Any:
-        """Call the gateway; `wait`: it may wait for the rollout job, with deadlines of its own."""
-        deadline = Deadline(2 * self.settings.timeout_s + _QUICK_S if wait else _QUICK_S)
+        """Call the gateway; `wait`: it may wait for the rollout job, with deadlines of its own. It waits for a silent
+        broker or vault as long as it may, and its error says which: it is given a little more."""
+        quick_s = max(_QUICK_S, self.settings.timeout_s + START_S)
+        deadline = Deadline(2 * self.settings.timeout_s + _QUICK_S if wait else quick_s)
         return get(getattr(self.gateway, method).remote(*args), deadline, "the gateway")
 
     @property
@@ -143,7 +145,7 @@ class TrainSide:
         try:
             get(
                 self.gateway.finish.remote() if through else self.gateway.fail.remote(reason),
-                Deadline(30),
+                Deadline(self.settings.timeout_s + START_S if through else START_S),  # as Member._end
                 "the gateway",
             )
         except (CrossJobError, ray.exceptions.RayError) as other:

@@ -1,0 +1,35 @@
+"""The driver of slime's train job, as far as it needs neither slime nor Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from slime.cross_job.settings import Settings
+
+
+@pytest.fixture
+def side(train_side, monkeypatch):
+    made = train_side.TrainSide.__new__(train_side.TrainSide)
+    made.settings, made.gateway, made.given_s = Settings(timeout_s=3600.0), Gateway(), []
+    monkeypatch.setattr(train_side, "get", lambda ref, deadline, what: made.given_s.append(deadline.timeout_s))
+    return made
+
+
+class Gateway:
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *_: method)
+
+
+@pytest.mark.parametrize("method", ["start", "saved", "end_update", "break_update"])
+def test_the_gateway_may_wait_for_a_silent_broker_and_say_which(side, method):
+    side.ask(method)
+    assert side.given_s[0] > side.settings.timeout_s
+
+
+def test_after_the_last_rollout_the_broker_is_told_as_long_as_it_takes(side, train_side, monkeypatch):
+    monkeypatch.setattr(train_side.ray, "is_initialized", lambda: True)
+    side.args, side.trained = SimpleNamespace(num_rollout=2), 1
+    for reason, through, given_s in (("", True, 3630.0), ("ValueError", False, 30.0)):
+        side.ended = False
+        side._end(reason, through)
+        assert side.given_s.pop() == given_s
