@@ -200,6 +200,16 @@ def test_a_release_whose_answer_was_lost_is_once(ledger, consumer):
     assert consumer._releases == {}
 
 
+def test_the_last_spans_of_a_client_that_ends_are_not_waited_for_as_long_as_its_end(consumer):
+    asked: dict[str, float] = {}
+    consumer.link = SimpleNamespace(
+        patience_s=3600.0, call=lambda operation, *_, timeout_s=None: asked.update({operation: timeout_s})
+    )
+    consumer._spans = [("train", 0, 1.0, 2.0)]
+    consumer.finish()
+    assert asked == {"heartbeat": 30.0, "end": 3600.0}
+
+
 # ---------------------------------------------------------------------- iterators
 
 

@@ -436,7 +436,7 @@ class Member:
             return
         if self._spans:
             with suppress(CrossJobError):
-                self.link.call("heartbeat", self.info.client_id, self._activity, self._spans)
+                self.link.call("heartbeat", self.info.client_id, self._activity, self._spans, timeout_s=START_S)
         # without this word a job that is through counts as one that failed; of the others Ray tells how they ended
         patience_s = self.link.patience_s if state == FINISHED else START_S
         self.link.call("end", self.info.client_id, state, shortened(reason, MOST_REASON), timeout_s=patience_s)
