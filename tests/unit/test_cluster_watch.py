@@ -1,5 +1,6 @@
 """The end of the cluster is noticed at its port: a server of the test's own stands in for the GCS."""
 
+import errno
 import queue
 import socket
 import threading
@@ -70,6 +71,33 @@ def test_a_gcs_with_fault_tolerance_may_come_back(watched):
     again = Gcs(gcs.port)  # waits until somebody connects
     assert told == []
     again.end()
+
+
+TROUBLES = [
+    TimeoutError("timed out"),
+    OSError(errno.EHOSTUNREACH, "No route"),
+    OSError(errno.EMFILE, "Too many files"),
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=repr)
+def test_a_port_that_cannot_be_reached_for_a_while_is_no_end_of_its_gcs(watched, monkeypatch, trouble):
+    tried, back, connect = [], threading.Event(), socket.create_connection
+
+    def connection(where, timeout_s):
+        tried.append(where)
+        if len(tried) < 3:
+            raise trouble
+        back.set()
+        return connect(where, timeout_s)
+
+    gcs, told, _, _ = watched(False)
+    monkeypatch.setattr(socket, "create_connection", connection)
+    gcs.connections.pop().close()  # the connection is lost, and its GCS lives
+    assert back.wait(BORNE_S)
+    gcs.accept()
+    assert told == []
+    gcs.end()
 
 
 def test_a_gcs_of_which_nobody_knows_is_given_nearly_as_long_as_ray_gives_it(watched, monkeypatch):

@@ -2,7 +2,8 @@
 
 Ray itself gives up after RAY_gcs_rpc_server_reconnect_timeout_s (60 s) and then ends the process without a word that
 names the job. A connection to the GCS's port that nobody uses tells it in the moment in which the process is gone. One
-that is only silent keeps its connections. A GCS with fault tolerance (Redis) is given nearly as long as Ray gives it.
+that is only silent keeps its connections. A GCS with fault tolerance (Redis) is given nearly as long as Ray gives it,
+and so is one whose port does not refuse: then the network may be at fault.
 """
 
 import logging
@@ -46,7 +47,8 @@ class ClusterWatch:
         self._where, self._address = (host.strip("[]"), int(port)), address
         self._ended, self._lost = ended, lost
         ray_gives_s = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s") or 60)  # noqa: SIM112  Ray's name
-        self._patience_s = 0.0 if survives is False else max(0.0, ray_gives_s - _BEFORE_RAY_S)
+        self._silence_s = max(0.0, ray_gives_s - _BEFORE_RAY_S)  # no answer is no proof that it ended
+        self._patience_s = 0.0 if survives is False else self._silence_s
 
     def start(self) -> None:
         threading.Thread(target=self.run, name="cross-job-cluster", daemon=True).start()
@@ -57,13 +59,14 @@ class ClusterWatch:
             if self._until_it_hangs_up():
                 self._ended.wait(_TRIES_S)
                 continue
-            gone_s = self._until_it_is_back()
-            if gone_s is None:
+            gone = self._until_it_is_back()
+            if gone is None:
                 continue
+            gone_s, why = gone
             error = ClusterUnreachable(
                 f"the control service (GCS) of the Ray cluster at {self._address} ended and is not back after "
-                f"{gone_s:.1f} s: the cluster is lost, and with it all that is not in a durable store. Start the "
-                "cluster, then both jobs again"
+                f"{gone_s:.1f} s ({why}): the cluster is lost, and with it all that is not in a durable store. Start "
+                "the cluster, then both jobs again"
             )
             if self._lost(error):
                 logger.critical("%s", error)
@@ -95,15 +98,18 @@ class ClusterWatch:
             return False
         return True
 
-    def _until_it_is_back(self) -> float | None:
-        """For how long it was gone, where that is too long; None: it is back, or nobody asks any more."""
+    def _until_it_is_back(self) -> tuple[float, OSError] | None:
+        """For how long it was gone, and how its port answers, where that is too long; None: it is back, or nobody asks
+        any more. A port that refuses has no process; whatever else goes wrong may pass (a network that drops packets,
+        this process without a free file descriptor)."""
         began = time.monotonic()
         while not self._ended.wait(_TRIES_S):
             try:
                 socket.create_connection(self._where, _CONNECT_S).close()
-            except OSError:
-                if time.monotonic() - began >= self._patience_s:
-                    return time.monotonic() - began
+            except OSError as error:
+                patience_s = self._patience_s if isinstance(error, ConnectionRefusedError) else self._silence_s
+                if time.monotonic() - began >= patience_s:
+                    return time.monotonic() - began, error
             else:
                 return None
         return None
