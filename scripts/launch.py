@@ -20,7 +20,6 @@ from launch_environment import environment
 
 SCRIPTS = {"rollout": "cross_job_rollout.py", "train": "train.py"}
 _FLAGS = Path(__file__).resolve().parents[1] / "slime_overlay" / "slime" / "cross_job_arguments.py"
-_ADDRESS = "http://127.0.0.1:8265"
 _VERIFY_S = 300.0
 
 
@@ -32,6 +31,8 @@ def main(role: str, words: list[str]) -> int:
         from launch_job import Jobs, NoAnswer, Unanswered
     except ImportError as error:
         raise SystemExit(f"error: no ray here ({error}): activate the environment that slime runs in") from None
+    if options.action in (None, "stop"):
+        print(f"{options.action or 'submit'}: to Ray's job API at {options.address}", file=sys.stderr, flush=True)
     try:
         jobs = Jobs(options.address, options.job_id, role)
         if options.action == "status":
@@ -92,6 +93,11 @@ def parse(role: str, words: list[str]) -> tuple[argparse.Namespace, list[str], l
         parser.error("--json goes with --status")
     if not options.action:
         _check_submission(parser, options, words, rest)
+    if not options.address:
+        parser.error(
+            "on which cluster? Give --address http://HOST:8265, that of its dashboard, or set RAY_API_SERVER_ADDRESS "
+            "(RAY_ADDRESS is not read)"
+        )
     if "://" not in options.address:
         options.address = f"http://{options.address}"
     if not options.address.startswith(("http://", "https://")):
@@ -155,7 +161,11 @@ def parser_for(role: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--job-id", required=True, help="name of the experiment, the same in its rollout and train job")
-    add("--address", default=_default_address(), help="Ray's job API (RAY_API_SERVER_ADDRESS; now %(default)s)")
+    add(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS"),
+        help="Ray's job API, http://HOST:PORT of the dashboard; needed (or RAY_API_SERVER_ADDRESS; now: %(default)s)",
+    )
     group = parser.add_argument_group("where slime is, patched (one of them)").add_mutually_exclusive_group()
     add = group.add_argument
     add("--slime", metavar="DIR", help="checkout on a disk that all nodes share, at the same path here")
@@ -202,11 +212,6 @@ def parser_for(role: str) -> argparse.ArgumentParser:
     add("--timeout-s", type=float, default=900.0, help="how long --stop waits (default: %(default)s s)")
     add("--json", action="store_true", help="--status as JSON")
     return parser
-
-
-def _default_address() -> str:
-    address = os.environ.get("RAY_ADDRESS", "")
-    return os.environ.get("RAY_API_SERVER_ADDRESS") or (address if address.startswith("http") else _ADDRESS)
 
 
 def _resources(text: str) -> dict[str, float]:

@@ -59,7 +59,8 @@ class Jobs:
             if not job.status.is_terminal():
                 raise Unanswered(
                     f"the {self.role} job of {self.job_id} is {job.status.value} already, as {job.submission_id} "
-                    f"since {_when(job.start_time)}: end it first, launch_{self.role}.sh --job-id {self.job_id} --stop"
+                    f"since {_when(job.start_time)}: end it first, launch_{self.role}.sh --job-id {self.job_id} "
+                    f"--stop --address {self.address}"
                 )
 
     def env_of_the_other(self) -> dict[str, str]:

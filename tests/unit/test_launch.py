@@ -18,6 +18,12 @@ def checkout(folder: Path, *files: str) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def named(monkeypatch):
+    """A cluster that the environment names."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
+
+
 def parse(words: str, role: str = "train"):
     return launch.parse(role, shlex.split(words))
 
@@ -99,19 +105,34 @@ def test_what_is_about_a_job_of_before_needs_no_more_than_its_name():
 @pytest.mark.parametrize(
     ("environment", "words", "address"),
     [
-        ({}, "", "http://127.0.0.1:8265"),
-        ({"RAY_ADDRESS": "http://head:1"}, "", "http://head:1"),
-        ({"RAY_ADDRESS": "head:6379"}, "", "http://127.0.0.1:8265"),  # the cluster's, not its job API's
         ({"RAY_ADDRESS": "http://head:1", "RAY_API_SERVER_ADDRESS": "http://api:2"}, "", "http://api:2"),
         ({"RAY_API_SERVER_ADDRESS": "http://api:2"}, "--address here:3", "http://here:3"),
     ],
 )
 def test_the_address_of_the_job_api(environment, words, address, monkeypatch):
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert parse(f"--job-id exp --status {words}")[0].address == address
+
+
+@pytest.mark.parametrize("words", ["--stop", "--status", "--follow", "--slime . --"])
+@pytest.mark.parametrize("api", [None, ""])
+def test_no_cluster_is_gone_to_that_was_not_named(words, api, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "http://theirs:8265")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    if api is not None:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", api)
+    with pytest.raises(SystemExit) as end:
+        parse(f"--job-id exp {words}")
+    assert end.value.code == 2
+    assert "on which cluster? Give --address http://HOST:8265" in capsys.readouterr().err
+
+
+def test_the_target_is_said_before_anything_is_asked_of_it(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "check", lambda options, role: None)
+    for words, said in ((["--stop"], "stop"), (["--slime", ".", "--"], "submit")):
+        assert launch.main("train", ["--job-id", "exp", "--address", "127.0.0.1:9", *words]) == 4
+        assert capsys.readouterr().err.startswith(f"{said}: to Ray's job API at http://127.0.0.1:9\nerror: no Ray job")
 
 
 def test_resources_of_the_driver():
