@@ -7,7 +7,6 @@ answers. With --stop: 1 when it had not ended in time.
 
 import argparse
 import importlib.util
-import itertools
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from launch_environment import environment
 SCRIPTS = {"rollout": "cross_job_rollout.py", "train": "train.py"}
 _FLAGS = Path(__file__).resolve().parents[1] / "slime_overlay" / "slime" / "cross_job_arguments.py"
 _VERIFY_S = 300.0
+_STORES = ("redis", "rediss", "unix", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # what stores/ opens
 
 
 def main(role: str, words: list[str]) -> int:
@@ -134,18 +134,29 @@ def _refuse_passwords(
     assert spec.loader is not None
     flags = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(flags)
-    behind = words[words.index("--") + 1 :]
-    given = [text.partition("=")[2] for text in options.env]
-    values = [word.partition("=")[2] if word.startswith("--cross-job-store=") else word for word in (*rest, *behind)]
-    named = {value for flag, value in itertools.pairwise(values) if flag == "--cross-job-store-env"}
-    if any("://" in value and flags.holds_password(value) for value in (*values, *given)) or any(
-        text.partition("=")[0] in named for text in options.env
-    ):
+    named, option, found = set(), "", []
+    for word in (*rest, *words[words.index("--") + 1 :]):
+        option, _, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        if option == "--cross-job-store-env":
+            named.add(value)
+        if _of_a_store(value, option) and flags.holds_password(value):
+            found.append(option or "slime's arguments")
+    for name, _, value in (text.partition("=") for text in options.env):
+        if name in named or (_of_a_store(value) and flags.holds_password(value)):
+            found.append(f"--env {name}")
+    if found:
         parser.error(
-            "a password would stand in the job's entry, where `ray job list`, the dashboard and `ps` show it. Put the "
-            "URI into an environment variable where Ray is started on the nodes (not into --env) and give "
-            "--cross-job-store-env NAME, or into a file on the nodes and give --cross-job-store-file PATH"
+            f"{found[0]}: a password would stand in the job's entry, which `ray job list`, dashboard and `ps` show. "
+            "Put the URI of a durable store into an environment variable where Ray is started on the nodes (not into "
+            "--env) and give --cross-job-store-env NAME, or into a file on the nodes and give "
+            "--cross-job-store-file PATH"
         )
+
+
+def _of_a_store(value: str, option: str = "") -> bool:
+    """Whether it is the URI of a durable store. Others may be what they like: that of a proxy is nothing for us."""
+    scheme, colon, _ = value.partition("://")
+    return bool(colon) and (option == "--cross-job-store" or scheme.lower() in _STORES)
 
 
 def parser_for(role: str) -> argparse.ArgumentParser:

@@ -91,7 +91,9 @@ name or the path, never the URI: slime prints its arguments and gives them to wa
 
 
 _PASSWORD = re.compile(
-    r"^(?!file:)\w[\w+.-]*://[^@]*:[^@]*@|[?&][^=&]*(password|secret|token|access_key)[^=&]*=", re.IGNORECASE
+    r"^(?!file:)\w[\w+.-]*://[^@]*:[^@]*@|"
+    r"[?&]((sas_)?sig|[^=&]*(password|secret|token|access_key|account_key)[^=&]*)=",
+    re.IGNORECASE,
 )
 
 

@@ -359,6 +359,7 @@ def test_what_is_no_store_is_named(uri, said):
         ("file:///a/b@c:d", "file:///a/b@c:d"),
         ("redis://h:1/0?password=secret&x=1", "redis://h:1/0?password=***&x=1"),
         ("rediss://h:1/0?x=1&ssl_password=secret", "rediss://h:1/0?x=1&ssl_password=***"),
+        ("abfs://a/r?account_key=a&sig=b&sas_sig=c&sigma=d", "abfs://a/r?account_key=***&sig=***&sas_sig=***&sigma=d"),
         ("s3://b/r?access_key=a&secret_key=b&region=eu", "s3://b/r?access_key=***&secret_key=***&region=eu"),
         ("file:///a/b", "file:///a/b"),
     ],

@@ -70,29 +70,38 @@ PASSWORD = "hunter2"
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "option"),
     [
-        "--cross-job-store redis://:hunter2@host:6379/0 --",
-        "--cross-job-store s3://KEY:hunter2/x@bucket/run --",
-        "--env STORE=redis://:hunter2@host:6379/0 --",
-        "--env STORE=hunter2 --cross-job-store-env STORE --",
-        "--env STORE=hunter2 -- --cross-job-store-env STORE",
-        "-- --cross-job-store redis://:hunter2@host:6379/0",
-        "-- --cross-job-store=redis://:hunter2@host:6379/0",
+        ("--cross-job-store redis://:hunter2@host:6379/0 --", "--cross-job-store"),
+        ("--cross-job-store s3://KEY:hunter2/x@bucket/run --", "--cross-job-store"),
+        ("--cross-job-store elsewhere://KEY:hunter2/x@bucket/run --", "--cross-job-store"),
+        ("--env STORE=redis://:hunter2@host:6379/0 --", "--env STORE"),
+        ("--env STORE=abfs://run@account?sas_sig=hunter2 --", "--env STORE"),
+        ("--env STORE=hunter2 --cross-job-store-env STORE --", "--env STORE"),
+        ("--env STORE=hunter2 -- --cross-job-store-env STORE", "--env STORE"),
+        ("--env STORE=hunter2 -- --cross-job-store-env=STORE", "--env STORE"),
+        ("-- --cross-job-store redis://:hunter2@host:6379/0", "--cross-job-store"),
+        ("-- --cross-job-store=redis://:hunter2@host:6379/0", "--cross-job-store"),
+        ("-- --stores redis://host redis://:hunter2@host:6379/0", "--stores"),
+        ("-- redis://:hunter2@host:6379/0", "slime's arguments"),
     ],
 )
-def test_a_password_never_comes_into_the_entry_of_a_job(words, capsys):
+def test_a_password_never_comes_into_the_entry_of_a_job(words, option, capsys):
     with pytest.raises(SystemExit) as end:
         parse(f"--job-id exp --slime . {words}")
     assert end.value.code == 2
     said = capsys.readouterr().err
+    assert f"error: {option}: a password would stand in the job's entry" in said
     assert "--cross-job-store-env NAME" in said
     assert PASSWORD not in said
 
 
-def test_what_holds_no_password_is_no_matter():
-    words = "--cross-job-store-env STORE -- --data http://host:1/x --mail a@b --x redis://host:6379/0"
-    assert parse(f"--job-id exp --slime . --env A=http://host {words}")[1] == ["--cross-job-store-env", "STORE"]
+@pytest.mark.parametrize(
+    "value", ["http://host", "http://u:p@proxy:3128", "http://host:8080/@me", "redis://host:6379/0"]
+)
+def test_what_is_no_password_of_a_store_may_be_given(value):
+    words = f"--env A={value} --cross-job-store-env STORE -- --data {value} --x={value} --mail a@b"
+    assert parse(f"--job-id exp --slime . {words}")[1] == ["--cross-job-store-env", "STORE"]
 
 
 def test_what_is_about_a_job_of_before_needs_no_more_than_its_name():

@@ -23,7 +23,8 @@ from ..errors import BadInput, CrossJobError, NotStored, StoreFull, StoreRefused
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 _SECRET = re.compile(
-    r"([?&][^=&]*(?:password|secret|token|access_key)[^=&]*=)(.*?)(?=&\w+=|$)", re.IGNORECASE | re.DOTALL
+    r"([?&](?:(?:sas_)?sig|[^=&]*(?:password|secret|token|access_key|account_key)[^=&]*)=)(.*?)(?=&\w+=|$)",
+    re.IGNORECASE | re.DOTALL,
 )
 """Parameters of a URI that nobody else is to read: a Redis' password, an object store's keys."""
 
