@@ -8,7 +8,7 @@ import ray
 
 from slime.cross_job import broker as broker_module
 from slime.cross_job.broker import Broker
-from slime.cross_job.errors import EndOfStream, Fenced, JobIdTaken, PeerFailed
+from slime.cross_job.errors import EndOfStream, Fenced, JobIdTaken, NotOwner, PeerFailed
 from slime.cross_job.records import FAILED, FINISHED, LIVE, SILENT
 from slime.cross_job.types import PROTOCOL, ClientInfo
 
@@ -297,6 +297,57 @@ def test_a_peer_that_ray_calls_alive_is_waited_for_and_goes_on_when_it_wakes(bro
         assert (await broker.call("heartbeat", "p", "awake"))["epoch"] == 2
         await broker.call("publish", "p", 0, payload("t0"))
         assert (await broker.call("claim", "c", 0)).epoch == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_wakes_up_with_a_claim_is_heard_before_others_may_take_what_it_holds(broker, run, over, waits):
+    over.update(c="", c2="")
+
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("producer"), {"dead_after_s": 1000})
+        await broker.attach(client("consumer"), {"dead_after_s": 10})
+        await broker.attach(client("consumer", "c2"), {"dead_after_s": 1000})
+        await asyncio.sleep(12)
+        assert broker._ledger.clients["c"].state == SILENT
+        await broker.call("publish", "p", 0, payload("t0"))
+        claim = broker.wait(10, "claim", "c", 0) if waits else broker.call("claim", "c", 0)
+        assert (await claim).rollout_id == 0
+        assert broker._ledger.clients["c"].state == LIVE
+        assert await broker.call("claim", "c2", 0) is None
+        await broker.call("ack", "c", 0)
+
+    run(test())
+
+
+def test_that_somebody_woke_up_is_kept_whatever_it_asked_for(broker, run, over):
+    over["c"] = ""
+
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("consumer"), {"dead_after_s": 10})
+        await asyncio.sleep(12)
+        before = broker._ledger.jobs["exp"].revision
+        with pytest.raises(NotOwner):
+            await broker.call("ack", "c", 0)
+        assert broker._ledger.jobs["exp"].revision == before + 1
+        assert (await broker.call("heartbeat", "c", "awake"))["epoch"] == 2
+
+    run(test())
+
+
+def test_who_falls_silent_while_it_waits_is_not_heard_by_what_the_broker_asks_itself(broker, run, over):
+    over["c"] = ""
+
+    async def test() -> None:
+        await broker.hello()
+        await broker.attach(client("producer"), {"dead_after_s": 1000})
+        await broker.attach(client("consumer"), {"dead_after_s": 10})
+        assert await broker.wait(20, "claim", "c", 0) is None
+        await broker.call("publish", "p", 0, payload("t0"))
+        assert broker._ledger.clients["c"].state == SILENT
 
     run(test())
 

@@ -61,6 +61,8 @@ _WRITES = frozenset(
 )
 _OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard", "note_event", "read"])
 """Operations that name a job, not a client."""
+_FOR_A_CLIENT = frozenset(["end", "publish", "put_value"])
+"""Operations that others ask for in the name of a client: no sign of life."""
 _OF_ALL = ("status", "catalog", "listed")
 """Those that may name no job, and are then asked of all."""
 
@@ -205,7 +207,7 @@ class Broker(Clusters):
     async def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask = self._operation(operation)
         named = self._ledger.jobs.get(args[0]) if operation == "forget" else None
-        wakes = operation == "heartbeat" and getattr(self._ledger.clients.get(args[0]), "state", "") == SILENT
+        await self._note_sign_of_life(operation, *args)
         try:
             result = ask(*args, **kwargs)
         except JobIdTaken:  # a consumer resumes a group in which another one lives
@@ -214,7 +216,7 @@ class Broker(Clusters):
             if not await self._are_over([c for c in group if c is not mine and c.info.job_id == mine.info.job_id]):
                 raise
             result = ask(*args, **kwargs)
-        if operation in _WRITES or wakes:
+        if operation in _WRITES:
             if operation == "forget":
                 await self._forget(args[0], named.store if named is not None else None)
             else:
@@ -223,6 +225,7 @@ class Broker(Clusters):
 
     async def _wait(self, wait_s: float, operation: str, *args: Any, **kwargs: Any) -> Any:
         ask, loop = self._operation(operation), asyncio.get_running_loop()
+        await self._note_sign_of_life(operation, *args)
         deadline = loop.time() + wait_s
         while (found := ask(*args, **kwargs)) is None:
             left = deadline - loop.time()
@@ -362,6 +365,11 @@ class Broker(Clusters):
         if name not in _READS and name not in _WRITES:
             raise AttributeError(f"the broker has no operation {name!r}")
         return getattr(self._ledger, name)
+
+    async def _note_sign_of_life(self, operation: str, first: str = "", *_: Any) -> None:
+        """Who asks is alive, before anything else: while it waits for the answer, nobody takes what it holds."""
+        if operation not in _OF_A_JOB and operation not in _FOR_A_CLIENT and self._ledger.heard(first):
+            await self._changed_in(self._ledger.clients[first].info.job_id)
 
     async def _changed_by(self, operation: str, first: str, *_: Any) -> None:
         if operation in _OF_A_JOB:

@@ -126,15 +126,24 @@ class Roster(Chronicle):
         may have changed: a client whose lease was over goes on under a new epoch. Raises Fenced when the client was
         replaced, another took what it held, or Ray said that it is gone."""
         client = self._live(client_id)
-        if client.state == SILENT:
-            self._wake(client)
+        self.heard(client_id)
         if spans:
             self._take_spans(client, spans)
-        client.last_beat, client.last_beat_wall, client.vouched_at = self._clock(), self._wall(), None
         activity = shortened(activity, MOST_ACTIVITY)
         if activity != client.activity:
             client.activity, client.since = activity, client.last_beat
         return self._granted(client)
+
+    def heard(self, client_id: str) -> bool:
+        """This client has just asked for something, whatever that is. Returns whether its lease was over: it goes on,
+        as with `heartbeat`. Nothing happens where it is not attached."""
+        client = self.clients.get(client_id)
+        if client is None or not client.attached:
+            return False
+        if wakes := client.state == SILENT:
+            self._wake(client)
+        client.last_beat, client.last_beat_wall, client.vouched_at = self._clock(), self._wall(), None
+        return wakes
 
     def end(self, client_id: str, state: str, reason: str = "") -> None:
         """A client ends as `finished`, `stopped`, `failed` or `dead`. Its leases are given back. Twice is once.
