@@ -255,6 +255,34 @@ def test_a_subscription_that_is_closed_gives_back_what_was_not_seen(ledger, cons
     assert consumer.claim(timeout_s=0).rollout_id == 2
 
 
+def test_a_subscription_goes_on_after_what_it_looked_at_went_to_another(ledger, consumer):
+    for rollout_id in range(2):
+        publish(ledger, rollout_id)
+    rollouts = consumer.subscribe(timeout_s=0)
+    next(rollouts).release()
+    assert consumer_of(ledger, "c").claim(0, timeout_s=0)
+    ledger.release("c", 0)
+    with pytest.raises(NotOwner):
+        next(rollouts)
+    assert [next(rollouts).rollout_id for _ in range(2)] == [0, 1]
+
+
+def test_what_came_before_the_end_of_an_asynchronous_subscription_is_not_handed_out_after_it(ledger, consumer):
+    async def test() -> None:
+        rollouts = consumer.asubscribe(timeout_s=60)
+        waiting = asyncio.ensure_future(anext(rollouts))
+        assert await asyncio.to_thread(consumer.link.asked.wait, 60)
+        waiting.cancel()
+        publish(ledger, 0)
+        await asyncio.wait([asyncio.wrap_future(rollouts._asking)])
+        await rollouts.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(rollouts)
+
+    asyncio.run(test())
+    assert leases(ledger) == []
+
+
 def test_a_cancelled_wait_takes_nothing(ledger, consumer):
     """The thread that waits goes on: what it gets is what the next `anext` returns."""
 

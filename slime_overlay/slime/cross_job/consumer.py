@@ -326,13 +326,14 @@ class Consumer(Member):
 
         A rollout counts as seen when the next one is asked for; what was looked at when the subscriber died comes
         again. Nothing is freed that a group has not seen: see close_group. After an error the next `next` asks again;
-        only the end of the stream, or `close`, ends it.
+        only the end of the stream, or `close`, ends it. NotOwner says, once, that what was looked at last went back to
+        the group, as by a `release`: it is not acked, and may come again.
 
         Args:
             timeout_s: of each rollout.
 
         Raises:
-            WaitTimeout: no rollout within `timeout_s`. PeerFailed.
+            WaitTimeout: no rollout within `timeout_s`. PeerFailed, NotOwner.
         """
         return Subscription(self, check_rollout_id(start), timeout_s)
 
@@ -380,7 +381,11 @@ class Subscription(Claims):
             if self._closed:  # by another thread, which ended the deadline of before
                 break
             if self._shown is not None:
-                self._consumer._ack(self._shown.rollout_id, self._deadline)
+                try:
+                    self._consumer._ack(self._shown.rollout_id, self._deadline)
+                except NotOwner:  # another has it, or had it: this is said once, and the next `next` goes on
+                    self._shown = None
+                    raise
                 self._shown = None
             self._shown = self._next()
             if self._closed:
@@ -427,8 +432,9 @@ class AsyncSubscription(AsyncIterator[Rollout]):
     async def aclose(self) -> None:
         """End it: what was looked at last, or came for a wait that was cancelled, is given back."""
         self._rollouts.end()
-        if self._asking is not None:
-            await asyncio.wait([asyncio.wrap_future(self._asking)])
+        asking, self._asking = self._asking, None  # what it gets is given back, and nobody's any more
+        if asking is not None:
+            await asyncio.wait([asyncio.wrap_future(asking)])
         await asyncio.to_thread(self._rollouts.close)
 
     def _ask(self) -> "_Outcome":
@@ -461,7 +467,7 @@ class _Tokens:
         me = threading.current_thread()
         with self._lock:
             token = uuid.uuid4().hex
-            for known, (asked, thread) in self.open.items():
+            for known, (asked, thread) in [*self.open.items()]:  # other threads end theirs meanwhile
                 idle = thread is None or thread is me or not thread.is_alive()
                 if idle and rollout_id in (None, asked):
                     token = known
