@@ -16,6 +16,7 @@ import pytest
 
 from slime.cross_job.consumer import Consumer
 from slime.cross_job.errors import BadInput, EndOfStream, NotOwner, RolloutNotFound, StoreUnreachable, WaitTimeout
+from slime.cross_job.facade import DataProducer
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.link import Deadline
 from slime.cross_job.metrics import Latencies
@@ -357,6 +358,9 @@ def test_numbers_that_are_none_are_refused_before_anything_is_asked(ledger, cons
         lambda: consumer.resume("0"),
         lambda: consumer.subscribe("0"),
         lambda: consumer.publish_value(3, {"a": [1]}),
+        lambda: consumer.value(["k"]),
+        lambda: consumer.value_ref(""),
+        lambda: DataProducer.get_data_ref(consumer, {}),
         lambda: consumer.publish_value("k", {"a": [1]}, "1"),
         lambda: consumer.publish_weights("1", {"w": np.ones(1)}),
         lambda: consumer.publish_weights(1, {"w": [1.0]}),

@@ -17,7 +17,7 @@ from .member import Member
 from .producer import Producer
 from .records import PUBLICATION
 from .settings import Settings
-from .types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
+from .types import DEFAULT_NAMESPACE, check_job_id, check_name, check_rollout_id
 
 RETAIN_S = 86_400.0
 """Seconds for which a stored rollout can be got, unless it is said otherwise: a day."""
@@ -137,7 +137,7 @@ class DataProducer(Member):
     def get_data_ref(self, key: str) -> Any:
         """A ref to the newest data of `key`, owned by a vault. Raises RolloutNotFound."""
         self.check()
-        located = self.link.call("get_value", self.job_id, key)
+        located = self.link.call("get_value", self.job_id, check_name(key, "a key"))
         if located is None:
             raise RolloutNotFound(f"no data under {key!r} in job {self.job_id}")
         return self.link.open_refs(located.payload)[0]

@@ -241,6 +241,7 @@ class Member:
 
     def _value(self, key: str, newer_than: int | None, timeout_s: float) -> tuple[LocatedValue, Any] | None:
         self.check()
+        key = check_name(key, "a key")
         deadline, newer_than = self._deadline(timeout_s), check_version(newer_than, "newer_than")
         located = self.link.wait(deadline, "get_value", self.job_id, key, newer_than)
         while located is not None:
