@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from slime.cross_job import link
-from slime.cross_job.errors import BadInput, BrokerLost, ClusterUnreachable, WaitTimeout
+from slime.cross_job.errors import BadInput, BrokerLost, ClusterUnreachable, StoreUnreachable, WaitTimeout
 from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters
 from slime.cross_job.types import VAULT_NAME, Payload
 
@@ -232,6 +232,24 @@ def test_a_process_that_left_ray_or_came_back_is_told_at_once(made, monkeypatch)
     monkeypatch.setattr(link.ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterUnreachable, match=r"ray\.shutdown"):
         made.ask("hello", Deadline(30.0))
+
+
+def test_the_grace_of_a_broker_begins_when_it_goes_and_not_when_one_went_before(made, monkeypatch):
+    now, left = [1000.0], [0]
+
+    def away_and_back(ref: Any, timeout: float) -> str:
+        left[0] += 1
+        if now[0] > 1100.0:
+            return ref
+        if left[0] % 10 == 0:
+            raise StoreUnreachable("no vault keeps this, for now")
+        raise ray.exceptions.ActorUnavailableError("it restarts", b"1" * 16)
+
+    made._grace_s, made._broker = 30.0, SimpleNamespace(hello=SimpleNamespace(remote=lambda: "answer"))
+    monkeypatch.setattr(link, "get", lambda ref, deadline, *_: away_and_back(ref, deadline.left()))
+    monkeypatch.setattr(link.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(link.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    assert made.ask("hello", Deadline(3600.0)) == "answer"
 
 
 def test_no_wait_goes_on_once_the_cluster_is_lost(made, silent, monkeypatch):

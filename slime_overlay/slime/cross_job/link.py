@@ -448,11 +448,11 @@ class Link:
             except Forgotten:  # by a broker that only followed another, or whose vaults are gone, too
                 if self.client is None or self.store is None or introduced or method == "follow":
                     raise
-                introduced = True
+                introduced, gone = True, None
                 self.ask("follow", deadline, self.client, self.store[1])
                 continue
             except StoreUnreachable as error:  # the broker cannot keep what it is told, for now
-                store_trouble = error
+                store_trouble, gone = error, None  # it answers
                 if not deadline:
                     raise
             except WaitTimeout:
