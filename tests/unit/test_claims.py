@@ -10,12 +10,23 @@ import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from slime.cross_job.consumer import Consumer
-from slime.cross_job.errors import BadInput, EndOfStream, NotOwner, RolloutNotFound, StoreUnreachable, WaitTimeout
+from slime.cross_job.errors import (
+    BadInput,
+    ClusterUnreachable,
+    EndOfStream,
+    Fenced,
+    Forgotten,
+    NotOwner,
+    RolloutNotFound,
+    StoreUnreachable,
+    WaitTimeout,
+)
 from slime.cross_job.facade import DataProducer
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.link import Deadline
@@ -72,7 +83,14 @@ def consumer_of(ledger: Ledger, name: str) -> Consumer:
     link = ToLedger(ledger)
     vars(made).update(
         {"job_id": "exp", "settings": Settings(), "link": link, "info": SimpleNamespace(client_id=name)},
-        **{"_ended": threading.Event(), "_fault": None, "_activity": "", "_spans": [], "_tracing": False},
+        **{
+            "_ended": threading.Event(),
+            "_beaten": threading.Event(),
+            "_fault": None,
+            "_activity": "",
+            "_spans": [],
+            "_tracing": False,
+        },
         **{"metrics": False, "_latencies": Latencies()},
     )
     made._prepare(())
@@ -209,6 +227,16 @@ def test_the_last_spans_of_a_client_that_ends_are_not_waited_for_as_long_as_its_
     consumer._spans = [("train", 0, 1.0, 2.0)]
     consumer.finish()
     assert asked == {"heartbeat": 30.0, "end": 3600.0}
+
+
+@pytest.mark.parametrize("error", [Fenced("replaced"), Forgotten("unknown"), ClusterUnreachable("left")], ids=repr)
+def test_a_client_that_sends_no_sign_of_life_any_more_watches_no_cluster(ledger, consumer, error):
+    consumer.settings = SimpleNamespace(heartbeat_s=0.0, dead_after_s=30.0)
+    consumer.link.call = Mock(side_effect=[WaitTimeout("late"), error])
+    consumer._beat()
+    assert consumer._beaten.is_set(), "which ends its ClusterWatch"
+    with pytest.raises(type(error)):
+        consumer.check()
 
 
 # ---------------------------------------------------------------------- iterators

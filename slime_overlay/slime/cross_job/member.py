@@ -116,6 +116,7 @@ class Member:
         self._activity = "attached"
         self._fault: CrossJobError | None = None
         self._ended = threading.Event()
+        self._beaten = threading.Event()  # no sign of life is sent any more
         self._spans: list[tuple[str, int, float, float]] = []  # that the broker was not told yet
         self._tracing = False
         self.metrics = False  # whether its job has figures for Prometheus
@@ -126,7 +127,7 @@ class Member:
         self.epoch: int = granted["epoch"]
         self.max_ahead: int = granted["max_ahead"]
         gcs = ray.get_runtime_context().gcs_address
-        ClusterWatch(gcs, self.link.gcs_survives, self._ended, self._lost_cluster).start()
+        ClusterWatch(gcs, self.link.gcs_survives, self._beaten, self._lost_cluster).start()
         threading.Thread(target=self._beat, name=f"cross-job-{self.role}", daemon=True).start()
 
     def __enter__(self) -> Any:
@@ -400,6 +401,12 @@ class Member:
         )
 
     def _beat(self) -> None:
+        try:
+            self._send_signs_of_life()
+        finally:
+            self._beaten.set()
+
+    def _send_signs_of_life(self) -> None:
         while not self._ended.wait(self.settings.heartbeat_s):
             try:
                 spans = self._spans[:_SPANS_AT_ONCE]
