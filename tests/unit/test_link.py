@@ -25,6 +25,14 @@ def test_an_address_of_rays_client_is_refused_at_once(monkeypatch):
         ensure_ray()
 
 
+def test_also_where_the_process_is_connected_with_it(monkeypatch):
+    monkeypatch.setattr(link.ray, "is_initialized", lambda: True)
+    assert ensure_ray() is None
+    monkeypatch.setattr(link.ray_client, "is_connected", lambda: True)
+    with pytest.raises(BadInput, match=r"connected with Ray's Client \(ray://\).*HOST:PORT"):
+        ensure_ray()
+
+
 @pytest.mark.parametrize("address", ["head:6379", "auto", "10.0.0.1:6379", "[::1]:6379"])
 def test_other_addresses_are_taken_as_they_are(address):
     assert check_address(address) == address

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.client import ray as ray_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import stopping
@@ -48,6 +49,11 @@ _GRPC = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 BROKER_PLACES = ("cross_job_broker", "node:__internal_head__")
 """A broker stays on nodes with the first of these resources that any node had when it was made. The second is the
 head's, by Ray; the first is for a cluster whose broker should be elsewhere, as on a CPU node that never goes away."""
+
+_NO_CLIENT = (
+    "which cross-job cannot use: give HOST:PORT of the cluster (port 6379 by default) on one of its nodes, or submit "
+    "a job (`ray job submit`)"
+)
 
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
 """What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster."""
@@ -88,10 +94,7 @@ def check_address(address: str) -> str:
     """Return the address of a Ray cluster. Raises BadInput: it is one of Ray's Client, where the state API, named
     actors of other jobs and zero-copy reads are not to be had, or none of a cluster."""
     if address.startswith("ray://"):
-        raise BadInput(
-            f"{address} is an address of Ray's Client, which cross-job cannot use: give HOST:PORT of the cluster "
-            "(port 6379 by default) on one of its nodes, or submit a job (`ray job submit`)"
-        )
+        raise BadInput(f"{address} is an address of Ray's Client, {_NO_CLIENT}")
     if address.startswith(("http://", "https://")):
         raise BadInput(
             f"{address} is the address of Ray's dashboard, to which jobs are submitted, not that of the cluster: give "
@@ -163,6 +166,8 @@ def ensure_ray(
             "start it in another way (multiprocessing's 'spawn')"
         )
     if ray.is_initialized():
+        if ray_client.is_connected():
+            raise BadInput(f"this process is connected with Ray's Client (ray://), {_NO_CLIENT}")
         return None
     address = find_address(address)
     try:
