@@ -48,8 +48,10 @@ def _end(received: int, frame: object) -> None:
 
 
 def pytest_configure() -> None:
-    """Who is asked to end (by `timeout`, say) stops what it started first."""
+    """Who is asked to end (by `timeout`, say) stops what it started first. What runs in a shell's background ignores
+    SIGINT, and so would the programs that tests start and interrupt."""
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_call() -> None:

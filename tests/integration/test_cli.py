@@ -286,10 +286,13 @@ def test_a_view_outlives_its_broker(a_run):
 def test_the_live_view_is_served_until_it_is_stopped(a_run):
     command = [sys.executable, "-m", "slime.cross_job", "web", "--port", "0", "--job-id", a_run.job_id]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = next(line for line in process.stderr if line.startswith("live view at "))
-        url = said.split()[3]
-        with urllib.request.urlopen(f"{url}api/look?job={a_run.job_id}", timeout=30) as answer:
-            assert json.loads(answer.read())["status"]["acked"] == 1
-        process.send_signal(signal.SIGINT)
-        assert process.wait(patient(30)) == 130
+        try:
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if line.startswith("live view at "))
+            url = said.split()[3]
+            with urllib.request.urlopen(f"{url}api/look?job={a_run.job_id}", timeout=30) as answer:
+                assert json.loads(answer.read())["status"]["acked"] == 1
+            process.send_signal(signal.SIGINT)
+            assert process.wait(patient(30)) == 130
+        finally:
+            process.kill()
