@@ -24,6 +24,7 @@ MARKER = "SLIME_CROSS_JOB_CLUSTER"
 CREDENTIALS = ("RAY_AUTH_", "RAY_USE_TLS", "RAY_TLS_")
 """How the names of those of Ray's variables begin that let a client into a cluster."""
 SILENT_S = 90.0  # without work of any of its processes: it will not come up
+START_S = 900.0  # for all of a start: an idle cluster always does a little
 _TRIES = 3
 _ANEW = "SLIME_CROSS_JOB_BEGUN_ANEW"
 _READY = "will now block forever"
@@ -80,7 +81,7 @@ class LocalCluster:
         outlives_us: leave it running when this process is killed (else it ends with us, even after SIGKILL).
 
     Raises:
-        NotStarted: Ray did not start. It may take long, as long as its processes do something.
+        NotStarted: Ray did not start. It may take long, up to START_S, as long as its processes do something.
     """
 
     ends_by = signal.SIGTERM  # the signal for the head when this process is killed
@@ -227,16 +228,19 @@ def wait_started(
 ) -> str:
     """Wait until `ray start` (`process`) has written `ready` to its log, as long as those of `pids()` do something.
 
-    Returns what it wrote. Raises NotStarted where it has ended, or nothing was done for SILENT_S.
+    Returns what it wrote. Raises NotStarted where it has ended, nothing was done for SILENT_S, or it took START_S.
     """
-    done, since, looked = 0.0, time.monotonic(), 0.0
+    began = time.monotonic()
+    done, since, looked = 0.0, began, 0.0
     while ready not in (text := log.read_text(errors="replace")):
         code = process.poll()
         if time.monotonic() - looked > SILENT_S / 90:
             before, done, looked = done, len(text) + cpu_s(pids()), time.monotonic()
             since = looked if done != before else since
-        if code is not None or time.monotonic() - since > SILENT_S:
-            state = f"did nothing for {SILENT_S:g} s" if code is None else f"ended with code {code}"
+        late, silent = time.monotonic() - began > START_S, time.monotonic() - since > SILENT_S
+        if code is not None or silent or late:
+            state = f"did nothing for {SILENT_S:g} s" if silent else f"was not ready after {START_S:g} s"
+            state = state if code is None else f"ended with code {code}"
             raise NotStarted(f"{what} did not start: it {state}. Ray said:\n{text[-2000:].strip()}")
         time.sleep(0.1)
     return text

@@ -24,6 +24,7 @@ ELSEWHERE = {
 
 WORKS = "import time; end = time.monotonic() + 4 * SILENT_S\nwhile time.monotonic() < end: pass"
 SLEEPS = "import time; time.sleep(60)"
+WORKS_ON = "while True: pass"
 FAILS = "print('Exception: no room'); sys.exit(3)"
 READY = """
 print("RAY_API_SERVER_ADDRESS='http://127.0.0.1:8' ray job submit\\n--block: will now block forever", flush=True)
@@ -147,6 +148,12 @@ def test_a_start_that_fails_is_said_in_words(monkeypatch, tmp_path, capsys, what
     assert end.value.code == 4
     assert f"error: the local Ray cluster did not start: {why}" in capsys.readouterr().err
     assert not made[0].exists()
+
+
+def test_a_start_that_always_does_something_ends_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(local_cluster, "START_S", 2.0)
+    with pytest.raises(NotStarted, match="the local Ray cluster did not start: it was not ready after 2 s"):
+        start(monkeypatch, tmp_path, WORKS_ON)
 
 
 def test_a_start_that_ray_gave_too_little_time_is_tried_again(monkeypatch, tmp_path):
