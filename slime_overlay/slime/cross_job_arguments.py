@@ -23,8 +23,8 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "retain_bytes": (int, "bytes of acked rollouts that are kept (default: no bound)"),
     "retain_from": (
         str,
-        "from when that counts, ack: from the ack of every consumer group, publication: where no group reads the job, "
-        "from its publication or its last reading; the oldest goes, read or not (default: ack)",
+        "from when that counts, ack: after every consumer group acked it; publication: if no group reads the job, "
+        "after its publication or last read. The oldest goes first, even if nobody read it (default: ack)",
     ),
     "forget_after_s": (
         float,
