@@ -23,6 +23,7 @@ from slime.cross_job.errors import (
     Refused,
     StoreRefused,
     StoreUnreachable,
+    Unreachable,
 )
 from slime.cross_job.journal import Journal
 from slime.cross_job.ledger import Ledger
@@ -517,8 +518,11 @@ def test_a_journal_with_entries_missing_is_written_anew_by_who_knows_no_less(new
     run(test())
 
 
-def test_a_job_is_forgotten_whatever_its_store_says(broker, vault, run, uri):
-    async def test() -> None:
+@pytest.fixture
+def with_leftovers(broker, vault, uri):
+    """Forget a job whose store then fails; returns (the store, what makes it work again)."""
+
+    async def make() -> tuple[Any, Any]:
         await broker.attach(client("producer"), {"store": uri})
         await handed_over(vault, uri, 0)
         await broker.call("end", "p", "finished")
@@ -529,11 +533,39 @@ def test_a_job_is_forgotten_whatever_its_store_says(broker, vault, run, uri):
             raise StoreUnreachable("away")
 
         store.delete = away
-        with pytest.raises(StoreUnreachable, match=r"job exp is forgotten, but what it stored is left: delete exp in"):
+        with pytest.raises(Unreachable, match=r"job exp is forgotten, but what it stored is left in .*: away") as told:
             await broker.call("forget", "exp")
-        store.delete = delete
+        assert not isinstance(told.value, StoreUnreachable), "a client would ask again, and be told 'no job'"
+        return store, lambda: setattr(store, "delete", delete)
+
+    return make
+
+
+def test_a_job_is_forgotten_whatever_its_store_says(broker, vault, run, uri, with_leftovers):
+    async def test() -> None:
+        store, mend = await with_leftovers()
         assert await broker.call("status") == {}
         assert vault._snapshots == {}
+        await asyncio.sleep(100)
+        assert Archive(store, "exp").names(), "nothing is left: nothing is tested"
+        mend()
+        await asyncio.sleep(100)
+        assert store.keys("exp") == []
+        assert broker._books.left == {}
+
+    run(test())
+
+
+def test_a_new_run_does_not_go_on_as_the_forgotten_one_whose_store_failed(broker, vault, run, uri, with_leftovers):
+    async def test() -> None:
+        store, mend = await with_leftovers()
+        with pytest.raises(StoreUnreachable, match="away"):
+            await broker.attach(client("producer", "p2"), {"store": uri})
+        mend()
+        granted = await broker.attach(client("producer", "p2"), {"store": uri})
+        assert (await broker.call("status", "exp"))["exp"]["published"] == 0
+        await asyncio.sleep(100)
+        assert mark_of(store, "exp") == granted["mark"], "the new run's files are not deleted later"
 
     run(test())
 

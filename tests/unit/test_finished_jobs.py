@@ -180,7 +180,7 @@ def test_a_store_that_is_away_is_closed_later_and_what_is_left_of_a_job_that_is_
             patch.setattr(store, "delete", fail)
             await asyncio.sleep(1000)
         assert "exp" not in broker._ledger.jobs
-        assert "job exp is forgotten, but what it stored is left: delete exp in memory://" in caplog.text
+        assert "job exp is forgotten, but what it stored is left in memory://" in caplog.text
 
     run(test())
 

@@ -24,6 +24,7 @@ from .errors import (
     Refused,
     StoreFull,
     StoreUnreachable,
+    Unreachable,
 )
 from .journal import KEEPER, Entry, Journal, Outdated, Torn, keeper_of
 from .ledger import Ledger
@@ -65,6 +66,7 @@ class Books:
         self._ledger, self.me, self.cluster = ledger, me, cluster
         self.nodes: set[str] = set()  # of this cluster, also those that are gone
         self.let_go: dict[str, tuple[str, list[ClientInfo]]] = {}  # jobs that others keep now -> URI, clients here
+        self.left: dict[str, str] = {}  # forgotten jobs whose store failed to delete what they stored -> URI
         self._stores: dict[str, Store] = {}
         self._journals: dict[str, Journal] = {}
         self._uris: dict[str, str] = {}  # by job id
@@ -126,6 +128,8 @@ class Books:
                         "--cross-job-store, or another --job-id"
                     )
                 return
+            if self.left.get(job_id) == uri:  # or the new run would go on as the forgotten one
+                await self._delete(job_id, uri)
             store = await self.store(uri)
             if await self._call(uri, job_id, is_recording, store, job_id):
                 raise Refused(
@@ -249,26 +253,35 @@ class Books:
         name opens its journal afterwards.
 
         Raises:
-            StoreUnreachable: what it stored is left.
+            Unreachable: what it stored is left, see `left`. To ask again would find no such job.
         """
         async with self._lock(job_id):
-            if job_id not in self._journals and uri is not None:
-                keeper = await self._call(uri, job_id, keeper_of, await self.store(uri), job_id)
-                if keeper is None or keeper["broker"] == self.me:  # else another broker has a job of this name
-                    self._uris[job_id] = uri
-            if job_id in self._uris:
-                uri, beating = self._uris[job_id], self._beating.get(job_id)
-                store = self._stores[uri]
-                self._close(job_id)
-                if beating is not None:
-                    await asyncio.wait([beating])
-                try:  # an entry on its way into the store comes first, and goes, too
-                    await self._call(uri, job_id, _delete_all, store, job_id, turn="write")
-                except CrossJobError as error:
-                    raise StoreUnreachable(
-                        f"job {job_id} is forgotten, but what it stored is left: delete {job_id} in {store.shown} "
-                        f"once it answers ({error})"
-                    ) from None
+            uri = self._uris.get(job_id, uri)
+            if uri is None:
+                return
+            beating = self._beating.get(job_id)
+            self._close(job_id)
+            if beating is not None:
+                await asyncio.wait([beating])
+            try:
+                await self._delete(job_id, uri)
+            except CrossJobError as error:
+                self.left[job_id] = uri
+                raise Unreachable(
+                    f"job {job_id} is forgotten, but what it stored is left in {without_password(uri)}: {error}. This "
+                    f"broker deletes it once the store answers; after a restart of the broker, delete {job_id} there"
+                ) from None
+
+    async def delete_left(self, job_id: str) -> None:
+        """Try again to delete what a forgotten job has left in its store."""
+        async with self._lock(job_id):
+            if job_id not in self.left:
+                return
+            try:
+                await self._delete(job_id, self.left[job_id])
+                logger.info("job %s: what it had stored is deleted now", job_id)
+            except CrossJobError as error:
+                logger.info("job %s is forgotten, and what it stored is left: %s", job_id, error)
 
     @property
     def may_free(self) -> bool:
@@ -334,6 +347,15 @@ class Books:
         if uri not in self._calls:
             self._calls[uri] = Calls(without_password(uri))
         return await self._calls[uri].call(job_id, act, *args, turn=turn)
+
+    async def _delete(self, job_id: str, uri: str) -> None:
+        """Delete all that was written for a forgotten job in this store. Its lock is held."""
+        store = await self.store(uri)
+        keeper = await self._call(uri, job_id, keeper_of, store, job_id)
+        if keeper is None or keeper.get("broker") == self.me:  # else another broker has a job of this name
+            # an entry on its way into the store comes first, and goes, too
+            await self._call(uri, job_id, _delete_all, store, job_id, turn="write")
+        self.left.pop(job_id, None)
 
     def _check_takeover(self, job: Job, clients: list[Client]) -> None:
         staying = [c for c in clients if c.attached and c.info.one_cluster and not self.is_ours(c.info)]

@@ -533,7 +533,8 @@ class Broker(Clusters):
             self._spawn(self._store_again(job_id, held))
 
     async def _watch_complete(self) -> None:
-        """Close the stores of jobs that are through, and forget those that have been for as long as they say."""
+        """Close the stores of jobs that are through, and forget those that have been for as long as they say; delete
+        what forgotten jobs have left in a store that failed."""
         await asyncio.sleep(_COMPLETE_EVERY_S)
         now = asyncio.get_running_loop().time()
         for job_id, is_old in self._ledger.through().items():
@@ -542,6 +543,10 @@ class Broker(Clusters):
             if (is_old or is_open) and self._tried.get(job_id, 0.0) <= now:
                 self._tried[job_id] = now + _COMPLETE_AGAIN_S
                 self._spawn(self._forget_old(job_id, job.store) if is_old else self._close(job_id))
+        for job_id in self._books.left:
+            if self._tried.get(job_id, 0.0) <= now:
+                self._tried[job_id] = now + _COMPLETE_AGAIN_S
+                self._spawn(self._books.delete_left(job_id))
         self._tried = {job_id: at for job_id, at in self._tried.items() if at > now}
 
     async def _close(self, job_id: str) -> None:

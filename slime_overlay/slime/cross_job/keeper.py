@@ -277,7 +277,7 @@ class Keeper:
         await self.keep(job_id)
 
     async def forget(self, job_id: str, uri: str | None = None) -> None:
-        """The job is forgotten; so is its snapshot, whatever its store (`uri`) says. Raises StoreUnreachable."""
+        """The job is forgotten; so is its snapshot, whatever its store (`uri`) says. Raises Unreachable."""
         self._forgotten.add(job_id)
         asked = self._tell_to_forget(job_id)  # at once: what vaults are told of a new job of this name comes later
         try:
