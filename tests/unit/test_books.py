@@ -633,6 +633,28 @@ def test_an_entry_of_a_job_that_was_forgotten_is_not_written_into_the_journal_of
     run(test())
 
 
+def test_an_outdated_entry_of_a_job_that_is_forgotten_meanwhile_is_no_error(new, run, uri):
+    books, ledger = new("a")
+
+    async def test() -> None:
+        await begin(books, ledger, uri)
+        store: Any = open_store(uri)
+        create = store.create
+
+        def emptied(key: str, data: Any) -> bool:
+            store._values.clear()
+            ledger.end("p", "finished")
+            ledger.end("c", "finished")
+            ledger.forget("exp")
+            return create(key, data)
+
+        store.create = emptied
+        await keep(books, ledger)
+        assert "exp" not in ledger.jobs
+
+    run(test())
+
+
 def test_a_vault_that_sees_another_folder_than_the_broker_refuses_to_store_there(broker, vault, run, uri, monkeypatch):
     """A folder of the same name that is not shared: what is written there is lost with its node."""
     monkeypatch.setattr(deposits_module, "_UNMARKED_S", -1.0)

@@ -249,6 +249,20 @@ def test_a_dead_vault_is_not_asked_again(keeper, vaults, run, ray_stand_in, loop
     assert loop.time() == 1000.0
 
 
+def test_a_vault_that_goes_while_it_is_told_is_no_error(keeper, vaults, run, loop):
+    _, other = vaults([], [])
+
+    async def test() -> None:
+        keeping = loop.create_task(keeper.keep("exp"))
+        while not keeper._asked:
+            await asyncio.sleep(0)
+        keeper.vault_gone(VAULT)  # as the watch over vaults says, between the call and the wait for its answer
+        await keeping
+
+    run(test())
+    assert serials(other) == [1]
+
+
 def test_a_vault_that_did_not_answer_once_keeps_copies_again_when_it_does(keeper, vaults, run):
     one, other = vaults([unavailable()], [])
     for _ in range(5):

@@ -169,11 +169,11 @@ class Books:
             await self._beat(job_id)
 
     def entry(self, job_id: str) -> Entry | None:
-        """The job as it is now, to be written; None: it has no journal."""
+        """The job as it is now, to be written; None: it has no journal, or was forgotten."""
         for dropped, name in self._ledger.take_store_drops():
             self._given_up[dropped].append(name)
-        journal, job = self._journals.get(job_id), self._ledger.jobs[job_id]
-        if journal is None:
+        journal, job = self._journals.get(job_id), self._ledger.jobs.get(job_id)
+        if journal is None or job is None:
             return None
         self._ledger.age(job)
         entry = journal.entry(job, [c for c in self._ledger.clients.values() if c.info.job_id == job_id])
@@ -431,6 +431,8 @@ class Books:
         """If the store has lost what it had of this job: find out what that was, and say it. Its journal is written
         whole with the next entry."""
         if job_id not in self._found_empty or job_id not in self._journals:
+            return
+        if job_id not in self._ledger.jobs:  # it was forgotten, and its journal goes next
             return
         self._found_empty.discard(job_id)
         known, archive, store = _alive(self._ledger.jobs[job_id]), self._archive(job_id), self._archive(job_id).store

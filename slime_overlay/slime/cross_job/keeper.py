@@ -192,7 +192,10 @@ class Keeper:
         entry = self.books.entry(job_id)
         chosen, waited_for = self._choose()
         sent = {name: self._send(name, job_id) for name in chosen}
-        asked = {asyncio.create_task(self._ask(name, job_id, what), name=name) for name, what in sent.items()}
+        asked = {
+            asyncio.create_task(self._ask(name, self._vaults[name], job_id, what), name=name)
+            for name, what in sent.items()
+        }
         self._asked |= asked
         for task in asked:
             task.add_done_callback(self._asked.discard)
@@ -235,9 +238,8 @@ class Keeper:
         ref = self._vaults[name].remember.remote(state, changes, told.order if told else None)
         return ref, _Told(state.order, {table: tables[table].mark() for table in TABLES})
 
-    async def _ask(self, name: str, job_id: str, sent: tuple[Any, _Told]) -> bool:
-        """Whether this vault has it."""
-        handle = self._vaults[name]
+    async def _ask(self, name: str, handle: Any, job_id: str, sent: tuple[Any, _Told]) -> bool:
+        """Whether this vault, to whose handle it was sent, has it."""
         try:
             while not await answer_of(sent[0]):  # it was restarted: the tables must go whole
                 if job_id not in self._ledger.jobs or name not in self._vaults:
