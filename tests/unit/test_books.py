@@ -722,6 +722,28 @@ def test_what_a_store_refuses_is_stored_behind_once_it_does_not(broker, vault, r
     run(test())
 
 
+def test_what_is_freed_while_it_is_being_stored_leaves_nothing_there(broker, vault, run, uri, loop, monkeypatch):
+    in_thread = calls.in_thread
+
+    async def test() -> None:
+        await broker.attach(client("producer"), {"store": uri, "store_mode": "write-behind"})
+        store = open_store(uri)
+        names = Archive(store, "exp").names
+        monkeypatch.setattr(calls, "in_thread", lambda act, done: loop.call_later(1.0, in_thread, act, done))
+        target = Target("t0", "p", 0, durably=Durably(uri, "exp", behind=True))
+        await vault.hand_over(target, from_refs(batch()), 30)
+        assert vault._behind
+        await vault.drop(["t0"])
+        await asyncio.sleep(1.5)
+        assert len(names()) == 1, "it was not being stored: nothing is tested"
+        await asyncio.sleep(5)
+        assert names() == []
+        assert store.keys("exp/payload") == []
+        assert vault._behind == {}
+
+    run(test())
+
+
 def test_payloads_that_lie_in_a_store_do_not_go_with_their_vault(ledger):
     attach(ledger, "p")
     attach(ledger, "c")

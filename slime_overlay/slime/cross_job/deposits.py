@@ -18,7 +18,7 @@ import ray
 
 from .archive import Archive, mark_of, new_name
 from .batch import Batch
-from .errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
+from .errors import BadInput, CrossJobError, NotStored, StoreFull, StoreRefused, StoreUnreachable
 from .metrics import Latencies
 from .stores import Store, open_store
 from .stores.base import without_password
@@ -117,6 +117,15 @@ class Deposits:
             return ""
         finally:
             self.troubles.pop(token, None)
+
+    async def delete(self, how: Durably, names: Sequence[str]) -> None:
+        """Delete payloads that were saved, and that nobody knows of; what fails is left, and logged."""
+        try:
+            await self._calls_of(how.uri).call(
+                how.job_id, lambda: self._archive(how.uri, how.job_id, how.compression).delete(names)
+            )
+        except CrossJobError as error:
+            logger.warning("job %s: %s, freed meanwhile, are left in its durable store: %s", how.job_id, names, error)
 
     async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:
         """Refs to the parts of a payload, read from the store, verified, and owned by this process; `observed` as in

@@ -49,7 +49,7 @@ from .preview import preview
 from .records import TABLES
 from .snapshot import Item, Page, Snapshot, Tables, listing
 from .tables import Change
-from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload, check_payload
+from .types import BROKER_NAME, PROTOCOL, Located, LocatedValue, Payload, check_payload, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -383,9 +383,11 @@ class Vault:
         def wanted() -> bool:
             return token in self._held
 
+        told = False
         try:
             name = await self._deposits.save(how, token, refs, apart, about, bool(target.observed), wanted)
             while name and wanted():
+                told = True
                 try:
                     await self._tell("stored", how.job_id, recorded.serial, token, name)
                     break
@@ -393,6 +395,8 @@ class Vault:
                     logger.warning("job %s: the broker does not hear that a payload is stored: %s", how.job_id, error)
             if name and token in self._records:
                 self._records[token] = replace(recorded, payload=replace(recorded.payload, stored=name))
+            if name and not told:  # it was freed while it was written: nobody else knows this name
+                await self._deposits.delete(how, [name, *([source_name(name)] if apart is not None else [])])
         except CrossJobError as error:
             logger.error("job %s: a payload is published, but not in the durable store: %s", how.job_id, error)
 
