@@ -3,9 +3,10 @@
 import pytest
 
 from slime.cross_job import progress
-from slime.cross_job.errors import Refused, RolloutNotFound
+from slime.cross_job.errors import BadInput, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.records import STATES, Job
+from slime.cross_job.records import ANSWERS, STATES, Job
+from slime.cross_job.records_json import decode, encode
 from slime.cross_job.status import bottleneck, looked
 
 from .ledger_hands import Clock, attach, publish, restarted, train, weights
@@ -346,6 +347,30 @@ def test_discard_has_it_generated_anew(ledger, same_prompts):
     assert ledger.source_before("p", 0)[0] == (0 if same_prompts else 1)
     job = ledger.jobs["exp"]
     assert (job.regenerated, job.dropped) == ((1, 0) if same_prompts else (0, 1))
+
+
+def test_an_operators_wish_whose_answer_was_lost_is_carried_out_once(ledger):
+    attach(ledger, "c2")
+    publish(ledger, 0)
+    publish(ledger, 1)
+    ledger.claim("c", 0)
+    held_by = ledger.steer("exp", "t0", "requeue", 0)
+    nbytes = ledger.steer("exp", "t1", "discard", 1)
+    assert ledger.steer("exp", "t2", "control", "paused") == "running"
+    ledger.claim("c2", 0)
+    again = restarted(ledger, publish(ledger, 1, "t1-again"), *ledger.versions("exp", 0))
+    for known in (ledger, again):
+        assert known.steer("exp", "t0", "requeue", 0) == held_by
+        assert known.steer("exp", "t1", "discard", 1) == nbytes
+        assert known.steer("exp", "t2", "control", "paused") == "running"
+        assert known.jobs["exp"].groups["train"].leases == {0: ("c2", 1)}
+        assert [located.payload.token for located in known.versions("exp", 1)] == ["t1-again"]
+    assert decode(encode(ledger.jobs["exp"])).steered == ledger.jobs["exp"].steered
+    for number in range(100):
+        ledger.steer("exp", f"more{number}", "control", "paused")
+    assert len(ledger.jobs["exp"].steered) == ANSWERS
+    with pytest.raises(BadInput, match="'forget' is none of control, requeue"):
+        ledger.steer("exp", "t3", "forget")
 
 
 def test_discard_refuses_what_is_held_or_trained_on(ledger):

@@ -56,10 +56,12 @@ _WRITES = frozenset(
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "first"),
         "unreadable",
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
-        *("requeue", "discard", "note_event", "read"),
+        *("steer", "requeue", "discard", "note_event", "read"),
     ]
 )
-_OF_A_JOB = frozenset(["forget", "control", "close_group", "stored", "requeue", "discard", "note_event", "read"])
+_OF_A_JOB = frozenset(
+    ["forget", "control", "close_group", "stored", "steer", "requeue", "discard", "note_event", "read"]
+)
 """Operations that name a job, not a client."""
 _FOR_A_CLIENT = frozenset(["end", "publish", "put_value"])
 """Operations that others ask for in the name of a client: no sign of life."""

@@ -30,7 +30,8 @@ WAIT, DROP, REGENERATE = "wait", "drop", "regenerate"
 
 
 ANSWERS = 16
-"""Of each operation that are remembered for a client, whose threads may each ask again because an answer was lost."""
+"""Of each operation that are remembered for a client, whose threads may each ask again because an answer was lost; and
+so many for the operators of a job."""
 
 ACK, PUBLICATION = "ack", "publication"
 """When retention begins, see --cross-job-retain-from."""
@@ -203,6 +204,7 @@ class Job:
     gap: bool = False  # the broker's last changes died with those that kept them: nobody knows where the source stands
     # what now
     control: str = RUNNING
+    steered: dict[str, Any] = field(default_factory=dict)  # newest tokens of Steering.steer -> answer
     complete: bool = False
     gate: Gate = field(default_factory=Gate)
     # counters, for status and audits

@@ -1,5 +1,6 @@
 """What a job's operator may do to it. The ledger's part for the command line; pure state like the rest of it.
 
+steer          any of the others, once: also where it is asked again because the answer was lost
 control        pause it, let it go on, drain it
 requeue        take a rollout from who holds it
 discard        let a published rollout be generated anew
@@ -7,16 +8,30 @@ close_group    give up on a consumer group
 """
 
 import heapq
+from typing import Any
 
 from .engines import Engines
 from .errors import BadInput, Refused, RolloutNotFound
-from .records import CLAIMED, DEAD, DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
+from .records import ANSWERS, CLAIMED, DEAD, DRAINING, FINISHED, PAUSED, PUBLISHED, RUNNING, Group, Job
 from .types import check_rollout_id
 from .verdicts import who
+
+STEERING = ("control", "requeue", "discard", "close_group")
 
 
 class Steering(Engines):
     """See the module."""
+
+    def steer(self, job_id: str, token: str, operation: str, *args: Any) -> Any:
+        """One of STEERING; with the same `token` again the answer is the same, and nothing else happens. Raises what
+        it raises."""
+        if operation not in STEERING:
+            raise BadInput(f"{operation!r} is none of {', '.join(STEERING)}")
+        job = self._known_job(job_id)
+        if token not in job.steered:
+            answer = getattr(self, operation)(job_id, *args)
+            job.steered = {**dict([*job.steered.items()][-ANSWERS + 1 :]), token: answer}
+        return job.steered[token]
 
     def control(self, job_id: str, wanted: str) -> str:
         """Pause the job (`paused`), let it go on (`running`), or drain it; returns what held before.

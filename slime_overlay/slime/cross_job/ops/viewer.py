@@ -5,6 +5,7 @@ lease is taken, no broker is made; samples are cut in the vault that owns them, 
 import contextlib
 import logging
 import time
+import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,6 @@ _STATS_S = 5.0  # for a vault to say what it holds
 _QUIET_S = 1.0  # without a new broker or vault, after which a namespace has ended
 _ENDS_S = 20.0
 _BEGINS_S = 5.0  # for the broker to say how it begins
-
-STEERING = ("control", "requeue", "discard", "close_group", "forget")
-"""Operations of the broker that change a job (steering.py, shelf.py)."""
 
 
 class Viewer:
@@ -126,10 +124,10 @@ class Viewer:
             raise PayloadLost(f"rollout {rollout_id} of job {job_id} is lost: {error}") from None
 
     def steer(self, operation: str, job_id: str, *args: Any) -> Any:
-        """One of STEERING. Raises what the ledger raises."""
-        if operation not in STEERING:
-            raise BadInput(f"{operation!r} is none of {', '.join(STEERING)}")
-        return self._call(operation, job_id, *args)
+        """One of steering.STEERING, carried out once; or "forget". Raises what the ledger raises."""
+        if operation == "forget":
+            return self._call(operation, job_id)
+        return self._call("steer", job_id, uuid.uuid4().hex, operation, *args)
 
     def living(self) -> dict[str, str]:
         """Clients that are attached: client id -> who it is, in words."""
