@@ -128,6 +128,26 @@ def test_a_new_run_under_that_name_goes_the_usual_way(broker, vault, run, uri):
     run(test())
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_new_run_may_begin_with_who_states_no_store(broker, vault, run, uri, ray_stand_in, known):
+    async def test() -> None:
+        await finished(broker, uri)
+        await asyncio.sleep(3 * BEAT_S)
+        there = broker
+        if not known:  # as on another cluster
+            vault._snapshots.clear()
+            ray_stand_in.actors[BROKER_NAME] = there = Broker(NAMESPACE)
+        await there.attach(client("consumer", name="c2"), {"dead_after_s": 1e6})
+        await there.attach(client("producer", name="p2"), {"dead_after_s": 1e6, "store": uri})
+        await there.call("publish", "p2", 0, Payload("again", f"{VAULT}/a", 10, stored=saved(uri, "again")))
+        assert (await there.call("claim", "c2", 0)).payload.token == "again"
+        job, clients = Journal(open_store(uri), "exp").load()
+        assert (job.published, job.claimed, job.complete, len(job.records)) == (1, 1, False, 1)
+        assert {one.info.client_id for one in clients if one.attached} == {"c2", "p2"}
+
+    run(test())
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_complete_job_can_be_forgotten_at_once(broker, vault, run, uri, closed):
     async def test() -> None:

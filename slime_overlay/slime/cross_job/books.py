@@ -155,7 +155,9 @@ class Books:
                 journal.begin_anew()
             known = self._ledger.jobs.get(job_id)
             if found is not None and known is not None and not known.complete and known.store != uri:
-                raise self._began_without(store, job_id)
+                if not found[0].complete:
+                    raise self._began_without(store, job_id)
+                known.revision = max(known.revision, found[0].revision)  # that run is over, and its name begins anew
             foreign = known is None or (known.complete and known.store != uri)
             if found is not None and (foreign or known is None or known.revision < found[0].revision):
                 if followed:
