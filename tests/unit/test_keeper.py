@@ -490,6 +490,47 @@ def test_a_brokers_number_is_above_whatever_a_vault_obeyed(keeper, vaults, run, 
     assert {vault._broker for vault in ray_stand_in.actors.values()} == {(8, made._process)}
 
 
+def test_what_a_beginning_that_failed_has_left_does_not_end_the_broker(
+    broker, ray_stand_in, run, loop, monkeypatch, caplog
+):
+    """Its reading of a vault comes to an end after the next one has begun."""
+    exits: list[int] = []
+    monkeypatch.setattr(keeper_module.os, "_exit", exits.append)
+    failing = ray_stand_in.actors[VAULT] = Troubled(VAULT, inventory=[RuntimeError("no")])
+    slow = ray_stand_in.actors[OTHER] = Troubled(OTHER, inventory=[5.0])
+
+    async def test() -> None:
+        await broker.hello()
+        assert loop.time() < 1005
+        await asyncio.sleep(20)
+
+    run(test())
+    assert "the broker cannot begin, and tries again" in caplog.text
+    assert len(slow.told("inventory")) == 2, "the first reading came to no end: nothing is tested"
+    assert failing._broker == slow._broker == (broker._keeper._broker, broker._keeper._process)
+    assert exits == []
+
+
+def test_a_vault_is_asked_again_also_while_ray_cannot_tell_which_nodes_live(
+    keeper, vaults, run, loop, ray_stand_in, monkeypatch
+):
+    (one,) = vaults([])
+    run(keeper.keep("exp"))
+    ray_stand_in.actors[VAULT] = silent(one, inventory=[unavailable(), unavailable()])
+    nodes, asked = ray_stand_in.nodes, list[str]()
+
+    def once() -> Any:
+        asked.append("nodes")
+        if len(asked) == 2:
+            raise unavailable()
+        return nodes()
+
+    monkeypatch.setattr(ray_stand_in, "nodes", once)
+    _, again, _ = begun_anew(run, loop)
+    assert len(asked) == 3
+    again.heartbeat("p", "still here")
+
+
 def test_an_inventory_comes_in_pages_and_begins_again_where_the_vault_was_restarted_between_two(
     keeper, vaults, run, loop, ray_stand_in, monkeypatch
 ):

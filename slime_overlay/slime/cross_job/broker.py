@@ -307,6 +307,7 @@ class Broker(Clusters):
             except Exception as error:  # whatever it is, to begin without memory would lose what it said
                 self._failures, self._failure = self._failures + 1, f"{type(error).__name__}: {error}"
                 logger.exception("the broker cannot begin, and tries again")
+                await self._keeper.stop()
                 await asyncio.sleep(min(30.0, 2.0 ** min(self._failures - 1, 5)))
                 self._anew()
 

@@ -127,6 +127,15 @@ class Keeper:
             await asyncio.wait(keeping, timeout=_STORES_S)
         return missing
 
+    async def stop(self) -> None:
+        """End all that is under way, before another keeper of this process begins: it would be fenced by what a vault
+        hears of this one afterwards."""
+        under_way = {*self._reading.values(), *self._tasks, *self._asked}
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
+
     def waits_for(self) -> list[dict[str, Any]]:
         """Vaults that `restore` asks, and that have not answered yet: [{"vault", "node_id", "silent_s"}]."""
         now = asyncio.get_running_loop().time()
@@ -417,9 +426,8 @@ class Keeper:
                 while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
                     if name in self._waits and name in self._were_given_up:
                         self.give_up(name)
-                    with contextlib.suppress(ray.exceptions.RayError):  # who cannot be asked has not said that it died
-                        if node_of(name) not in await alive_nodes():
-                            raise _Gone
+                    if await _is_node_gone(name):
+                        raise _Gone
                 answer = task.result()
                 if name in self._waits:
                     self._waits[name] = asyncio.get_running_loop().time()
@@ -433,7 +441,7 @@ class Keeper:
             except ray.exceptions.RayError as error:
                 logger.warning("vault %s does not say what it holds, and is asked again: %r", name, error)
                 await asyncio.sleep(0.5)
-                if node_of(name) not in await alive_nodes():
+                if await _is_node_gone(name):
                     raise _Gone from None
             finally:
                 task.cancel()
@@ -442,6 +450,14 @@ class Keeper:
 def node_of(name: str) -> str:
     """Id of the node of a vault, which ends its name."""
     return name.partition("/")[0].rpartition("_")[2]
+
+
+async def _is_node_gone(name: str) -> bool:
+    """Whether Ray counts the node of this vault as dead; False where Ray cannot be asked."""
+    try:
+        return node_of(name) not in await alive_nodes()
+    except ray.exceptions.RayError:
+        return False
 
 
 def _end_as_replaced(error: Exception) -> None:
