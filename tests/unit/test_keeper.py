@@ -1,6 +1,7 @@
 """The broker's memory without a cluster: kept before anybody is answered, by whoever is quick (ray_stand_in.py)."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -643,6 +644,21 @@ def test_what_was_begun_without_a_vault_is_newer_than_what_that_knows(keeper, va
     third, after, _ = begun_anew(run, loop)
     assert after.status("exp")["exp"]["published"] == 1
     assert third._broker > made._broker > 1
+
+
+def test_vaults_that_are_given_up_in_turn_obey_brokers_of_growing_numbers(keeper, vaults, run, loop, monkeypatch):
+    """Or what a vault was told by a broker without the other one would count as old as what the other was told."""
+    vaults([], [])
+    run(keeper.keep("exp"))
+    now = 1.7e9
+    monkeypatch.setattr(time, "time", lambda: now)
+    numbers = []
+    for given_up in (OTHER, VAULT, OTHER, OTHER, OTHER, VAULT):
+        now += 1.0
+        made = Keeper(NAMESPACE, Ledger(loop.time, loop.time), given_up={given_up})
+        run(made.restore())
+        numbers.append(made._broker)
+    assert numbers == sorted({*numbers})
 
 
 def test_a_vault_that_was_given_up_is_not_waited_for_by_the_next_broker_either(without_other, run, loop, ray_stand_in):

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ _SECOND_COPY_S = 0.5
 _STORES_S = 5.0  # that a broker which begins waits for stores
 _AVOIDED_S = 10.0  # after an error
 _UNANSWERED = 50  # words that a vault that does not answer is told all the same
-_GIVEN_UP = 1_000_000  # added to a broker's number for each vault that it never asked for the newest number
 
 
 class _Gone(Exception):
@@ -104,7 +104,9 @@ class Keeper:
         mine = [a["name"] for a in named if a["namespace"] == self._namespace and a["name"].startswith(VAULT_NAME)]
         mine = [name for name in mine if node_of(name) in nodes]  # the others never answer
         numbers = await asyncio.gather(*(self._unless_given_up(name, self._number) for name in mine))
-        self._broker = 1 + max((n for n in numbers if n is not None), default=0) + _GIVEN_UP * len(self.given_up)
+        self._broker = 1 + max((n for n in numbers if n is not None), default=0)
+        if self.given_up:  # what they obeyed is not known: milliseconds grow faster than brokers follow each other
+            self._broker = max(self._broker, int(time.time() * 1000))
         mine = [name for name, number in zip(mine, numbers, strict=True) if number is not None]
         found = await asyncio.gather(*(self._unless_given_up(name, self._inventory) for name in mine))
         holding = {name: one for name, one in zip(mine, found, strict=True) if one is not None}
