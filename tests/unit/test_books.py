@@ -722,6 +722,33 @@ def test_what_a_store_refuses_is_stored_behind_once_it_does_not(broker, vault, r
     run(test())
 
 
+def test_a_job_whose_store_fails_does_not_hold_up_another_one_that_stores_behind(broker, vault, run, uri):
+    good = f"memory://{uuid.uuid4().hex}"
+
+    async def hand_over(job_id: str, where: str, rollout_id: int) -> Any:
+        target = Target(f"{job_id}{rollout_id}", job_id, rollout_id, durably=Durably(where, job_id, behind=True))
+        return await vault.hand_over(target, from_refs(batch(rollout_id)), 2.0)
+
+    async def test() -> None:
+        for job_id, where in (("bad", uri), ("good", good)):
+            settings = {"store": where, "store_mode": "write-behind", "max_ahead": 100}
+            await broker.attach(replace(client("producer", job_id), job_id=job_id), settings)
+        store: Any = open_store(uri)
+
+        def refused(key: str, data: Any) -> None:
+            raise StoreRefused("wrong password")
+
+        store.put = refused
+        for rollout_id in range(8):
+            await hand_over("bad", uri, rollout_id)
+        assert await hand_over("bad", uri, 8) == "8 payloads have to be stored first: wrong password"
+        assert (await hand_over("good", good, 0)).version == 1
+        await settle()
+        assert len(Archive(open_store(good), "good").names()) == 1
+
+    run(test())
+
+
 def test_what_is_freed_while_it_is_being_stored_leaves_nothing_there(broker, vault, run, uri, loop, monkeypatch):
     in_thread = calls.in_thread
 

@@ -58,7 +58,7 @@ _HEARD_S = 5.0
 _REMEMBERED_CALLS = 256
 _PAGE = 1000  # items of an inventory
 _SAY_EVERY_S = 1.0
-_BEHIND = 8  # payloads that may be published and not yet stored durably (write-behind); then it waits for one
+_BEHIND = 8  # payloads of a job that may be published and not yet stored (write-behind); then it waits for one
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
 HEADER = "slime_cross_job"
@@ -137,7 +137,8 @@ class Vault:
         self._deposits = Deposits()
         self._damaged: set[str] = set()  # names of what was found damaged in a durable store
         self._latencies = Latencies()
-        self._behind: dict[str, asyncio.Task[Any]] = {}  # deposits that nobody waits for, by token
+        # deposits that nobody waits for, by token; with the job that waits where they are many
+        self._behind: dict[str, tuple[str, asyncio.Task[Any]]] = {}
         if own_process:
             _load_nothing_of_slime()
             threading.Thread(target=lambda: asyncio.run(self._introduce()), daemon=True).start()
@@ -202,7 +203,7 @@ class Vault:
                 target = Target(token, "", durably=durably, **named)
                 apart = self._held.get(f"{token}.source", [None])[0]
                 work = self._store(target, _about(target, record.payload), record, self._held[token], apart)
-                self._soon(token, work)
+                self._soon(token, "", work)
 
     async def open(self, token: str) -> list[Any]:
         """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
@@ -338,7 +339,7 @@ class Vault:
                 name = await self._deposits.save(durably, token, refs, apart, about, bool(target.observed))
                 payload = replace(payload, stored=name)
             elif durably is not None:
-                await self._until_few_are_behind(token)
+                await self._until_few_are_behind(durably.job_id, token)
             obeyed = self._broker
             recorded = await self._record(target, payload, refs)
             while obeyed != self._broker:  # the broker was replaced, and the next one may not know what it answered
@@ -353,25 +354,31 @@ class Vault:
         if recorded.payload.token == token and taken and recorded.payload.vault:
             self._records[token] = recorded
             if durably is not None and durably.behind:
-                self._soon(token, self._store(target, about, recorded, refs, apart))
+                self._soon(token, durably.job_id, self._store(target, about, recorded, refs, apart))
         else:  # the same content as the version that is there, or not taken, or it lies in the store alone
             await self.drop([token, f"{token}.source"])
         return recorded
 
-    async def _until_few_are_behind(self, token: str) -> None:
-        """Wait, before this payload is recorded, until fewer than _BEHIND have still to be stored; say for what."""
+    async def _until_few_are_behind(self, job_id: str, token: str) -> None:
+        """Wait, before this payload is recorded, until fewer than _BEHIND of its job have still to be stored; say for
+        what. Those of other jobs may have a store that fails, and those that are stored again hold up nobody."""
         troubles = self._deposits.troubles
         try:
-            while len(self._behind) >= _BEHIND:
-                why = next((troubles[other] for other in self._behind if other in troubles), "")
-                troubles[token] = f"{len(self._behind)} payloads have to be stored first: {why}" if why else ""
-                await asyncio.wait(self._behind.values(), timeout=_SAY_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                behind = {other: task for other, (whose, task) in self._behind.items() if whose == job_id}
+                if len(behind) < _BEHIND:
+                    return
+                why = next((troubles[other] for other in behind if other in troubles), "")
+                troubles[token] = f"{len(behind)} payloads have to be stored first: {why}" if why else ""
+                await asyncio.wait(behind.values(), timeout=_SAY_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             troubles.pop(token, None)
 
-    def _soon(self, token: str, work: Coroutine[Any, Any, None]) -> None:
-        self._behind[token] = asyncio.ensure_future(work)
-        self._behind[token].add_done_callback(lambda _: self._behind.pop(token, None))
+    def _soon(self, token: str, job_id: str, work: Coroutine[Any, Any, None]) -> None:
+        """Carry it out; this job waits where there are many of it (empty: none does)."""
+        task = asyncio.ensure_future(work)
+        self._behind[token] = (job_id, task)
+        task.add_done_callback(lambda _: self._behind.pop(token, None))
 
     async def _store(
         self, target: Target, about: dict[str, Any], recorded: Located | LocatedValue, refs: list[Any], apart: Any
