@@ -718,3 +718,39 @@ def test_a_forgotten_job_is_not_remembered_by_any_vault(keeper, vaults, run, led
     assert [vault._snapshots for vault in made] == [{}, {}, {}]
     _, again, _ = begun_anew(run, loop)
     assert again.jobs == {}
+
+
+def test_a_vault_that_was_silent_when_a_job_was_forgotten_is_told_again(keeper, vaults, run, ledger, loop):
+    _, other = vaults([], [])
+    run(keeper.keep("exp"))
+    ledger.end("p", "failed")
+    ledger.forget("exp")
+    carry_out = other.forget
+
+    async def silent_once(job_id: str) -> None:
+        other.forget = carry_out
+        raise unavailable()
+
+    other.forget = silent_once
+    run(keeper.forget("exp"))
+    assert [*other._snapshots] == ["exp"], "it has heard it: nothing is tested"
+    run(keeper.forget_again())
+    assert other._snapshots == {}
+    _, again, _ = begun_anew(run, loop)
+    assert again.jobs == {}
+
+
+def test_a_vault_that_was_given_up_when_a_job_was_forgotten_forgets_it_when_it_answers(
+    without_other, run, loop, ray_stand_in
+):
+    made, again, other = without_other
+    for name in ("p", "c"):
+        again.end(name, "failed")
+    again.forget("exp")
+    run(made.forget("exp"))
+    assert [*other._snapshots] == ["exp"], "it has heard it: nothing is tested"
+    assert run(made.answers_again(OTHER))
+    run(made.forget_again())
+    assert (again.jobs, other._snapshots) == ({}, {})
+    _, next_one, _ = begun_anew(run, loop)
+    assert next_one.jobs == {}

@@ -518,6 +518,7 @@ class Broker(Clusters):
         nodes = await alive_nodes()
         self._books.nodes |= nodes
         await asyncio.gather(*(self._look_at_vault(name, nodes) for name in self._ledger.vaults()))
+        self._spawn(self._keeper.forget_again())
 
     async def _wait_for_given_up(self, name: str) -> None:
         while name in self._given_up:

@@ -89,6 +89,7 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, _Kept] = {}
         self._forgotten: set[str] = set()  # ids of jobs
+        self._to_forget: set[tuple[str, str]] = set()  # (vault, job id) of those that have not answered
         self._entering: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
         self._waits: dict[str, float] = {}  # vaults that `restore` asks -> when they were last heard
         self._reading: dict[str, asyncio.Task[Any]] = {}
@@ -296,11 +297,21 @@ class Keeper:
         try:
             await self.books.forget(job_id, uri)
         finally:
-            await asyncio.gather(*map(answer_of, asked), return_exceptions=True)
+            await self._are_forgotten(job_id, asked)
 
     async def let_go(self, job_id: str) -> None:
         """Another broker keeps the job: what vaults have of it lies in its store, too."""
-        await asyncio.gather(*map(answer_of, self._tell_to_forget(job_id)), return_exceptions=True)
+        await self._are_forgotten(job_id, self._tell_to_forget(job_id))
+
+    async def forget_again(self) -> None:
+        """Tell vaults again that have not answered which jobs are forgotten, or a later broker would go on with
+        those; unless there is a new job of that name, whose state takes the place of the old one."""
+        pending, self._to_forget = self._to_forget, set()
+        asked: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # all at once: no new job comes in between
+        for name, job_id in pending:
+            if name in self._vaults and job_id not in self._ledger.jobs:
+                asked[job_id][name] = self._vaults[name].forget.remote(job_id)
+        await asyncio.gather(*(self._are_forgotten(job_id, by_vault) for job_id, by_vault in asked.items()))
 
     async def know(self, name: str) -> None:
         """This vault may keep snapshots, if there is one of this name, and it answers."""
@@ -317,6 +328,9 @@ class Keeper:
         if name in self.given_up:
             self.given_up.discard(name)
             self._tell_who_is_given_up()
+        for job_id in {state.job.job_id for state, _ in found.snapshots} & self._forgotten:
+            if job_id not in self._ledger.jobs:  # it was silent, or given up, when this was forgotten; it is told soon
+                self._to_forget.add((name, job_id))
         known = {*self._ledger.jobs, *self._forgotten}
         unknown = [pair for pair in found.snapshots if pair[0].job.job_id not in known]
         again = {pair[0].job.job_id for pair in unknown}
@@ -357,10 +371,18 @@ class Keeper:
                     marks = {table: getattr(job, table).beginning() for table in TABLES}
                     self._jobs.setdefault(job.job_id, _Kept()).told[name] = _Told(state.order, marks)
 
-    def _tell_to_forget(self, job_id: str) -> list[Any]:
-        """The refs of what vaults answer."""
+    def _tell_to_forget(self, job_id: str) -> dict[str, Any]:
+        """Vaults, and the refs of what they answer."""
         self._jobs.pop(job_id, None)
-        return [vault.forget.remote(job_id) for vault in self._vaults.values()]
+        return {name: vault.forget.remote(job_id) for name, vault in self._vaults.items()}
+
+    async def _are_forgotten(self, job_id: str, asked: dict[str, Any]) -> None:
+        """Wait for what vaults answer; those that do not are told again."""
+        answers = await asyncio.gather(*map(answer_of, asked.values()), return_exceptions=True)
+        for name, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception) and not isinstance(answer, ray.exceptions.ActorDiedError):
+                logger.warning("vault %s has not heard that job %s is forgotten: %r", name, job_id, answer)
+                self._to_forget.add((name, job_id))
 
     async def _keep_again(self, job_id: str) -> None:
         try:
