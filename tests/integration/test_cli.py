@@ -62,7 +62,7 @@ def a_run(driver: Any, job_id: str) -> Iterator[Run]:
 
 def ask(*words: Any, code: int = 0) -> str:
     """What a command prints on stdout."""
-    result = CliRunner().invoke(app, [*map(str, words)])
+    result = CliRunner().invoke(app, [*map(str, words)], env=environment())  # this machine may have other clusters
     if isinstance(result.exception, CrossJobError):
         assert result.exception.exit_code == code, result.exception
         return str(result.exception)

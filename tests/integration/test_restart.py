@@ -50,7 +50,8 @@ def stopped(job_id) -> Iterator[tuple[str, int]]:
 
 
 def command(job_id: str, *words: str) -> Any:
-    return CliRunner().invoke(app, [*words, "--namespace", job_id])
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}  # this machine may have other clusters
+    return CliRunner().invoke(app, [*words, "--namespace", job_id], env=address)
 
 
 def waits(job_id: str) -> Any:
