@@ -14,6 +14,7 @@ from slime.cross_job.types import BROKER_NAME, VAULT_NAME
 
 V1, V2 = f"{VAULT_NAME}_1", f"{VAULT_NAME}_2"
 STATS = {"payloads": 2, "nbytes": 3_000_000, "behind": 1}
+STATUS = {"queue_depth": 2, "store": None, "producer": None, "consumers": {}}
 
 
 class Cluster:
@@ -26,6 +27,7 @@ class Cluster:
         self.silent: set[str] = set()
         self.killed: list[str] = []
         self.comes_back: list[str] = []
+        self.slept_s: list[float] = []
         self.util = SimpleNamespace(
             list_named_actors=lambda all_namespaces: [{"namespace": n, "name": a} for n, a in sorted(self.there)]
         )
@@ -61,6 +63,7 @@ def cluster(monkeypatch) -> Cluster:
 
     def sleep(seconds: float) -> None:
         now.s += seconds
+        cluster.slept_s.append(seconds)
 
     monkeypatch.setattr(viewer, "ray", cluster)
     monkeypatch.setattr(viewer, "get", get)
@@ -73,7 +76,7 @@ def cluster(monkeypatch) -> Cluster:
 @pytest.fixture
 def jobs(monkeypatch) -> SimpleNamespace:
     """What the broker says: `living` and `status`, or an `error`; `ended` are clients that it was told to end."""
-    said = SimpleNamespace(living={}, status={"exp": {"queue_depth": 2, "store": None}}, ended=[], error=None)
+    said = SimpleNamespace(living={}, status={"exp": {**STATUS}}, ended=[], error=None)
 
     def connected(address: str | None, namespace: str) -> Any:
         if said.error is not None:
@@ -123,6 +126,20 @@ def test_clients_that_are_attached_end_with_force_only(cluster, jobs):
     assert [client for client, _ in jobs.ended] == ["p", "c"]
     assert len(cluster.killed) == 5, "what came back, too"
     assert not {name for namespace, name in cluster.there if namespace == "ns"} - {"somebody"}
+
+
+def test_clients_hear_of_their_end_before_the_broker_goes(cluster, jobs):
+    """Or they would find none, and make another one: a sign of life comes within a third of the lease."""
+    jobs.living = {"p": "producer of job exp", "c": "consumer of job exp"}
+    jobs.status["exp"] |= {
+        "producer": {"state": "live", "dead_after_s": 30.0},
+        "consumers": {
+            "train": {"state": "live", "dead_after_s": 180.0},
+            "eval": {"state": "dead", "dead_after_s": 1e9},
+        },
+    }
+    assert shutdown("--yes", "--force")[1] is None
+    assert 60.0 < cluster.slept_s[0] < 70.0
 
 
 def test_actors_that_come_back_all_the_time_are_said(cluster, jobs):

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import BadInput, BrokerLost, NoBroker, Refused, WaitTimeout
+from ..records import LIVE
 from .app import (
     CONNECT_S,
     DEFAULT,
@@ -26,7 +27,7 @@ from .app import (
 )
 from .text import bytes_text, clean
 
-_HEARD_S = 3.0  # within which clients hear with a sign of life that they were ended
+_HEARD_S = 2.0  # beyond the time between two signs of life, within which clients hear that they were ended
 
 Group = Annotated[str, typer.Option("--group", "-g", help="the consumer group")]
 
@@ -193,7 +194,7 @@ def shutdown(
         assert viewer is not None
         viewer.end_client(client_id, "its namespace was shut down by its operator")
     if living:
-        time.sleep(_HEARD_S)
+        time.sleep(_HEARD_S + _between_signs_s(jobs))
     ended = views.end_namespace(namespace)
     say(f"{len(ended)} actors ended, {bytes_text(held['nbytes'])} freed")
 
@@ -226,6 +227,13 @@ def quarantine(
     sure(f"{len(names)} damaged payloads of job {job} are deleted, with the reasons", yes)
     archive.forget_quarantined(names)
     say(f"{len(names)} deleted")
+
+
+def _between_signs_s(jobs: dict[str, Any]) -> float:
+    """Longest time that may pass between two signs of life of a client: a third of its lease (see Settings). Who hears
+    nothing until then finds no broker, and makes another one."""
+    clients = [c for status in jobs.values() for c in (status["producer"], *status["consumers"].values()) if c]
+    return max((c["dead_after_s"] / 3 for c in clients if c["state"] == LIVE), default=1.0)
 
 
 def _control(address: str | None, namespace: str, job_id: str | None, yes: bool, wanted: str, words: str) -> None:
