@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from job_api import job_client
 from ray.job_submission import JobDetails, JobStatus
 
 from slime.cross_job.errors import CrossJobError
@@ -67,6 +66,8 @@ class Supervisor:
 
     def connect(self, api: str) -> None:
         """To the cluster of which this process is a driver now; jobs of another one are over."""
+        from job_api import job_client  # an observer on a machine has no scripts/, and asks for names only
+
         self._client = job_client(api)
         self.link = Link(NAMESPACE)
 
