@@ -108,7 +108,7 @@ def test_a_producer_whose_place_was_taken_in_its_silence_is_fenced(submit, job_i
     with stopped(pair.pids[0]):
         wait_for(lambda: pair.status()["producer"]["state"] == "silent", 60)
         pair.producer = pair.start("producer")
-        assert pair.producer.said()["epoch"] == 2
+        assert pair.producer.said()["epoch"] >= 2  # more where a busy machine kept the first one silent before
     assert first.wait(60) == "FAILED"
     assert "Fenced" in first.logs
     pair.goes_on()
