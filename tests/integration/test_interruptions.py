@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from types import FrameType
 
 import pytest
 from speak import columns
@@ -25,28 +26,41 @@ def pair(job_id):
         yield producer, consumer
 
 
-def interrupt_in(seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
+@pytest.fixture
+def ctrl_c():
+    """Seconds until Ctrl-C, which is heard only where it comes within a claim: later it would end the whole run."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        while frame and frame.f_code is not Consumer.claim.__code__:
+            frame = frame.f_back
+        if frame:
+            raise KeyboardInterrupt
+
+    def send_in(seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        return timer
+
+    before = signal.signal(signal.SIGINT, handle)
+    yield send_in
+    signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_in_a_claim_strands_nothing(pair):
+def test_ctrl_c_in_a_claim_strands_nothing(pair, ctrl_c):
     producer, consumer = pair
-    interrupt_in(1.0)
     began = time.monotonic()
+    timer = ctrl_c(1.0)
     with pytest.raises(KeyboardInterrupt):
-        consumer.claim(timeout_s=300)
+        consumer.claim(timeout_s=patient(300))
+    timer.join()
     assert time.monotonic() - began < patient(60)
     for rollout_id in range(ROLLOUTS):
         producer.publish(rollout_id, columns(rollout_id))
     got, interrupted = [], 0
     while len(got) < ROLLOUTS:
-        timer = interrupt_in(random.uniform(0, 0.02))
+        timer = ctrl_c(random.uniform(0, 0.02))
         try:
             got.append(consumer.claim(timeout_s=60).rollout_id)
-            timer.join()
-            time.sleep(0.1)  # the signal comes here at the latest
         except KeyboardInterrupt:
             interrupted += 1
         timer.join()

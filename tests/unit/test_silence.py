@@ -29,6 +29,13 @@ def test_who_wakes_up_and_was_not_replaced_goes_on_with_what_it_held(pair, clock
     assert figures(pair, "acked", "requeued", "restarts") == [1, 0, {"producer": 0, "consumer train": 0}]
 
 
+def test_a_producer_hears_of_the_consumer_that_lives_not_of_a_later_one_that_is_silent(pair, clock):
+    clock.now += 1
+    attach(pair, "c-later", group="eval")
+    silent(pair, clock, "c-later", vouched=False)
+    assert pair.peer_verdict("p")["kind"] == "alive"
+
+
 def test_another_of_the_group_takes_what_a_silent_one_holds_and_that_one_is_fenced(pair, clock):
     attach(pair, "c2")
     for rollout_id in range(3):

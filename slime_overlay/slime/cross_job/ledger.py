@@ -33,7 +33,7 @@ from .retention import is_unread
 from .status import job_status, looked, rollout_detail
 from .steering import Steering
 from .types import Located, Payload, check_plain, check_rollout_id
-from .verdicts import verdict, who
+from .verdicts import presumed_dead, verdict, who
 
 logger = logging.getLogger(__name__)
 
@@ -301,7 +301,8 @@ class Ledger(Steering):
         if info.role == "producer":
             mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
             candidates = [c for c in mine if c.attached] or [g.last for g in job.groups.values() if g.last is not None]
-            peer = max(candidates, key=lambda c: c.attached_at, default=None)
+            now = self._clock()  # who lives speaks for all, however late the others came
+            peer = max(candidates, key=lambda c: (c.live, not presumed_dead(c, now), c.attached_at), default=None)
             found = verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
             return self.held_back(job) or _with_words(found, self.idle(job))
         owner = job.groups[info.group].leases.get(-1 if rollout_id is None else rollout_id)
