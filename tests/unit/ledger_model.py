@@ -313,7 +313,8 @@ class Life:
 
     def may_put(self, person: Someone, key: str, number: int) -> Error:
         version, _, author = self.values.get(key, (-1, None, person))
-        return Refused if number <= version and author.state == "live" and key in self.values else None
+        watched = author is person or author.state == "live"
+        return Refused if number <= version and watched and key in self.values else None
 
     def sources_before(self, rollout_id: int) -> tuple[int, list[Payload | None]]:
         """(n, what may tell where the n-th generation begins): any generation of the one before it."""
