@@ -131,13 +131,15 @@ STATES = ("passed", "cut", "left out", "failed")
 
 @dataclass
 class Result:
-    """What came of a suite. `state`: one of STATES; `not_run`: what it said that it did not run."""
+    """What came of a suite. `state`: one of STATES; `not_run`: what it said that it did not run; `failures`: of its
+    output what tells why it failed."""
 
     suite: Suite
     state: str
     seconds: float = 0.0
     why: str = ""
     not_run: str = ""
+    failures: str = ""
 
 
 def slower(results: Iterable[Result], quiet_s: Mapping[str, float]) -> float:
@@ -188,6 +190,15 @@ def not_run(output: str) -> str:
     return "".join(text for text in found if text != "everything that was selected was run\n")
 
 
+def failures(output: str) -> str:
+    """Of the output of a suite that failed: what pytest says of the errors and at its end, or the last lines."""
+    lines = _COLOUR.sub("", output).splitlines()
+    told = [line for line in lines if re.match(r"(FAILED|ERROR|INTERNALERROR|E  ) |!!!", line)]
+    return "".join(f"{line[:300]}\n" for line in (told[-FAILURES:] or lines[-FAILURES:]))
+
+
+FAILURES = 25
+
 # ------------------------------------------------------------------ what is done
 
 
@@ -214,7 +225,8 @@ class Runner:
                 suite, say, TIMES * takes_s + SILENCE_S, suite.silence_s * factor
             )
             state, why = judge(code, stopped, before, suite.by_pytest)
-            result = Result(suite, state, time.monotonic() - began, why, not_run(output))
+            told = failures(output) if state == "failed" else ""
+            result = Result(suite, state, time.monotonic() - began, why, not_run(output), told)
         self.results.append(result)
         say(f"== {suite.name}: {result.state}, {result.seconds:.0f} s{result.why and ', ' + result.why}\n")
 
@@ -228,7 +240,7 @@ class Runner:
             process = subprocess.Popen(
                 [*nice, *suite.command],
                 cwd=ROOT,
-                env={k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | {"PY_COLORS": "0"},
+                env={k: v for k, v in os.environ.items() if k != "FORCE_COLOR"} | {"PY_COLORS": "0", "COLUMNS": "200"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -332,6 +344,8 @@ def main() -> int:
     factor = slower(runner.results, QUIET_S)
     _print(f"\n== {time.monotonic() - began:.0f} s on a machine {factor:.2f} times slower than the quiet one\n")
     _print(table(runner.results, known, QUIET_S))
+    for one in runner.results:
+        _print(one.failures and f"\n== {one.suite.name} failed:\n{one.failures}\n")
     states = {state: [one.suite.name for one in runner.results if one.state == state] for state in STATES}
     _print("; ".join(f"{state}: {', '.join(names)}" for state, names in states.items() if names) + "\n")
     if short := [] if args.suites else [name for name in LEAST if name not in states["passed"]]:

@@ -146,6 +146,12 @@ def test_the_table_says_what_was_left_out_and_can_be_pasted():
     assert pasted["QUIET_S"] == {**QUIET_S, "static": 61}
 
 
+def test_why_a_suite_failed_is_told_at_the_end():
+    told = ["...F\n", "E   assert 1 == 2\n", "  more\n", "!!!!! KeyboardInterrupt\n", "FAILED a.py::b - assert 1\n"]
+    assert ci.failures("".join([*told, "1 failed in 1s\n"])) == "".join([told[1], *told[3:]])
+    assert ci.failures("".join(f"{n}\n" for n in range(100))).split() == [str(n) for n in range(75, 100)]
+
+
 def test_what_suites_did_not_run_is_found():
     told = """..s [100%]
 =========== not run ===========
