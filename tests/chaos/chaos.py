@@ -38,7 +38,7 @@ from faults import FAULTS, Fault, Run, Taken  # noqa: E402
 from machine_faults import NODE_FAULTS  # noqa: E402
 from machines import ArchiveThere, Observer, SupervisorOutside, cluster_of  # noqa: E402
 from nodes import Cluster, wait_until  # noqa: E402
-from supervisor import JOB_ID, NAMESPACE, SETTINGS, Supervisor  # noqa: E402
+from supervisor import JOB_ID, NAMESPACE, PENDING_S, SETTINGS, Supervisor  # noqa: E402
 from watcher import ENOUGH  # noqa: E402
 
 from redis_server import RedisServer  # noqa: E402
@@ -225,7 +225,7 @@ def inject(args: argparse.Namespace, run: Run, began: float) -> dict[str, Any]:
         run.archiver.start()
         run.supervisor.start()
         chaos.go_on_for(60 * args.minutes, args.least, args.most)
-        failures += finish(run, chaos.patience_s)
+        failures += finish(run, chaos.patience_s + PENDING_S)
     except Exception as error:
         if not isinstance(error, (Hang, AssertionError)):
             say(traceback.format_exc())

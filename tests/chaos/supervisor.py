@@ -20,6 +20,7 @@ JOBS = Path(__file__).parent / "jobs"
 JOB_ID = "chaos"
 NAMESPACE = "chaos"
 LEASE_S = 4.0
+PENDING_S = 60.0  # a head that is killed while it starts a job leaves it "pending" for good, with no actor behind it
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 SETTINGS = {
     "namespace": NAMESPACE,
@@ -39,7 +40,7 @@ class Incarnation:
     role: str
     submission_id: str
     started: float = field(default_factory=time.monotonic)
-    given_up: bool = False  # it lives, but the broker counts it as dead
+    given_up: bool = False  # it lives, but the broker counts it as dead; or it never began
     lost: bool = False  # its cluster is gone
     details: JobDetails | None = None  # once it is over
 
@@ -139,8 +140,12 @@ class Supervisor:
     def _look(self) -> None:
         for job in [j for j in self.jobs if j.details is None and not j.lost]:
             details = self._client.get_job_info(job.submission_id)
+            pending = details.status == JobStatus.PENDING and not job.given_up
             if details.status in _OVER:
                 job.details = details
+            elif pending and time.monotonic() > job.started + PENDING_S:
+                job.given_up = True
+                self._client.stop_job(job.submission_id)
         for role in ("rollout", "train"):
             job = self.current(role)
             if job.details is None and not job.lost:
