@@ -175,6 +175,11 @@ class LocalCluster:
             raise NotStarted(f"the local Ray cluster has no dashboard, hence takes no jobs. Ray said:\n{text[-2000:]}")
         self.api = found.group(1)
 
+    def check(self) -> None:
+        """Raise NotStarted where its head has ended."""
+        if self._process is None or self._process.poll() is not None:
+            raise NotStarted(f"the local Ray cluster at {self.address} has ended: its machine may be overloaded")
+
     def pids(self) -> list[int]:
         """Process ids of the cluster and of everything that runs in it.
 

@@ -55,8 +55,12 @@ class Node:
                 preexec_fn=end_with_parent,
             )
 
+        def pids() -> list[int]:
+            self._cluster.check()  # a node waits without end for a head that is gone
+            return self._pids()
+
         # one after the other: two that start at once choose the same ports
-        wait_started(self._process, self._pids, log, _STARTED, f"node {self.name}")
+        wait_started(self._process, pids, log, _STARTED, f"node {self.name}")
 
     def raylet(self) -> int:
         """Process id of its raylet. Raises LookupError when it has none."""
