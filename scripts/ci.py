@@ -46,7 +46,6 @@ QUIET_S = {
     "slime core": 500,
     "tools": 200,
     "slime": 300,
-    "slime real": 250,
 }
 """Seconds that each suite takes on the quiet machine: 2 cores, nothing else on them. Each run ends with the table that
 it measured, to be pasted here."""
@@ -84,7 +83,6 @@ def suites(out: Path) -> list[Suite]:
     two_jobs = [f"{integration}{name}.py" for name in ("two_jobs", "delivery")]
     tools = [f"{integration}{name}.py" for name in ("doctor", "web")]
     core = [f"{slime}{name}.py" for name in ("same_training", "survival")]
-    real = f"{slime}real.py"
     environment = ("bash", "-c", ". scripts/env.sh")
     kills = "cluster killed,vault killed,broker killed,train driver killed"
     chaos = ("scripts/chaos.sh", "--json", str(out / "chaos.json"), "--minutes")
@@ -110,8 +108,7 @@ def suites(out: Path) -> list[Suite]:
         Suite("integration", _tests("integration", "tests/integration", *_without([*two_jobs, *tools]))),
         Suite("slime core", _tests("slime", *core), alone=True),
         Suite("tools", _tests("integration", *tools), alone=True),
-        Suite("slime", _tests("slime", "tests/slime", *_without([*core, real])), alone=True),
-        Suite("slime real", _tests("slime", real), alone=True),
+        Suite("slime", _tests("slime", "tests/slime", *_without(core)), alone=True),
     ]
 
 

@@ -61,7 +61,10 @@ class AtWork:
 
     def goes_on(self):
         acked = self.status()["acked"]
-        wait_for(lambda: self.status()["acked"] > acked + 3, 60)
+        wait_for(lambda: self.status()["acked"] > acked + 3, 60, self.told)
+
+    def told(self):
+        return "\n".join([str(self.status()), self.producer.logs[-3000:], self.consumer.logs[-3000:]])
 
     def end(self):
         self._enough.touch()
@@ -84,6 +87,7 @@ def test_a_broker_and_a_vault_that_are_stopped_for_long_are_waited_for(submit, j
     assert re.search(words.format(re.escape(pairs[1].name), waits), told)
 
 
+@pytest.mark.again
 @pytest.mark.parametrize("who", ["producer", "consumer"])
 def test_a_client_that_is_stopped_beyond_its_lease_goes_on_and_so_does_its_peer(submit, job_id, tmp_path, who):
     pair = AtWork(submit, job_id, tmp_path / "enough", LEASE_S)

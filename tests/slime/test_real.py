@@ -9,7 +9,7 @@ from slime_jobs import at_pins
 ROLLOUTS = 18
 
 
-@at_pins("v0.3.1", again=("079dbcf",))
+@at_pins(again=("v0.3.1", "079dbcf"))
 def test_the_split_pair_learns_on_real_parts(pin, new_run):
     run = new_run(pin, "real", engine="sglang", probe=True, options={"num_rollout": ROLLOUTS})
     jobs = {role: run.launch(role) for role in ("rollout", "train")}
