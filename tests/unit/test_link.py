@@ -12,7 +12,14 @@ import pytest
 import ray
 
 from slime.cross_job import link
-from slime.cross_job.errors import BadInput, BrokerLost, ClusterUnreachable, StoreUnreachable, WaitTimeout
+from slime.cross_job.errors import (
+    BadInput,
+    BrokerLost,
+    ClusterUnreachable,
+    StoreUnreachable,
+    Unreachable,
+    WaitTimeout,
+)
 from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters
 from slime.cross_job.types import VAULT_NAME, Payload
 
@@ -258,6 +265,43 @@ def test_the_grace_of_a_broker_begins_when_it_goes_and_not_when_one_went_before(
     monkeypatch.setattr(link.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(link.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     assert made.ask("hello", Deadline(3600.0)) == "answer"
+
+
+def test_a_broker_that_is_made_anew_while_the_gcs_is_away_is_asked_for_until_the_grace_is_over(made, monkeypatch):
+    """Ray waits for its GCS for a minute, then raises what is no error of an actor."""
+    now, answers = [1000.0], [*[ray.exceptions.RpcError("GCS")] * 3, "made"]
+
+    def handle() -> Any:
+        now[0] += 60.0
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return SimpleNamespace(hello=SimpleNamespace(remote=lambda: answer))
+
+    def answer(ref: Any, *_: Any) -> Any:
+        if ref == "made":
+            return "answer"
+        raise ray.exceptions.ActorDiedError
+
+    made._grace_s, made._broker = 300.0, SimpleNamespace(hello=SimpleNamespace(remote=lambda: "dead"))
+    made._broker_handle = handle
+    monkeypatch.setattr(link, "get", answer)
+    monkeypatch.setattr(link.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(link.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    assert made.ask("hello", Deadline(3600.0)) == "answer"
+    answers[:] = [ray.exceptions.RpcError("GCS")] * 10
+    made._broker = SimpleNamespace(hello=SimpleNamespace(remote=lambda: "dead"))
+    with pytest.raises(BrokerLost):
+        made.ask("hello", Deadline(3600.0))
+
+
+def test_a_vault_that_cannot_be_looked_up_is_unreachable_and_not_lost(made, monkeypatch):
+    def away(*_: Any, **__: Any) -> Any:
+        raise ray.exceptions.RpcError("Timed out while waiting for GCS to become available.")
+
+    made._vaults, made.store, made.patience_s = {}, None, 30.0
+    monkeypatch.setattr(link.ray, "get_actor", away)
+    with pytest.raises(Unreachable, match="GCS"):
+        made.open_refs(Payload("t", "vault1/a", 10))
 
 
 def test_no_wait_goes_on_once_the_cluster_is_lost(made, silent, monkeypatch):

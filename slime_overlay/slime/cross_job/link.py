@@ -55,8 +55,10 @@ _NO_CLIENT = (
     "a job (`ray job submit`)"
 )
 
-GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
-"""What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster."""
+_AWAY = (ray.exceptions.ActorUnavailableError, ray.exceptions.RpcError)
+GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, ray.exceptions.RpcError)
+"""What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster; or nobody can
+look it up, because Ray's GCS has been away for a minute."""
 
 
 _inherited = False  # a connection to Ray, of the process from which this one was forked
@@ -310,9 +312,9 @@ class Link:
             logger.info("payload %s is read from the durable store: %s", payload.stored, error)
         job_id, uri = self.store
         name = source_name(payload.stored) if suffix else payload.stored
-        vault = self.vault_on(ray.get_runtime_context().get_node_id(), deadline)
         patience = Deadline(_LOAD_S if deadline is None else 0.0, self._patience(deadline))
         try:
+            vault = self.vault_on(ray.get_runtime_context().get_node_id(), deadline)
             return get(vault.load.remote(uri, job_id, name, self.observed), patience, "the vault")
         except NotStored as error:
             raise PayloadLost(f"{error}: it was freed") from None
@@ -321,8 +323,8 @@ class Link:
 
     def _open_in_vault(self, payload: Payload, suffix: str, deadline: Deadline | None) -> list[Any]:
         patience = Deadline(_STORED_S) if payload.stored and self.store else self._patience(deadline)
-        vault = self.vault(payload.vault)
         try:
+            vault = self.vault(payload.vault)
             return self.get_of_vault(vault.open.remote(payload.token + suffix), patience, payload.vault)
         except GONE as error:
             self._vaults.pop(payload.vault.partition("/")[0], None)
@@ -443,13 +445,14 @@ class Link:
             try:
                 ask = getattr(self._broker, method).remote(*args, **kwargs)
                 return get(ask, deadline, what, self._how_the_broker_stands)
-            except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError) as error:
+            except (*_AWAY, ray.exceptions.ActorDiedError) as error:
                 if gone is None:
                     gone = Deadline(min(self._grace_s, deadline.left()))
                 if not gone:
                     raise BrokerLost(f"{what} is gone for {gone.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
-                    self._broker = self._broker_handle()
+                    with contextlib.suppress(*_AWAY):
+                        self._broker = self._broker_handle()
             except Forgotten:  # by a broker that only followed another, or whose vaults are gone, too
                 if self.client is None or self.store is None or introduced or method == "follow":
                     raise
