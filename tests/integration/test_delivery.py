@@ -99,6 +99,7 @@ def test_a_broker_that_was_ended_for_good_is_made_again_with_its_memory(pair, jo
     assert consumer.claim(0).batch.to_pydict() == columns(0)
 
 
+@pytest.mark.again
 def test_a_thousand_rollouts_are_known_again_within_5_s(job_id):
     with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as consumer:
         for rollout_id in range(1000):

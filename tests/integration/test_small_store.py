@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from job_api import job_client
 from local_cluster import LocalCluster
 from ray_jobs import PYTHONPATH, Job
 
 
+@pytest.mark.again
 def test_a_rollout_that_is_larger_than_the_object_store_is_named_and_arrives(job_id):
     with LocalCluster(object_store_bytes=80_000_000, env={"PYTHONPATH": PYTHONPATH}) as cluster:
         client = job_client(cluster.api)

@@ -111,6 +111,7 @@ def test_a_killed_rollout_job_is_replaced_at_once(submit, job_id):
     assert second.wait() == "SUCCEEDED", second.logs
 
 
+@pytest.mark.again
 def test_both_jobs_at_the_same_moment_make_one_broker(driver, submit, job_id, tmp_path):
     jobs = [submit("meet.py", job_id, tmp_path, n) for n in range(2)]
     wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2, 60, lambda: jobs[0].logs + jobs[1].logs)

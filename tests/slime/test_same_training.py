@@ -19,7 +19,7 @@ def test_two_jobs_train_as_one(pin, new_run, single):
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
 
 
-@at_pins("079dbcf", again=("v0.1.0", "v0.3.1"))
+@at_pins(again=("079dbcf", "v0.1.0", "v0.3.1"))
 def test_one_ahead_is_train_async(pin, new_run, single):
     """With --cross-job-max-ahead 1 slime's synchronous train.py trains as its train_async.py does in one job."""
     expected = single(pin, "train_async.py")

@@ -42,7 +42,8 @@ def pair(ledger: Ledger) -> Ledger:
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    """What the test stands in for stands until the tasks have ended, hence `monkeypatch`."""
     loop = Loop()
     asyncio.set_event_loop(loop)
     yield loop
