@@ -162,6 +162,7 @@ def stop(ran_s: float, silent_s: float, left_s: float, limit_s: float, silence_s
 OVER = "the time was over"
 _FAILED = re.compile(r"\b[1-9]\d* (failed|errors?)\b|^[.sxX]*[FE][.sxXFE]*( +\[ *\d+%\])?$", re.MULTILINE)
 """pytest's last line, or a line of its progress, where something failed."""
+FAILURES = 25  # lines that tell why a suite failed
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -193,8 +194,6 @@ def failures(output: str) -> str:
     told = [line for line in lines if re.match(r"(FAILED|ERROR|INTERNALERROR|E  ) |!!!", line)]
     return "".join(f"{line[:300]}\n" for line in (told[-FAILURES:] or lines[-FAILURES:]))
 
-
-FAILURES = 25
 
 # ------------------------------------------------------------------ what is done
 

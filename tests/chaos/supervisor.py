@@ -20,7 +20,7 @@ JOBS = Path(__file__).parent / "jobs"
 JOB_ID = "chaos"
 NAMESPACE = "chaos"
 LEASE_S = 4.0
-PENDING_S = 60.0  # a head that is killed while it starts a job leaves it "pending" for good, with no actor behind it
+PENDING_S = 60.0  # a job whose head is killed while it starts stays "pending" for 15 min, with no actor behind it
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 SETTINGS = {
     "namespace": NAMESPACE,

@@ -28,7 +28,7 @@ def pair(job_id):
 
 @pytest.fixture
 def ctrl_c():
-    """Seconds until Ctrl-C, which is heard only where it comes within a claim: later it would end the whole run."""
+    """Sends Ctrl-C after so many seconds. It is ignored outside of a claim, where it would end the whole run."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         while frame and frame.f_code is not Consumer.claim.__code__:

@@ -301,9 +301,9 @@ class Ledger(Steering):
         if info.role == "producer":
             mine = [c for c in self.clients.values() if c.info.job_id == job.job_id and c.info.role == "consumer"]
             candidates = [c for c in mine if c.attached] or [g.last for g in job.groups.values() if g.last is not None]
-            now = self._clock()  # who lives speaks for all, however late the others came
+            now = self._clock()  # the producer waits for whoever is alive, even if others attached later
             peer = max(candidates, key=lambda c: (c.live, not presumed_dead(c, now), c.attached_at), default=None)
-            found = verdict(peer, "consumer", job.job_id, self._clock(), self._wall())
+            found = verdict(peer, "consumer", job.job_id, now, self._wall())
             return self.held_back(job) or _with_words(found, self.idle(job))
         owner = job.groups[info.group].leases.get(-1 if rollout_id is None else rollout_id)
         if owner is not None and owner[0] != info.client_id:

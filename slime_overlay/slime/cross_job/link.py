@@ -55,7 +55,7 @@ _NO_CLIENT = (
     "a job (`ray job submit`)"
 )
 
-_AWAY = (ray.exceptions.ActorUnavailableError, ray.exceptions.RpcError)
+_AWAY = (ray.exceptions.ActorUnavailableError, ray.exceptions.RpcError)  # of these, what may pass
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, ray.exceptions.RpcError)
 """What Ray raises of an actor that does not answer: it died, restarts, or its node has left the cluster; or nobody can
 look it up, because Ray's GCS has been away for a minute."""
