@@ -103,10 +103,10 @@ def suites(out: Path) -> list[Suite]:
         ),
         Suite("patches", _tests("patches"), beside=True),
         Suite("contract", _tests("contract"), beside=True),
-        Suite("cluster", _tests("cluster"), beside=True, silence_s=1200),
         Suite("two jobs", _tests("integration", *two_jobs)),
-        Suite("integration", _tests("integration", "tests/integration", *_without([*two_jobs, *tools]))),
         Suite("slime core", _tests("slime", *core), alone=True),
+        Suite("cluster", _tests("cluster"), alone=True, silence_s=1200),
+        Suite("integration", _tests("integration", "tests/integration", *_without([*two_jobs, *tools])), alone=True),
         Suite("tools", _tests("integration", *tools), alone=True),
         Suite("slime", _tests("slime", "tests/slime", *_without(core)), alone=True),
     ]

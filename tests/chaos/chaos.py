@@ -284,7 +284,8 @@ def finish(run: Run, patience_s: float) -> list[str]:
         return ["the jobs did not come to their end"]
     if not run.archiver.through.wait(patience_s) or run.archiver.error is not None:
         return [f"the other consumer group did not come to its end: {run.archiver.error!r}"]
-    status = run.supervisor.status()
+    # who was given up may have come to its end all the same; the next one then began the job anew, with nothing in it
+    status = run.supervisor.complete or run.supervisor.status()
     (run.folder / "status.jsonl").write_text(json.dumps(status) + "\n")
     (run.folder / ENOUGH).touch()
     wait_until(lambda: (run.folder / "viewed.json").exists() or not (run.folder / WATCHER_LOG).exists(), 60, 0.2)

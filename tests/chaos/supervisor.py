@@ -62,6 +62,7 @@ class Supervisor:
         self.python = sys.executable
         self.own_node_always = False  # else every other driver runs on the head
         self.finishing = threading.Event()
+        self.complete: dict[str, Any] = {}  # status of the job when the broker first said that both are through
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -94,9 +95,7 @@ class Supervisor:
 
     def client(self, role: str) -> dict[str, Any]:
         """What the broker says of the rollout job's or the train job's newest client."""
-        status = self.status()
-        found = status.get("producer") if role == "rollout" else status.get("consumers", {}).get("train")
-        return found or {}
+        return client_of(role, self.status())
 
     def current(self, role: str) -> Incarnation:
         return [job for job in self.jobs if job.role == role][-1]
@@ -146,12 +145,21 @@ class Supervisor:
             elif pending and time.monotonic() > job.started + PENDING_S:
                 job.given_up = True
                 self._client.stop_job(job.submission_id)
+        status = self.status()
+        if self.finishing.is_set() and status.get("complete"):
+            self.complete = self.complete or status
         for role in ("rollout", "train"):
             job = self.current(role)
             if job.details is None and not job.lost:
-                client = self.client(role)
+                client = client_of(role, status)
                 stalled = client.get("state") in ("dead", "silent") and client["submission_id"] == job.submission_id
                 job.given_up = job.given_up or stalled
             done = self.finishing.is_set() and job.details is not None and job.details.status == JobStatus.SUCCEEDED
             if (job.details is not None or job.given_up or job.lost) and not done:
                 self._submit(role)
+
+
+def client_of(role: str, status: dict[str, Any]) -> dict[str, Any]:
+    """The newest client of the rollout job or the train job, of what the broker says."""
+    found = status.get("producer") if role == "rollout" else status.get("consumers", {}).get("train")
+    return found or {}

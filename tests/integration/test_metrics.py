@@ -189,7 +189,11 @@ def wait_for_value(prometheus: Prometheus, expr: str, value: float) -> None:
 
 def wait_for_count(prometheus: Prometheus, metric: str, least: int) -> None:
     expr = f"sum(ray_slime_cross_job_{metric})"
-    wait_for(lambda: (prometheus.value(expr) or 0) >= least, SEEN_S, lambda: f"{expr}: {prometheus.query(expr)}")
+    wait_for(
+        lambda: (prometheus.value(expr) or 0) >= least,
+        SEEN_S,
+        lambda: f"{expr}: {prometheus.query(expr)}; scraped: {prometheus.query('up')}",
+    )
 
 
 @pytest.fixture(scope="module")
