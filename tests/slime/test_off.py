@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import single_job
+from slime.cross_job.types import MOST_META_BYTES
 from slime_jobs import ROUTER_019, at_pins
 
 FLAGS = {
@@ -46,8 +47,18 @@ loaded = sorted(name for name in sys.modules if name.startswith("slime.cross_job
 print("LOOKED", json.dumps([args, loaded, slime.ray.rollout.__file__]))
 """
 
+AGREE = """
+import json, sys
+sys.argv = ["train.py", *json.loads(sys.argv[1])]
+import slime.ray.placement_group
+from slime.utils.arguments import parse_args
+from slime.cross_job.handshake import others, terms
+args, in_parts = parse_args(), hasattr(slime.ray.placement_group, "create_training_models")
+print("LOOKED", json.dumps([terms(args, in_parts), others(args, in_parts)]))
+"""
 
-def look(pin: str, folder: Path, root: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+
+def look(pin: str, folder: Path, root: Path, *extra: str, script: str = LOOK) -> subprocess.CompletedProcess[str]:
     """Parse slime's arguments as train.py does, in a process of its own."""
     folders = single_job.Folders(root)
     folders.prepare()
@@ -55,7 +66,7 @@ def look(pin: str, folder: Path, root: Path, *extra: str) -> subprocess.Complete
         pin, folders.model, folders.prompts, weight_dir=folders.weights, extra=extra
     )
     env = single_job.environment(pin, folder, engine="toy", weight_dir=folders.weights, router_019=ROUTER_019)
-    command = [sys.executable, "-c", LOOK, json.dumps(arguments)]
+    command = [sys.executable, "-c", script, json.dumps(arguments)]
     return subprocess.run(
         command, cwd=folder, env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True, check=False
     )
@@ -104,3 +115,22 @@ def test_what_cannot_work_is_refused_with_the_reason(flags, said, checkout: Call
     done = look("v0.3.1", checkout("v0.3.1"), tmp_path, *flags)
     assert done.returncode != 0
     assert said in done.stderr, done.stderr[-3000:]
+
+
+@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
+def test_jobs_with_the_same_flags_agree_on_every_argument(pin, checkout: Callable[..., Path], tmp_path: Path):
+    """What slime's parser makes of them depends on neither role nor process; and the broker has room for it."""
+    told = []
+    for role in ("rollout", "train"):
+        done = look(pin, checkout(pin), tmp_path, *ON, "--cross-job-role", role, script=AGREE)
+        line = next((line for line in done.stdout.splitlines() if line.startswith("LOOKED ")), None)
+        assert line is not None, done.stderr[-4000:]
+        told.append(json.loads(line.removeprefix("LOOKED ")))
+    (refused, warned), (theirs, warned_theirs) = told
+    assert refused.pop("--num-rollout") == 3
+    assert refused == theirs
+    assert warned == warned_theirs
+    names = {"--rollout-batch-size", "--rollout-num-gpus", "--custom-generate-function-path", "--rollout-top-p"}
+    assert names - {*refused} == ({"--rollout-num-gpus"} if pin == "v0.3.1" else set())
+    assert {"--lr", "--num-layers"} <= {*warned}
+    assert max(len(json.dumps(facts)) for facts in (refused, warned)) < MOST_META_BYTES / 2

@@ -100,6 +100,27 @@ def test_behind_the_last_rollout_nothing_is_waited_for(ledger):
     assert wanted(ledger, rollout, until=1) is None, "the engines stay until the train job ends"
 
 
+def test_a_train_job_that_is_started_again_with_more_rollouts_gets_them(ledger):
+    """The rollout job was started with 2, and waits for a demand since."""
+    rollout, train = jobs(ledger, max_ahead=1)
+    update(ledger, train, 0, until=2)
+    for rollout_id in (0, 1):
+        ledger.demand(train, rollout_id)
+        assert wanted(ledger, rollout, until=2) == rollout_id
+        publish(ledger, rollout, rollout_id)
+    assert wanted(ledger, rollout, until=2) is None
+    ledger.end(train, "failed", "killed")
+    again = attach(ledger, "t2", "consumer", "04")
+    ledger.resume(again, 2)
+    update(ledger, again, 2, until=4)
+    ledger.demand(again, 2)
+    assert wanted(ledger, rollout, until=2) == 2
+    publish(ledger, rollout, 2)
+    assert wanted(ledger, rollout, until=2) == 3, "ahead of the last demanded, as far as the new train job goes"
+    publish(ledger, rollout, 3)
+    assert wanted(ledger, rollout, until=2) is None
+
+
 def test_further_ahead_only_what_an_update_waits_for_is_begun(ledger):
     rollout, train = jobs(ledger, max_ahead=5)
     update(ledger, train, 0)

@@ -44,12 +44,17 @@ class Engines(Pacing):
         of before is published: those demanded, and with `max_ahead` the one after the last demanded. So which weights
         a rollout sees does not depend on who was faster (up to `max_ahead` 1; beyond that, no rollout sees two).
 
+        Args:
+            until: the number of rollouts of the run. It holds for the producer, too, which may have been started with
+                another one.
+
         Raises:
             EndOfStream, PeerFailed: the producer ended.
         """
         client = self._live(client_id, "consumer")
         job = self.jobs[client.info.job_id]
         gate = job.gate
+        gate.until = gate.until if until is None else until
         if gate.holder and gate.holder != client_id:
             return None
         producer = job.producer

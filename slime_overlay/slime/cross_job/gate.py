@@ -25,6 +25,7 @@ class Gate:
     generating: int | None = None  # rollout id that was given to the producer and is not published
     holder: str = ""  # client that updates the weights now
     wanted_by: str = ""  # client that waits to update them
+    until: int | None = None  # number of rollouts of the run, as its train job says
 
     def producer_is(self, epoch: int) -> None:
         """The producer with this epoch asks for work; if it is a new one, so are its engines."""

@@ -17,7 +17,7 @@ from . import arguments, data_source, parts, stopping, update_groups
 from .boxes import boxes_anew, boxes_of
 from .consumer import Consumer
 from .errors import CrossJobError
-from .handshake import OF_THE_DATA, terms
+from .handshake import OF_THE_DATA, differences, others, terms, warn_of
 from .jobs import log_to_stderr
 from .link import Deadline, get
 
@@ -44,6 +44,8 @@ class Gateway:
         self._lock = threading.Lock()
         self._unlocked = 0  # epoch of the rollout job whose lock no dead train job holds any more
         self._groups_of = 0  # epoch of the rollout job whose engines are rid of earlier groups
+        self._told: dict[str, Any] = {}  # what this job announced
+        self._compared = 0  # epoch of the rollout job whose arguments were compared with these
         self._connected = 0  # epoch of the rollout job whose engines the training ranks are connected to
 
     def start(self) -> bool | None:
@@ -55,6 +57,7 @@ class Gateway:
             self._args.job_id, settings=self._settings, terms=stated, lasting=OF_THE_DATA, one_cluster=True
         )
         self._consumer.be_first()  # slime reaches for the engines before its weights
+        self._announce(arguments=others(self._args, self._in_parts))
         return self._consumer.link.gcs_survives
 
     # ------------------------------------------------------------------ as slime calls its rollout manager
@@ -116,7 +119,7 @@ class Gateway:
     def set_train_parallel_config(self, config: dict[str, Any]) -> None:
         """Tell this rollout job, and any that follows it, how the training ranks split a rollout."""
         self._config = config
-        self._consumer.announce({"train_parallel_config": config})
+        self._announce(train_parallel_config=config)
 
     def dispose(self) -> None:
         """Training is through: the rollout job ends, which disposes of its half."""
@@ -126,7 +129,7 @@ class Gateway:
 
     def engines(self) -> tuple[int, list[Any], Any]:
         """(epoch of the rollout job, its engines, the lock on them), for pins that connect to them once."""
-        epoch, facts = self._consumer.producer_facts()
+        epoch, facts = self._rollout_job()
         self._end_groups(epoch, facts["engines"])
         return epoch, facts["engines"], facts["lock"]
 
@@ -195,6 +198,25 @@ class Gateway:
 
     # ------------------------------------------------------------------ inside
 
+    def _announce(self, **facts: Any) -> None:
+        """Tell this rollout job, and any that follows it; what was told before stays."""
+        with self._lock:
+            if {**self._told, **facts} != self._told:
+                self._told |= facts
+                self._consumer.announce(self._told)
+
+    def _rollout_job(self) -> tuple[int, Any]:
+        """(its epoch, what it announced), see Consumer.producer_facts; its arguments are compared with ours, once."""
+        epoch, facts = self._consumer.producer_facts()
+        with self._lock:
+            if self._compared == epoch:
+                return epoch, facts
+            self._compared = epoch
+        if found := differences(others(self._args, self._in_parts), facts.get("arguments", {})):
+            warn_of(self._args.job_id, "rollout", found)
+            self._consumer.link.call("note_event", self._args.job_id, "differs", "; ".join(found))
+        return epoch, facts
+
     def _resume_at(self, rollout_id: int) -> None:
         """Once: this train job goes on from a checkpoint that covers every rollout below this one."""
         with self._lock:
@@ -223,7 +245,7 @@ class Gateway:
     def _ask_with_epoch(self, method: str, *args: Any, **kwargs: Any) -> tuple[int, Any]:
         """(epoch of the rollout job that answered, its answer); asked again of the next one if it dies."""
         while True:
-            epoch, facts = self._consumer.producer_facts()
+            epoch, facts = self._rollout_job()
             deadline = Deadline(self._settings.timeout_s)
             self._consumer.doing(f"{method} in the rollout job")
             try:

@@ -413,6 +413,8 @@ class Member:
                 beat = ("heartbeat", self.info.client_id, self._activity, spans)
                 granted = self.link.call(*beat, timeout_s=self.settings.dead_after_s)
                 self._use_store(granted)
+                if "notice" in granted:
+                    logger.error("job %s: %s", self.job_id, granted["notice"])
                 if granted["epoch"] != self.epoch:
                     logger.warning(
                         "job %s: %s was silent beyond its lease, and nobody took its place: it goes on as epoch %d",

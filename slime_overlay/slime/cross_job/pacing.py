@@ -66,7 +66,8 @@ class Pacing(Shelf):
 
         Args:
             gated: it generates with engines that the consumers load weights into: nothing is handed out while their
-                weights are unknown or change (see gate.py), and reaching `until` does not end the stream, because the
+                weights are unknown or change (see gate.py). The consumers' own `until` holds, once they said one, and
+                what they demand is generated, whatever `until` is. Nor does reaching it end the stream, because the
                 engines are still needed: only the consumers' end does.
 
         Raises:
@@ -141,7 +142,8 @@ class Pacing(Shelf):
             return gate.generating  # the same call again, whose answer was lost
         if job.control == PAUSED or (gated and not gate.open) or self._full(job):
             return None
-        wanted = [r for r in job.demands if until is None or r < until]
+        until = gate.until if gated and gate.until is not None else until
+        wanted = [r for r in job.demands if gated or until is None or r < until]
         if wanted:
             return min(wanted)
         last = job.last_demanded if job.last_demanded >= 0 else (None if start is None else start - 1)

@@ -24,7 +24,7 @@ SMALL_AFTER_S = 3600.0
 SMALL_PROGRESS, SMALL_EVENTS = 200, 50
 
 EVENTS = (
-    *("attached", "silent", "woke", "finished", "stopped", "failed", "dead"),  # clients
+    *("attached", "silent", "woke", "finished", "stopped", "failed", "dead", "refused", "differs"),  # clients
     *("paused", "running", "draining", "requeued", "discarded", "closed"),  # its operator
     *("lost", "dropped", "regenerated", "outdated", "resumed", "rewound", "quarantined"),  # rollouts
     *("restarted", "vault died", "store emptied"),  # its broker, and what it found

@@ -11,7 +11,7 @@ import ray
 
 from . import arguments, data_source, stopping
 from .errors import ActorLost, BadInput, CrossJobError, Stopped, Unreachable
-from .handshake import OF_THE_DATA, terms
+from .handshake import OF_THE_DATA, differences, others, terms, warn_of
 from .jobs import tell
 from .link import Deadline, ensure_ray, get
 from .producer import Producer
@@ -45,7 +45,7 @@ def main(args: Any) -> None:
         resources = Watch(producer.settings, producer.doing, lambda error: _leave(producer, error))
         owner, facts = _start(args)  # the owner is kept: engines and router end with it
         resources.stop()
-        producer.announce(facts)
+        producer.announce({**facts, "arguments": others(args, _in_parts())})
         logger.info("job %s: slime's rollout half is ready", args.job_id)
         _Server(args, producer, facts["manager"]).serve()
         if owner is facts["manager"]:  # one actor, which closes what it tracks
@@ -62,6 +62,7 @@ class _Server:
         self._at: int | None = -1  # the source stands behind this generation; None: nobody knows
         self._layout: dict[str, Any] | None = None
         self._parts = 1
+        self._compared: dict[str, Any] = {}  # arguments of the train job that were compared with ours
 
     def serve(self) -> None:
         """Until the train job is through, or this job is to stop (which raises Stopped)."""
@@ -80,7 +81,7 @@ class _Server:
                 logger.warning("job %s: rollout %d is generated again: %s", self._args.job_id, rollout_id, error)
 
     def _generate(self, rollout_id: int) -> None:
-        self._agree_on_layout()
+        self._hear_train_job()
         position, source = self._producer.source_before(rollout_id)
         if position == 0 and self._at == -1:  # the train job may have loaded the state of its checkpoint since
             self._beginning = self._in_manager(data_source.state)
@@ -101,8 +102,14 @@ class _Server:
         if published.version:
             self._tracking.published(rollout_id)
 
-    def _agree_on_layout(self) -> None:
-        told = (self._producer.consumer_facts() or {}).get("train_parallel_config")
+    def _hear_train_job(self) -> None:
+        facts = self._producer.consumer_facts() or {}
+        theirs = facts.get("arguments", {})
+        if theirs != self._compared:
+            self._compared = theirs
+            if found := differences(others(self._args, _in_parts()), theirs):
+                warn_of(self._args.job_id, "train", found)
+        told = facts.get("train_parallel_config")
         if told is not None and told != self._layout:
             get(self._manager.set_train_parallel_config.remote(told), Deadline(_QUICK_S), "slime's rollout manager")
             self._layout, self._parts = told, told["dp_size"]

@@ -41,6 +41,7 @@ class Roster(Chronicle):
         super().__init__(clock, wall)
         self.jobs: dict[str, Job] = {}
         self.clients: dict[str, Client] = {}
+        self._notices: dict[str, str] = {}  # client id -> what its next sign of life is answered
 
     def attach(
         self,
@@ -82,7 +83,7 @@ class Roster(Chronicle):
             return self._granted(known)
         job = self._job_for_attach(check_job_id(info.job_id))
         replaced = self._replaced_by(job, info)
-        in_the_way = self._agree(job, stated, terms, replaced)
+        in_the_way = self._agree(job, info, stated, terms, replaced)
         self._agree_with_what_is_left(job, terms, lasting)
         self._agree_on_columns(job, info.role, columns)
         if replaced is not None:
@@ -123,8 +124,9 @@ class Roster(Chronicle):
         self, client_id: str, activity: str, spans: Sequence[tuple[str, int, float, float]] = ()
     ) -> dict[str, Any]:
         """Record a sign of life, and what the client did since (see progress.Span); returns what `attach` did, which
-        may have changed: a client whose lease was over goes on under a new epoch. Raises Fenced when the client was
-        replaced, another took what it held, or Ray said that it is gone."""
+        may have changed: a client whose lease was over goes on under a new epoch. `notice` is there, once, where
+        another was refused because of this client. Raises Fenced when the client was replaced, another took what it
+        held, or Ray said that it is gone."""
         client = self._live(client_id)
         self.heard(client_id)
         if spans:
@@ -132,7 +134,8 @@ class Roster(Chronicle):
         activity = shortened(activity, MOST_ACTIVITY)
         if activity != client.activity:
             client.activity, client.since = activity, client.last_beat
-        return self._granted(client)
+        notice = self._notices.pop(client_id, None)
+        return {**self._granted(client), **({} if notice is None else {"notice": notice})}
 
     def heard(self, client_id: str) -> bool:
         """This client has just asked for something, whatever that is. Returns whether its lease was over: it goes on,
@@ -325,7 +328,9 @@ class Roster(Chronicle):
                 f"{', '.join(columns)}: {', '.join(missing)} missing"
             )
 
-    def _agree(self, job: Job, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None) -> list[Client]:
+    def _agree(
+        self, job: Job, info: ClientInfo, stated: dict[str, Any], terms: dict[str, Any], leaving: Client | None
+    ) -> list[Client]:
         """Returns those that disagree and count as dead: they have to go. Raises Refused where others disagree."""
         in_the_way = []
         for other in [c for c in self.clients.values() if c.attached and c.info.job_id == job.job_id]:
@@ -338,6 +343,11 @@ class Roster(Chronicle):
             ]
             found += _differences(terms, other.terms)
             if found and self._is_there(other):
+                self._notices[other.info.client_id] = (
+                    f"a {info.role} was refused (Ray job {info.ray_job_id or '?'}, pid {info.pid} on "
+                    f"{info.host or '?'}), because it and this job disagree: {'; '.join(found)} (there: this job)"
+                )
+                self._event(job, "refused", f"a {info.role}, by the {who(other)}: {'; '.join(found)}")
                 raise Refused(f"this job and the {who(other)} disagree: {'; '.join(found)}. Give both the same")
             if found:
                 in_the_way.append(other)
