@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import single_job
-from slime.cross_job.types import MOST_META_BYTES
 from slime_jobs import ROUTER_019, at_pins
+
+from slime.cross_job.types import MOST_META_BYTES
 
 FLAGS = {
     *("enable_cross_job_communication", "job_id", "cross_job_role", "cross_job_namespace", "cross_job_max_ahead"),
