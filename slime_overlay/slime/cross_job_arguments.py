@@ -77,7 +77,20 @@ SETTINGS: dict[str, tuple[type, str]] = {
         "seconds that a job waits for a node that could hold its actors, as where nodes are added on demand "
         "(default: 600.0)",
     ),
-    "timeout_s": (float, "seconds after which a wait ends with a verdict (default: 3600.0)"),
+    "timeout_s": (
+        float,
+        "seconds of silence, of missing resources, or in which every client of the job only waits, after which a wait "
+        "ends with a verdict; a peer that is alive and at work is waited for without a bound (default: 3600.0)",
+    ),
+    "rollout_timeout_s": (
+        float,
+        "seconds that one rollout may take to generate before the rollout job fails (default: no bound)",
+    ),
+    "update_timeout_s": (
+        float,
+        "seconds that one update of slime's weights may take before the train job fails: slime would wait without end "
+        "for a rank that hangs (default: 3600.0)",
+    ),
 }
 """Field of Settings -> its type and help. Absent flags are None: the defaults stay those of Settings."""
 

@@ -24,7 +24,8 @@ FLAGS = {
         "cross_job_dead_after_s",
         "cross_job_peer_grace_s",
     ),
-    *("cross_job_timeout_s", "cross_job_resources_s", "cross_job_max_bytes", "cross_job_max_staleness"),
+    *("cross_job_timeout_s", "cross_job_rollout_timeout_s", "cross_job_update_timeout_s"),
+    *("cross_job_resources_s", "cross_job_max_bytes", "cross_job_max_staleness"),
     *(
         "cross_job_on_stale",
         "cross_job_store",

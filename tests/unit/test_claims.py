@@ -90,6 +90,8 @@ def consumer_of(ledger: Ledger, name: str) -> Consumer:
             "_activity": "",
             "_spans": [],
             "_tracing": False,
+            "_waits": {},
+            "_at_work": False,
         },
         **{"metrics": False, "_latencies": Latencies()},
     )

@@ -1,5 +1,6 @@
 """The driver of slime's train job, as far as it needs neither slime nor Ray."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,11 @@ class Gateway:
 def test_the_gateway_may_wait_for_a_silent_broker_and_say_which(side, method):
     side.ask(method)
     assert side.given_s[0] > side.settings.timeout_s
+
+
+def test_a_call_that_waits_for_the_rollout_job_waits_as_long_as_that_works(side):
+    side.ask("begin_update", wait=True)
+    assert side.given_s == [math.inf]
 
 
 def test_after_the_last_rollout_the_broker_is_told_as_long_as_it_takes(side, train_side, monkeypatch):

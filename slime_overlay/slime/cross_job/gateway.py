@@ -19,7 +19,7 @@ from .consumer import Consumer
 from .errors import CrossJobError
 from .handshake import OF_THE_DATA, differences, others, terms, warn_of
 from .jobs import log_to_stderr
-from .link import Deadline, get
+from .link import Deadline
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Gateway:
         self._first = True
         self._source: Any = None  # where the checkpoint's source of prompts stood, see load
         self._lock = threading.Lock()
+        self._said_of_work = 0  # see working
         self._unlocked = 0  # epoch of the rollout job whose lock no dead train job holds any more
         self._groups_of = 0  # epoch of the rollout job whose engines are rid of earlier groups
         self._told: dict[str, Any] = {}  # what this job announced
@@ -170,6 +171,13 @@ class Gateway:
         """See Member.doing."""
         self._consumer.doing(activity)
 
+    def working(self, number: int, at_work: bool) -> None:
+        """See Member.working; `number` counts what the driver says of it, which may arrive in another order."""
+        with self._lock:
+            if number > self._said_of_work:
+                self._said_of_work = number
+                self._consumer.working(at_work)
+
     def add_span(self, what: str, rollout_id: int, began: float, ended: float) -> None:
         """See Member.add_span."""
         self._consumer.add_span(what, rollout_id, began, ended)
@@ -246,12 +254,10 @@ class Gateway:
         """(epoch of the rollout job that answered, its answer); asked again of the next one if it dies."""
         while True:
             epoch, facts = self._rollout_job()
-            deadline = Deadline(self._settings.timeout_s)
             self._consumer.doing(f"{method} in the rollout job")
             try:
-                return epoch, get(
-                    getattr(facts["manager"], method).remote(*args, **kwargs), deadline, "the rollout job"
-                )
+                ref = getattr(facts["manager"], method).remote(*args, **kwargs)
+                return epoch, self._consumer.answer(ref, f"{method}, asked of the rollout job,")
             except ray.exceptions.RayActorError as error:
                 logger.warning("job %s: the rollout job died in %s: %s", self._args.job_id, method, error)
                 if not self._is_over(epoch):

@@ -270,9 +270,13 @@ class Ledger(Steering):
         return {name: who(client) for name, client in self.clients.items() if client.attached}
 
     def peer_verdict(self, client_id: str, rollout_id: int | None = None) -> dict[str, Any]:
-        """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder."""
+        """Say how the one stands for whom this client waits: its producer, its consumers, or another lease holder; and
+        `stalled_s`, the seconds for which every client of the job has only waited (0: some client is at work)."""
         client = self._live(client_id)
-        return self._count_verdict(client.info.job_id, self._peer_of(client, rollout_id))
+        clients = [c for c in self._living(client.info.job_id) if c.info.role != "writer"]
+        stalled_s = min((c.waits_s for c in clients), default=0.0)
+        found = {**self._peer_of(client, rollout_id), "stalled_s": round(stalled_s, 3)}
+        return self._count_verdict(client.info.job_id, found)
 
     def status(self, job_id: str | None = None) -> dict[str, dict[str, Any]]:
         """Figures of one job, or of all, by job id (see status.py). Raises RolloutNotFound for an unknown job."""

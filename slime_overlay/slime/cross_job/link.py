@@ -5,6 +5,7 @@ Names and namespace are given explicitly on create and on get, so that any Ray j
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
@@ -73,10 +74,15 @@ os.register_at_fork(after_in_child=_forked)
 
 
 class Deadline:
-    """A point on the monotonic clock, `timeout_s` seconds from now; that of `other` while that is later."""
+    """A point on the monotonic clock, `timeout_s` seconds from now; that of `other` while that is later.
 
-    def __init__(self, timeout_s: float, other: "Deadline | None" = None):
+    Args:
+        bounds_silence: it bounds silence, not work: whoever waits renews it while the other side is heard and at work.
+    """
+
+    def __init__(self, timeout_s: float, other: "Deadline | None" = None, bounds_silence: bool = False):
         self.timeout_s = max(timeout_s, other.left() if other else 0.0)
+        self.bounds_silence = bounds_silence
         self._at, self._other = time.monotonic() + timeout_s, other
 
     def left(self) -> float:
@@ -89,7 +95,12 @@ class Deadline:
 
     def end(self) -> None:
         """Let it pass now: who waits until then gives up at the next look."""
-        self._at = time.monotonic()
+        self._at, self.bounds_silence = time.monotonic(), False
+
+    def renew(self, left_s: float) -> None:
+        """It passes `left_s` seconds from now. Nothing happens after `end`, and where it bounds work."""
+        if self.bounds_silence:
+            self._at = time.monotonic() + left_s
 
 
 def check_address(address: str) -> str:
@@ -275,7 +286,8 @@ class Link:
         while True:
             stopping.check()
             slice_s = min(POLL_S, deadline.left())
-            patience = Deadline(slice_s + START_S, deadline)
+            silence_s = max(START_S, deadline.timeout_s if deadline.bounds_silence else 0.0)
+            patience = Deadline(slice_s + silence_s, deadline)
             found = self.ask("wait", patience, slice_s, operation, *args, **kwargs)
             if found is not None or not deadline:
                 return found
@@ -515,7 +527,8 @@ def get(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | Non
 def _silence_borne(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | None) -> Any:
     """`ray.get`, with a look now and then at who is silent."""
     if stands is None:
-        return ray.get(ref, timeout=deadline.left())
+        left_s = deadline.left()
+        return ray.get(ref, timeout=None if math.isinf(left_s) else left_s)
     began = said_at = time.monotonic()
     look_s, words = _LOOKS_S[0], ""
     while True:

@@ -37,7 +37,7 @@ from .errors import (
     Unreachable,
     WaitTimeout,
 )
-from .link import GONE, START_S, Deadline, Link, ensure_ray, get
+from .link import GONE, POLL_S, START_S, Deadline, Link, ensure_ray, get
 from .liveness import submission_id
 from .records import FAILED, FINISHED, SETTINGS, STOPPED, WRITE_BEHIND
 from .settings import Settings
@@ -58,6 +58,7 @@ from .types import (
     shortened,
 )
 from .vault import FromMethod, FromRefs, Target
+from .verdicts import patience_left_s
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class Member:
         self._fault: CrossJobError | None = None
         self._ended = threading.Event()
         self._beaten = threading.Event()  # no sign of life is sent any more
+        self._waits: dict[object, float] = {}  # waits that are under way -> when they began, monotonic
+        self._at_work = False  # whatever else waits in this process
         self._spans: list[tuple[str, int, float, float]] = []  # that the broker was not told yet
         self._tracing = False
         self.metrics = False  # whether its job has figures for Prometheus
@@ -174,6 +177,11 @@ class Member:
         """Say what this client is at (one short line); it is shown to whoever waits for it."""
         self._activity = shortened(activity, MOST_ACTIVITY)
 
+    def working(self, at_work: bool) -> None:
+        """Say whether this process is at work, though another of its threads waits here: as long as it is, no wait of
+        the job ends because every client only waits."""
+        self._at_work = at_work
+
     @contextmanager
     def span(self, what: str, rollout_id: int) -> Iterator[None]:
         """Say what the block does to a rollout (train, save ...): a span of that rollout's trace, where the traces of
@@ -202,9 +210,7 @@ class Member:
         """Wait for (epoch, facts) of the peer; see Ledger.facts."""
         deadline = self._deadline(timeout_s)
         while True:
-            epoch, refs = self._wait(
-                deadline.left(), "word from the other job", "facts", grace_s=self.settings.peer_grace_s
-            )
+            epoch, refs = self._wait(deadline, "word from the other job", "facts", grace_s=self.settings.peer_grace_s)
             try:
                 return epoch, get(refs[0], Deadline(START_S, deadline), "the other job")
             except ray.exceptions.ObjectLostError:  # it ended a moment ago, and the broker will know in another
@@ -267,28 +273,68 @@ class Member:
     # ------------------------------------------------------------------ inside
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.settings.timeout_s if timeout_s is None else check_seconds(timeout_s, "timeout_s"))
+        """What the caller allows; None: work may take its time, silence --cross-job-timeout-s."""
+        if timeout_s is None:
+            return Deadline(self.settings.timeout_s, bounds_silence=True)
+        return Deadline(check_seconds(timeout_s, "timeout_s"))
 
     def _wait(self, timeout_s: float | Deadline | None, what: str, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Long-poll; at the deadline WaitTimeout with the verdict on whoever is waited for."""
         self.check()
         deadline = timeout_s if isinstance(timeout_s, Deadline) else self._deadline(timeout_s)
+        asked = [a for a in args[:1] if isinstance(a, int) and self.role == "consumer"]
         self.doing(f"waiting for {what}")
+        wait = object()
+        self._waits[wait] = time.monotonic()
         try:
-            with stopping.while_waiting():
-                found = self.link.wait(deadline, operation, self.info.client_id, *args, **kwargs)
-            if found is None:
-                asked = [a for a in args[:1] if isinstance(a, int)]
-                verdict = self.link.call(
-                    "peer_verdict", self.info.client_id, *(asked if self.role == "consumer" else []), deadline=deadline
-                )
-                kind = HeldBack if verdict["kind"] in ("paused", "full") else WaitTimeout
-                raise kind(
-                    f"no {what} of job {self.job_id} within {deadline.timeout_s:g} s: {verdict['message']}", verdict
-                )
-            return found
+            while True:
+                with stopping.while_waiting():
+                    found = self.link.wait(deadline, operation, self.info.client_id, *args, **kwargs)
+                if found is not None:
+                    return found
+                self._bear_or_raise(deadline, f"no {what} of job {self.job_id}", *asked)
         finally:
+            del self._waits[wait]
             self.doing(f"nothing here since it waited for {what}")
+
+    def _bear_or_raise(self, deadline: Deadline, missing: str, *asked: int) -> None:
+        """At a deadline: renew it where it bounds silence, and the peer is neither silent nor stuck.
+
+        Raises:
+            WaitTimeout: with the verdict on the peer.
+        """
+        verdict = self.link.call("peer_verdict", self.info.client_id, *asked, deadline=deadline)
+        waited_s = deadline.timeout_s
+        left_s = patience_left_s(verdict, waited_s, self.settings.peer_grace_s)
+        if deadline.bounds_silence and left_s > 0:
+            logger.warning("%s yet, and it is waited for: %s", missing, verdict["message"])
+            deadline.renew(left_s)
+            return
+        kind = HeldBack if verdict["kind"] in ("paused", "full") else WaitTimeout
+        stuck = deadline.bounds_silence and verdict.get("stalled_s", 0.0) >= waited_s
+        words = "; every client of the job only waits" if stuck else ""
+        raise kind(f"{missing} within {waited_s:g} s: {verdict['message']}{words}", verdict)
+
+    def answer(self, ref: Any, what: str) -> Any:
+        """What an actor of the peer answers, as long as it takes while the peer lives.
+
+        Args:
+            what: is asked of it, in words.
+
+        Raises:
+            WaitTimeout: the peer is silent, with the verdict on it. Whatever the actor raises, or Ray of it.
+        """
+        deadline = self._deadline(None)
+        while not ray.wait([ref], timeout=min(POLL_S, deadline.left()))[0]:
+            self.check()
+            if not deadline:
+                self._bear_or_raise(deadline, f"no answer to {what} of job {self.job_id}")
+        return get(ref, Deadline(START_S), "the other job")
+
+    def _waits_s(self) -> float:
+        """For how long this client has only waited; 0: it is at work."""
+        began = [*self._waits.values()]
+        return 0.0 if self._at_work or not began else time.monotonic() - max(began)
 
     def _use_store(self, granted: Mapping[str, Any] | None) -> None:
         """The job's durable store, and whether it is traced, which the other side may say later."""
@@ -326,7 +372,7 @@ class Member:
         self.doing(f"publishing {what}")
         try:
             while True:
-                slice_s = min(_SLICE_S, deadline.left())
+                slice_s = _SLICE_S if deadline.bounds_silence else min(_SLICE_S, deadline.left())
                 try:
                     ask = self.link.vault_on(node_id, deadline).hand_over.remote(target, source, slice_s)
                     patience = Deadline(slice_s + START_S, deadline)
@@ -352,6 +398,8 @@ class Member:
                     return recorded
                 if not repeatable:
                     source = None  # the vault has it by now, and must not begin it again if it dies
+                if not recorded:  # the producer's method is at work, and the vault is heard
+                    deadline.renew(deadline.timeout_s)
                 if recorded:  # the durable store is full or away
                     self.doing(f"publishing {what}: {recorded}")
                 if not deadline and recorded:
@@ -410,7 +458,7 @@ class Member:
         while not self._ended.wait(self.settings.heartbeat_s):
             try:
                 spans = self._spans[:_SPANS_AT_ONCE]
-                beat = ("heartbeat", self.info.client_id, self._activity, spans)
+                beat = ("heartbeat", self.info.client_id, self._activity, spans, self._waits_s())
                 granted = self.link.call(*beat, timeout_s=self.settings.dead_after_s)
                 self._use_store(granted)
                 if "notice" in granted:

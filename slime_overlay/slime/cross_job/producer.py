@@ -117,6 +117,7 @@ class Producer(Member):
         if not isinstance(method, str) or not hasattr(getattr(actor, method, None), "remote"):
             raise BadInput(f"the actor has no method {method!r:.100}")
         source = FromMethod(actor, method, args, kwargs, parts)
+        timeout_s = self.settings.rollout_timeout_s if timeout_s is None else timeout_s
         return self._publish(
             rollout_id, source, self._node_of(actor, self._deadline(timeout_s)), timeout_s, repeatable
         )

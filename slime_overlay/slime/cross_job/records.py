@@ -105,6 +105,7 @@ class Client:
     waited_s: float = 0.0  # since it last got a rollout
     attached_as: int = 0  # its epoch when it attached, which stands for its process and, of a producer, its engines
     vouched_at: float | None = None  # monotonic: when Ray last called it alive, in its present silence
+    waits_s: float = 0.0  # for how long it had only waited for others when it was last heard; 0: it was at work
 
     @property
     def live(self) -> bool:

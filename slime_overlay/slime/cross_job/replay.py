@@ -22,6 +22,7 @@ from .producer import Producer
 from .recording import RECORDED, Header, Recording, ids_text
 from .settings import Settings
 from .stores import Store
+from .verdicts import patience_left_s
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,12 @@ class _Recorder:
         while True:
             try:
                 rollout = self._consumer.claim(timeout_s=_LOOK_S)
-            except WaitTimeout:
+            except WaitTimeout as waited:
                 waited_s += _LOOK_S
-                if waited_s >= self._consumer.settings.timeout_s:
+                limits = self._consumer.settings
+                if waited_s >= limits.timeout_s and (
+                    patience_left_s(waited.verdict, limits.timeout_s, limits.peer_grace_s) <= 0
+                ):
                     raise
                 self._keep_newer_versions()
                 continue

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import signal
 from typing import Any
@@ -20,7 +21,10 @@ from .tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
-_QUICK_S = 300.0  # deadline of calls to slime's manager that generate nothing
+_QUICK_S = 300.0  # deadline of a call to slime's manager that is idle by then
+_AT_WORK = Deadline(math.inf)
+"""Of calls to slime's manager, which answers one after the other: it may be loading models or data, evaluating or
+generating, for any time. Ray says when it dies."""
 _ATTEMPTS = 3  # at one rollout, while vaults die
 
 
@@ -111,12 +115,11 @@ class _Server:
                 warn_of(self._args.job_id, "train", found)
         told = facts.get("train_parallel_config")
         if told is not None and told != self._layout:
-            get(self._manager.set_train_parallel_config.remote(told), Deadline(_QUICK_S), "slime's rollout manager")
+            get(self._manager.set_train_parallel_config.remote(told), _AT_WORK, "slime's rollout manager")
             self._layout, self._parts = told, told["dp_size"]
 
     def _in_manager(self, function: Any, *args: Any) -> Any:
-        deadline = Deadline(max(_QUICK_S, self._producer.settings.timeout_s))  # it may be generating still
-        return get(self._manager.__ray_call__.remote(function, *args), deadline, "slime's data source")
+        return get(self._manager.__ray_call__.remote(function, *args), _AT_WORK, "slime's data source")
 
 
 def _leave(producer: Producer, error: CrossJobError) -> None:
@@ -157,13 +160,13 @@ def _start(args: Any) -> tuple[Any, dict[str, Any]]:
 
         init_tracking(args)
         manager, _ = placement_group.create_rollout_manager(args, pgs["rollout"] or (None, [], []))
-        get(manager.__ray_ready__.remote(), Deadline(arguments.settings(args).timeout_s), "slime's rollout manager")
+        get(manager.__ray_ready__.remote(), _AT_WORK, "slime's rollout manager")
         return manager, {"manager": manager}
     from slime.utils.wandb_utils import init_wandb_primary
 
     owner = placement_group.create_rollout_manager(args, pgs["rollout"], wandb_run_id=init_wandb_primary(args))
     buffer = getattr(owner, "controller", None) or owner.data_buffer
     if args.num_rollout is None:
-        per_epoch = get(buffer.get_num_rollout_per_epoch.remote(), Deadline(_QUICK_S), "slime's data source")
+        per_epoch = get(buffer.get_num_rollout_per_epoch.remote(), _AT_WORK, "slime's data source")
         args.num_rollout = per_epoch * args.num_epoch
     return owner, {"manager": buffer, "engines": owner.rollout_engines, "lock": owner.rollout_engine_lock}

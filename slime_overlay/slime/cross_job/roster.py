@@ -21,6 +21,7 @@ from .types import (
     check_job_id,
     check_name,
     check_names,
+    check_seconds,
     shortened,
 )
 from .verdicts import VOUCHED_S, presumed_dead, verdict, who
@@ -121,14 +122,19 @@ class Roster(Chronicle):
         return self._granted(client)
 
     def heartbeat(
-        self, client_id: str, activity: str, spans: Sequence[tuple[str, int, float, float]] = ()
+        self,
+        client_id: str,
+        activity: str,
+        spans: Sequence[tuple[str, int, float, float]] = (),
+        waits_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Record a sign of life, and what the client did since (see progress.Span); returns what `attach` did, which
-        may have changed: a client whose lease was over goes on under a new epoch. `notice` is there, once, where
-        another was refused because of this client. Raises Fenced when the client was replaced, another took what it
-        held, or Ray said that it is gone."""
-        client = self._live(client_id)
+        """Record a sign of life, what the client did since (see progress.Span), and for how many seconds it has only
+        waited for others (0: it is at work); returns what `attach` did, which may have changed: a client whose lease
+        was over goes on under a new epoch. `notice` is there, once, where another was refused because of this client.
+        Raises Fenced when the client was replaced, another took what it held, or Ray said that it is gone."""
+        client, waits_s = self._live(client_id), check_seconds(waits_s, "waits_s")
         self.heard(client_id)
+        client.waits_s = waits_s
         if spans:
             self._take_spans(client, spans)
         activity = shortened(activity, MOST_ACTIVITY)

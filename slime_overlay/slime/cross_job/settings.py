@@ -59,7 +59,9 @@ class Settings:
     dead_after_s: float = 30.0  # a client's lease: silence after which others may take its place
     peer_grace_s: float = 0.0  # how long a waiting side lets a failed peer come back before it raises
     resources_s: float = 600.0  # how long to wait for a node that could hold what is to be started
-    timeout_s: float = 3600.0  # deadline of a wait that was given none
+    timeout_s: float = 3600.0  # silence, missing resources or stopped progress after which a wait ends
+    rollout_timeout_s: float | None = None  # the longest that one rollout may take to generate (None: any time)
+    update_timeout_s: float = 3600.0  # the longest that one update of slime's weights may take
 
     def __post_init__(self) -> None:
         for f in fields(self):

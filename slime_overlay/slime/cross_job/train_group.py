@@ -45,11 +45,14 @@ class Updates:
         self.saving = -1  # the checkpoint that was written last, or is being written
         self._watch: threading.Thread | None = None
         self._phase: tuple[str, int, float] | None = None  # what is done to a rollout now, since when
+        self._said = 0  # how often the gateway was told whether this process is at work
 
     def phase(self, what: str, rollout_id: int) -> None:
         """What was done before is over by now; from here on `what` is done to a rollout (empty: nothing)."""
         before, now = self._phase, time.time()
         self._phase = (what, rollout_id, now) if what else None
+        self._said += 1
+        self.side.gateway.working.remote(self._said, bool(what))
         if before is not None and self.side.settings.traces == "on":
             self.side.gateway.add_span.remote(*before, now)
 
@@ -66,7 +69,7 @@ class Updates:
             while True:
                 epoch = side.ask("begin_update", side.args.num_rollout, side.weight_version, wait=True)
                 try:
-                    with self._within(side.settings.timeout_s):
+                    with self._within(side.settings.update_timeout_s):
                         if epoch != self.connected:
                             connect()
                         push()
@@ -102,8 +105,8 @@ class Updates:
     def _within(self, timeout_s: float) -> Iterator[None]:
         """slime awaits an update without end: if ranks or engines hang in it, this process ends."""
         late = WaitTimeout(
-            f"a weight update did not come to its end within {timeout_s:g} s: training ranks or engines hang; look at "
-            "their logs, and start the job again, from its last checkpoint"
+            f"a weight update did not come to its end within {timeout_s:g} s (--cross-job-update-timeout-s): training "
+            "ranks or engines hang; look at their logs, and start the job again, from its last checkpoint"
         )
         timer = threading.Timer(timeout_s, self.side.die, [late])
         timer.daemon = True

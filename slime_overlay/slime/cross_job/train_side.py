@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import math
 import os
 import sys
 import threading
@@ -76,10 +77,10 @@ class TrainSide:
         return self.gateway, per_epoch
 
     def ask(self, method: str, *args: Any, wait: bool = False) -> Any:
-        """Call the gateway; `wait`: it may wait for the rollout job, with deadlines of its own. It waits for a silent
-        broker or vault as long as it may, and its error says which: it is given a little more."""
-        quick_s = max(_QUICK_S, self.settings.timeout_s + START_S)
-        deadline = Deadline(2 * self.settings.timeout_s + _QUICK_S if wait else quick_s)
+        """Call the gateway; `wait`: it may wait for the rollout job, which may be at work for any time, and it says
+        itself when that is silent. It waits for a silent broker or vault as long as it may, and its error says which:
+        it is given a little more."""
+        deadline = Deadline(math.inf if wait else max(_QUICK_S, self.settings.timeout_s + START_S))
         return get(getattr(self.gateway, method).remote(*args), deadline, "the gateway")
 
     @property

@@ -100,6 +100,26 @@ def verdict(client: Client | None, role: str, job_id: str, now: float, now_wall:
     return {"kind": kind, "message": text, **facts}
 
 
+def patience_left_s(verdict: dict[str, Any], timeout_s: float, grace_s: float) -> float:
+    """For how many seconds more a wait goes on that ends after `timeout_s` of silence or stopped progress; 0 or less:
+    it ends now.
+
+    Args:
+        verdict: of Ledger.peer_verdict; `stalled_s` tells for how long every client of the job has only waited.
+        grace_s: that a peer has to come back.
+    """
+    kind, silent_s = verdict["kind"], verdict.get("silent_s", 0.0)
+    if kind in ("alive", "slow", "full"):
+        return timeout_s - max(silent_s, verdict.get("stalled_s", 0.0))
+    if kind == "paused":  # its operator wants it so
+        return timeout_s - silent_s
+    if kind == "silent":
+        return timeout_s - silent_s
+    if kind in ("stopped", "failed", "dead"):
+        return timeout_s + grace_s - silent_s
+    return 0.0
+
+
 def standing(
     job: Job, recent: dict[str, Any], now: float, idle_s: float | None, damaged: Sequence[int] = (), unstored: int = 0
 ) -> list[dict[str, str]]:
