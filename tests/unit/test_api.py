@@ -46,6 +46,8 @@ FLAGS = frozenset(
         "--cross-job-peer-grace-s",
         "--cross-job-resources-s",
         "--cross-job-timeout-s",
+        "--cross-job-rollout-timeout-s",
+        "--cross-job-update-timeout-s",
     ]
 )
 OF_THE_JOB = {
