@@ -92,9 +92,10 @@ def gateway(args: Any) -> Any:
     return TrainSide.of(args).manager()
 
 
-def train_group(group: Any) -> None:
-    """Let slime's group of training actors ask before it updates weights, and tell what it trains on and saves."""
+def train_group(group: Any, critic: Any = None) -> None:
+    """Let slime's groups of training actors (of the critic, too, where there is one) ask before they update weights,
+    and tell what they train on and save."""
     from .train_group import adopt
     from .train_side import TrainSide
 
-    adopt(group, TrainSide.of(group.args))
+    adopt(group, TrainSide.of(group.args), critic)

@@ -25,19 +25,32 @@ logger = logging.getLogger(__name__)
 _POLL_S = 10.0
 
 
-def adopt(group: Any, side: TrainSide) -> None:
-    """Give slime's group object the behaviour of this module."""
-    base = type(group)
-    bases = (_InParts if side.in_parts else _BufferEra, base)
-    group.__class__ = type(f"CrossJob{base.__name__}", bases, {"__doc__": base.__doc__})
-    group.cross_job = Updates(side)
-    if getattr(side.args, "use_critic", False):  # whose checkpoint belongs to it, and is written after this group's
-        return
-    side.save = partial(group.save_model, force_sync=True) if side.in_parts else group.async_save_model
+def adopt(group: Any, side: TrainSide, critic: Any = None) -> None:
+    """Give slime's group objects the behaviour of this module; `critic`: that of PPO's critic, from v0.3 on."""
+    updates = Updates(side)
+    for one in [group] if critic is None else [group, critic]:
+        base = type(one)
+        bases = (_InParts if side.in_parts else _BufferEra, base)
+        one.__class__ = type(f"CrossJob{base.__name__}", bases, {"__doc__": base.__doc__})
+        one.cross_job = updates
+    side.save = partial(_save_all, side.args, group, critic) if side.in_parts else group.async_save_model
+
+
+def actor_trains(args: Any, rollout_id: int) -> bool:
+    """Whether slime trains the actor on this rollout, not PPO's critic alone."""
+    return not getattr(args, "use_critic", False) or rollout_id >= args.num_critic_only_steps
+
+
+def _save_all(args: Any, group: Any, critic: Any, rollout_id: int) -> None:
+    """As train.py saves after a rollout."""
+    if actor_trains(args, rollout_id):
+        group.save_model(rollout_id, force_sync=True)
+    if critic is not None:
+        critic.save_model(rollout_id, force_sync=True)
 
 
 class Updates:
-    """Weight updates of one group of training actors."""
+    """Weight updates of slime's training actors, and what they are at."""
 
     def __init__(self, side: TrainSide):
         self.side = side
@@ -95,8 +108,9 @@ class Updates:
             self._watch.start()
 
     def training(self, rollout_id: int) -> None:
-        """The ranks are about to train on this rollout."""
-        stopping.check()
+        """The ranks are about to train on this rollout; with a critic, those of both groups, one after the other."""
+        if rollout_id != self.side.trained:  # what one group has begun, the other ends
+            stopping.check()
         self.side.trained = max(self.side.trained, rollout_id)
         self.phase("train", rollout_id)
         self.side.gateway.doing.remote(f"training on rollout {rollout_id}")
@@ -204,10 +218,11 @@ class _InParts:
             self.cross_job.phase("save", rollout_id)
             saved = super().save_model(rollout_id, force_sync=force_sync)  # type: ignore[misc]
             self.cross_job.phase("", 0)
-        # an asynchronous checkpoint is known to be there once the next one begins, and so is the critic's
         args = self.cross_job.side.args
-        later = (getattr(args, "async_save", False) and not force_sync) or getattr(args, "use_critic", False)
-        covered = self.cross_job.saving if later else rollout_id
+        if getattr(args, "use_critic", False) and self.role != "critic":  # type: ignore[attr-defined]
+            return saved  # the critic's checkpoint belongs to it, and is written next
+        # an asynchronous checkpoint is known to be there once the next one begins
+        covered = self.cross_job.saving if getattr(args, "async_save", False) and not force_sync else rollout_id
         self.cross_job.saving = self.cross_job.side.saved = rollout_id
         self.cross_job.side.ask("saved", covered)
         return saved

@@ -1,0 +1,119 @@
+"""slime's groups of training actors in a train job: what is told when, of PPO's actor and critic.
+
+`Group` stands in for slime's RayTrainGroup from v0.3 on, `Side` for the driver; the loop is that of slime's train.py.
+"""
+
+import contextlib
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime.cross_job import stopping
+from slime.cross_job.errors import Stopped
+
+
+class Group:
+    def __init__(self, role: str, did: list[str]):
+        self.role, self.did = role, did
+
+    def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
+        self.did.append(f"{self.role} trains {rollout_id}")
+        return []
+
+    def save_model(self, rollout_id: int, force_sync: bool = False) -> None:
+        self.did.append(f"{self.role} saves {rollout_id}" + " at once" * force_sync)
+
+
+class Side:
+    in_parts = True
+
+    def __init__(self, **args: Any):
+        self.args = SimpleNamespace(use_critic=True, num_critic_only_steps=2, async_save=False, save="folder")
+        vars(self.args).update(args)
+        self.lock, self.trained, self.saved, self.acked = contextlib.nullcontext(), -1, -1, list[int]()
+        self.settings, self.save, self.steps = SimpleNamespace(traces="off"), None, list[Any]()
+        self.at_work = dict[int, bool]()
+        nothing = SimpleNamespace(remote=lambda *_: None)
+        self.gateway = SimpleNamespace(working=SimpleNamespace(remote=self.at_work.__setitem__), doing=nothing)
+
+    def ask(self, method: str, rollout_id: int) -> None:
+        assert method == "saved"
+        self.acked.append(rollout_id)
+
+
+@pytest.fixture
+def train_group(train_side: ModuleType) -> Any:
+    yield importlib.import_module("slime.cross_job.train_group")
+    del sys.modules["slime.cross_job.train_group"]
+
+
+def trained(train_group: Any, side: Side, until: int, save_interval: int = 1) -> list[str]:
+    """What the groups do in slime's loop."""
+    did: list[str] = []
+    actor, critic = Group("actor", did), Group("critic", did) if side.args.use_critic else None
+    train_group.adopt(actor, side, critic)
+    for rollout_id in range(until):
+        actor_trains = critic is None or rollout_id >= side.args.num_critic_only_steps
+        if critic is not None:
+            critic.async_train(rollout_id, "data")
+        if actor_trains:
+            actor.async_train(rollout_id, "data", external_data=[])
+        if (rollout_id + 1) % save_interval == 0:
+            if actor_trains:
+                actor.save_model(rollout_id, force_sync=False)
+            if critic is not None:
+                critic.save_model(rollout_id, force_sync=False)
+    return did
+
+
+def test_what_the_critic_alone_saved_is_acked(train_group):
+    side = Side()
+    did = trained(train_group, side, 4)
+    assert did[:2] == ["critic trains 0", "critic saves 0"]
+    assert did[-4:] == ["critic trains 3", "actor trains 3", "actor saves 3", "critic saves 3"]
+    assert side.acked == [0, 1, 2, 3], "each once both have saved it"
+    assert [side.trained, side.saved] == [3, 3]
+
+
+def test_an_asynchronous_checkpoint_is_acked_once_the_next_one_begins(train_group):
+    side = Side(async_save=True)
+    trained(train_group, side, 4)
+    assert side.acked == [-1, 0, 1, 2]
+    assert [*side.at_work.values()][-1] is False, "it only waits after that"
+
+
+def test_without_a_critic_the_actors_checkpoint_is_what_counts(train_group):
+    side = Side(use_critic=False)
+    trained(train_group, side, 4, save_interval=2)
+    assert side.acked == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("after", "saves"),
+    [
+        (1, ["critic saves 0 at once"]),
+        (4, ["actor saves 3 at once", "critic saves 3 at once"]),
+    ],
+)
+def test_a_driver_that_is_to_stop_saves_what_was_trained_of_both(train_group, after, saves):
+    side = Side()
+    did = trained(train_group, side, after, save_interval=99)
+    did.clear()
+    side.save(side.trained)
+    assert did == saves
+    assert side.acked == [after - 1]
+
+
+def test_a_wish_to_stop_comes_between_rollouts_not_between_critic_and_actor(train_group, monkeypatch):
+    side, did = Side(num_critic_only_steps=0), list[str]()
+    actor, critic = Group("actor", did), Group("critic", did)
+    train_group.adopt(actor, side, critic)
+    critic.async_train(0, "data")
+    monkeypatch.setattr(stopping, "requested", SimpleNamespace(is_set=lambda: True))
+    actor.async_train(0, "data")
+    with pytest.raises(Stopped):
+        critic.async_train(1, "data")
+    assert did == ["critic trains 0", "actor trains 0"]
