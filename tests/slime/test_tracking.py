@@ -20,11 +20,11 @@ _BLOCK = 32 * 1024
 SCRIPT = Path(__file__).with_name("track_figures.py")
 
 
-def tracked(slime: Path, folder: Path) -> Path:
-    """Run the script on this checkout; the folder where it tracked."""
+def tracked(slime: Path, folder: Path, *run: str) -> Path:
+    """Run the script on this checkout, in this run of wandb; the folder where it tracked."""
     variables = {"PYTHONPATH": str(slime), "TENSORBOARD_DIR": str(folder / "tensorboard"), "WANDB_SILENT": "true"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)],
+        [sys.executable, str(SCRIPT), str(folder), *run],
         env={**os.environ, **variables, "WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
@@ -86,3 +86,12 @@ def test_tensorboard_holds_the_figures_of_each_rollout(checkout, tmp_path):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars(PUBLISHED)] == [(n, n + 1) for n in range(ROLLOUTS)]
     assert events.Scalars("cross_job/clients/producer/live")[-1].value == 1
+
+
+@at_pins("v0.3.1", again=("v0.1.0",))
+def test_two_jobs_are_one_run_in_wandb(pin, checkout, tmp_path):
+    pytest.importorskip("wandb")
+    for job in ("rollout", "train"):
+        folder = tracked(checkout(pin), tmp_path / job, "run-of-exp")
+        (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        assert path.name == "run-run-of-exp.wandb"

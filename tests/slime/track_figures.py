@@ -1,4 +1,6 @@
-"""Tracks three rollouts of a job with slime's own logging: track_figures.py FOLDER. For test_tracking.py.
+"""Tracks three rollouts of a job with slime's own logging: track_figures.py FOLDER [RUN]. For test_tracking.py.
+
+RUN: id of the run in wandb that the job's clients agreed on.
 
 slime, wandb (offline) and TensorBoard are real, and so is the ledger; no Ray runs: the producer is a stand-in that
 knows the ledger's status only.
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.tracking import Tracking
+from slime.cross_job.tracking import Tracking, share_run
 from slime.cross_job.types import ClientInfo, Payload
 
 ROLLOUTS = 3
@@ -20,11 +22,13 @@ def arguments(folder: str) -> SimpleNamespace:
     wandb: dict[str, Any] = {"use_wandb": True, "wandb_mode": "offline", "wandb_key": None, "wandb_dir": folder}
     wandb |= {"wandb_random_suffix": False, "wandb_group": "exp", "wandb_team": None, "wandb_project": "cross-job"}
     tensorboard = {"use_tensorboard": True, "tb_project_name": None, "tb_experiment_name": None}
-    return SimpleNamespace(**wandb, **tensorboard, rank=0)
+    return SimpleNamespace(**wandb, **tensorboard, rank=0, job_id="exp")
 
 
-def main(folder: str) -> None:
+def main(folder: str, run_id: str = "") -> None:
     args = arguments(folder)
+    if run_id:
+        share_run(args, lambda name, mine: run_id)
     try:
         from slime.utils.logging_utils import finish_tracking, init_tracking
     except ImportError:  # slime before v0.3
@@ -45,4 +49,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

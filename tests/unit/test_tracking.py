@@ -1,15 +1,17 @@
 """The job's figures under `cross_job/`, at pins of slime with a logging of their own and without; stand-ins for its
 module, for wandb, and for the producer, which is asked for the real ledger's status."""
 
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from slime.cross_job.tracking import Tracking, named
+from slime.cross_job.errors import BadInput
+from slime.cross_job.tracking import Tracking, named, share_run
 
-from .ledger_hands import publish
+from .ledger_hands import attach, publish, restarted
 
 
 class Asked:
@@ -99,3 +101,50 @@ def test_a_failure_is_said_once_and_hurts_nobody(pair, wandb, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "job exp: its figures are not in wandb or TensorBoard (said once): OSError: disk full"
     ]
+
+
+@pytest.fixture
+def environ(monkeypatch) -> dict[str, str]:
+    """This process' environment, without wandb's variables in it; it is put back."""
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return os.environ
+
+
+def test_both_jobs_and_their_restarts_are_one_run_in_wandb(pair, environ, caplog):
+    found = []
+    for name, given in (("p", None), ("c", None), ("c", "mine")):
+        environ.pop("WANDB_RUN_ID", None)
+        if given:
+            environ["WANDB_RUN_ID"] = given
+        args = SimpleNamespace(use_wandb=True, job_id="exp")
+        share_run(args, lambda *said, name=name: pair.agree(name, *said))
+        found.append((environ["WANDB_RUN_ID"], environ.pop("WANDB_RESUME")))
+    assert len({*found}) == 1
+    assert found[0][1] == "allow"
+    assert len(found[0][0]) == 8
+    assert "WANDB_RUN_ID=mine is not used" in caplog.text
+
+
+def test_a_run_that_the_user_names_is_the_run_of_both_jobs(pair, environ):
+    environ["WANDB_RUN_ID"] = "mine"
+    share_run(SimpleNamespace(use_wandb=True, job_id="exp"), lambda *said: pair.agree("c", *said))
+    del environ["WANDB_RUN_ID"]
+    share_run(SimpleNamespace(use_wandb=True, job_id="exp"), lambda *said: pair.agree("p", *said))
+    assert environ["WANDB_RUN_ID"] == "mine"
+
+
+def test_without_wandb_nothing_is_agreed_on(pair):
+    share_run(SimpleNamespace(use_wandb=False), lambda *said: pair.agree("c", *said))
+    assert pair.jobs["exp"].agreed == {}
+
+
+def test_what_a_job_agreed_on_outlives_its_clients_and_its_broker(pair):
+    pair.agree("p", "wandb run id", "first")
+    pair.end("p", "failed")
+    again = restarted(pair)
+    attach(again, "p-again")
+    assert again.agree("p-again", "wandb run id", "second") == "first"
+    with pytest.raises(BadInput):
+        again.agree("p-again", "wandb run id", "")

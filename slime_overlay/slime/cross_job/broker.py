@@ -55,6 +55,7 @@ _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "first"),
         "unreadable",
+        "agree",
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
         *("steer", "requeue", "discard", "note_event", "read"),
     ]

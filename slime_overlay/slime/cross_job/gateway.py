@@ -167,6 +167,10 @@ class Gateway:
             self._consumer.ack(covered)
             self._claimed.discard(covered)
 
+    def agree(self, name: str, value: str) -> str:
+        """See Member.agree."""
+        return self._consumer.agree(name, value)
+
     def doing(self, activity: str) -> None:
         """See Member.doing."""
         self._consumer.doing(activity)

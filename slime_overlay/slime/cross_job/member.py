@@ -206,6 +206,11 @@ class Member:
         # a ref: the broker must not open handles, for which Ray would import slime
         self.link.call("announce", self.info.client_id, [ray.put(facts)])
 
+    def agree(self, name: str, value: str) -> str:
+        """What all clients of the job share under `name`, as whoever came first said it: `value`, where nobody did."""
+        self.check()
+        return str(self.link.call("agree", self.info.client_id, name, value))
+
     def _peer_facts(self, timeout_s: float | None) -> tuple[int, Any]:
         """Wait for (epoch, facts) of the peer; see Ledger.facts."""
         deadline = self._deadline(timeout_s)

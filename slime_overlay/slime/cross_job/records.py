@@ -171,6 +171,7 @@ class Job:
     compression: str = "none"
     metrics: str = "on"  # figures for Prometheus
     traces: str = "off"  # clients tell what they did, and when
+    agreed: dict[str, str] = field(default_factory=dict)  # what its clients share, see Roster.agree
     mark: str = ""  # that the broker left in the durable store, see archive.marked
     # who
     producer: Client | None = None

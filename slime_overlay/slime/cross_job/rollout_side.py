@@ -17,7 +17,7 @@ from .jobs import tell
 from .link import Deadline, ensure_ray, get
 from .producer import Producer
 from .resources import Watch
-from .tracking import Tracking
+from .tracking import Tracking, share_run
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def main(args: Any) -> None:
     with Producer(
         args.job_id, settings=arguments.settings(args), terms=stated, lasting=OF_THE_DATA, one_cluster=True
     ) as producer:
+        share_run(args, producer.agree)
         producer.doing("starting slime's engines")
         resources = Watch(producer.settings, producer.doing, lambda error: _leave(producer, error))
         owner, facts = _start(args)  # the owner is kept: engines and router end with it

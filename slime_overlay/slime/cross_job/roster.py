@@ -154,6 +154,15 @@ class Roster(Chronicle):
         client.last_beat, client.last_beat_wall, client.vouched_at = self._clock(), self._wall(), None
         return wakes
 
+    def agree(self, client_id: str, name: str, value: str) -> str:
+        """What all clients of the job share under this name, as whoever came first said it: `value`, where nobody did.
+
+        Raises:
+            BadInput: no name and value of 1 to 200 characters.
+        """
+        job = self.jobs[self._live(client_id).info.job_id]
+        return job.agreed.setdefault(check_name(name, "a name"), check_name(value, f"the value of {name!r:.100}"))
+
     def end(self, client_id: str, state: str, reason: str = "") -> None:
         """A client ends as `finished`, `stopped`, `failed` or `dead`. Its leases are given back. Twice is once.
 

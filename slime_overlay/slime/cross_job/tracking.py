@@ -3,10 +3,15 @@ published rollout, under `cross_job/`, over slime's own `rollout/step`.
 
 They are those that Prometheus gets (metrics.py), of the whole job, the train side included. A failure is said once,
 and never hurts the run. Jobs with --cross-job-metrics off log nothing.
+
+Rollout and train job, and whatever restarts of them, are one run in wandb, as slime's single job is (`share_run`).
 """
 
 import importlib
 import logging
+import os
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 from .metrics import figures
@@ -15,6 +20,29 @@ from .producer import Producer
 logger = logging.getLogger(__name__)
 
 STEP = "rollout/step"
+_RUN_ID = "WANDB_RUN_ID"
+
+
+def share_run(args: Any, agree: Callable[[str, str], str]) -> None:
+    """Let this process, before slime begins to track in it, join the job's run in wandb: the first job chooses its id,
+    later ones resume it. A WANDB_RUN_ID of the user's is the id, if this job is the first.
+
+    Args:
+        agree: see Member.agree.
+    """
+    if not getattr(args, "use_wandb", False):
+        return
+    mine = os.environ.get(_RUN_ID, "")
+    run_id = agree("wandb run id", mine or uuid.uuid4().hex[:8])
+    if mine and mine != run_id:
+        logger.warning(
+            "job %s: its run in wandb is %s, as its first job said; %s=%s is not used. For another run, begin under "
+            "another --job-id",
+            *(args.job_id, run_id, _RUN_ID, mine),
+        )
+    os.environ[_RUN_ID] = run_id  # which wandb.init reads: slime gives it no id
+    os.environ["WANDB_RESUME"] = "allow"
+    logger.info("job %s: its run in wandb is %s", args.job_id, run_id)
 
 
 class Tracking:

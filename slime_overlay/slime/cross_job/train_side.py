@@ -21,6 +21,7 @@ from .gateway import Gateway
 from .jobs import log_to_stderr, tell
 from .link import START_S, Deadline, ensure_ray, get
 from .resources import Watch
+from .tracking import share_run
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class TrainSide:
         self.gateway = actor.options(**options).remote(args, self.in_parts)
         sys.excepthook = self._excepthook
         gcs_survives = self.ask("start")  # the handshake, before anything is placed
+        share_run(args, lambda name, value: str(self.ask("agree", name, value)))
         self.ended = False
         stopping.want(lambda: self.gateway.stop_waiting.remote())
         stopping.install()
