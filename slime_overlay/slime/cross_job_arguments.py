@@ -84,7 +84,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
     ),
     "rollout_timeout_s": (
         float,
-        "seconds that one rollout may take to generate before the rollout job fails (default: no bound)",
+        "seconds that one rollout may take to generate before the rollout job fails (default: none)",
     ),
     "update_timeout_s": (
         float,
