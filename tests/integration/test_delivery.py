@@ -17,6 +17,7 @@ from speak import columns
 
 from patience import patient
 from slime.cross_job import Consumer, Producer
+from slime.cross_job.batch import Batch
 from slime.cross_job.errors import EndOfStream, HeldBack, NoResources, NotOwner, Refused, RolloutNotFound, WaitTimeout
 from slime.cross_job.link import Link
 from slime.cross_job.producer import returned
@@ -331,3 +332,17 @@ def test_what_a_claim_was_granted_after_its_deadline_is_handed_out_first(pair):
     granted = consumer.link.call("claim", consumer.info.client_id, token=token)  # nobody hears the answer
     assert granted.rollout_id == 0
     assert [consumer.claim().rollout_id for _ in range(2)] == [0, 1]
+
+
+def test_a_large_source_of_a_checkpoint_reaches_the_producer_past_the_broker(job_id):
+    """100 MB are more than one message to the broker may take in the memory of its vaults at every change."""
+    source = Batch.pack({"tokens": [np.full(50_000, row, np.int32) for row in range(500)]}, {"seen": {3: (1, 2)}})
+    with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as consumer:
+        consumer.resume(4, source)
+        position, found = producer.source_before(4)
+        assert (position, found.ipc) == (1, source.ipc)
+        broker = ray.get_actor(BROKER_NAME, namespace=job_id)
+        in_broker = ray.get(broker.__ray_call__.remote(lambda self, job: repr(self._ledger.jobs[job].sources), job_id))
+        assert len(in_broker) < 2000
+        consumer.resume(2, {"at": 2})
+        assert producer.source_before(2) == (1, {"at": 2})

@@ -50,6 +50,12 @@ def test_a_job_without_a_role_may_be_any_slime_job():
         (ROLE, {"debug_rollout_only": True}, "--debug-rollout-only does not go with"),
         (ROLE, {"rollout_data_transport": "nixl"}, "--rollout-data-transport nixl"),
         (ROLE, {"rollout_num_gpus": None}, "--rollout-num-gpus is not set"),
+        (ROLE, {"rollout_function_path": "fully_async_rollout.generate_rollout_fully_async"}, "trained on twice"),
+        (
+            [*SWITCH, "--cross-job-role", "rollout"],
+            {"rollout_function_path": "slime.rollout.fully_async_rollout.generate_rollout_fully_async"},
+            "--rollout-function-path .* does not go with --cross-job-role rollout",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(words, of_slime, said):

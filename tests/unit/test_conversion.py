@@ -3,13 +3,16 @@
 That slime's own code makes the same training data of them again: tests/slime/test_replay.py.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from slime.cross_job.batch import Batch
-from slime.cross_job.conversion import to_samples
+from slime.cross_job.conversion import published, to_samples
 from slime.cross_job.errors import BadInput
-from slime.cross_job.train_data import pack
+from slime.cross_job.train_data import pack, unpack
 
 RAW = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
 
@@ -134,3 +137,37 @@ def test_batches_that_are_not_slimes_are_refused():
 def test_samples_that_slime_left_out_are_missed():
     with pytest.raises(BadInput, match=r"slime left 2 samples out when it split this rollout"):
         to_samples(*split(whole(), partitions=((0, 1, 2), (3, 4, 5))))
+
+
+@pytest.mark.parametrize("name", ["rewards", "raw_reward"])
+@pytest.mark.parametrize(
+    ("make", "mean"),
+    [
+        (lambda r: r, 0.625),
+        (tuple, 0.625),
+        (np.float32, 0.625),
+        (lambda r: [*np.float32(r)], 0.625),
+        (lambda r: torch.tensor(r, dtype=torch.bfloat16), 0.625),
+        (lambda r: [*torch.tensor(r)], 0.625),
+        (lambda r: [{"score": value} for value in r], None),
+        (lambda r: np.float32([r, r]).T, None),
+    ],
+    ids=["list", "tuple", "array", "list of scalars", "tensor", "list of tensors", "dicts", "several each"],
+)
+def test_rewards_are_published_in_whatever_type_a_hook_returns_them(make, mean, name):
+    """slime asks of --custom-reward-post-process-path only that what it returns has the length of the samples."""
+    data = (
+        whole(rewards=RAW, raw_reward=make(RAW)) if name == "raw_reward" else whole(rewards=make(RAW), raw_reward=None)
+    )
+    batches, meta = published(SimpleNamespace(args=None), dict(data))
+    assert meta.get("reward") == mean
+    found = unpack(Batch.from_ipc(batches[0].ipc.to_pybytes()))[name]
+    assert type(found) is type(data[name])
+    assert len(found) == len(RAW)
+    if mean is not None:
+        assert [float(reward) for reward in found] == RAW
+        assert [float(sample["reward"]) for sample in to_samples(batches, {})] == RAW
+
+
+def test_no_rewards_are_no_error():
+    assert "reward" not in published(SimpleNamespace(), whole(rewards=None, raw_reward=None))[1]

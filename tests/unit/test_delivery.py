@@ -2,7 +2,8 @@
 
 import pytest
 
-from slime.cross_job.errors import Fenced, JobIdTaken, NotOwner, Refused, RolloutNotFound, ValueLost
+from slime.cross_job.errors import BadInput, Fenced, JobIdTaken, NotOwner, Refused, RolloutNotFound, ValueLost
+from slime.cross_job.types import Payload
 
 from .ledger_hands import attach, ends_at, figures, publish, train, weights
 
@@ -348,3 +349,35 @@ def test_who_waits_while_its_weights_are_lost_is_told_to_publish_them_again(pair
     assert pair.claim("c", 0).rollout_id == 0, "nobody waits"
     weights(pair, 3)
     assert pair.claim("c", 1) is None
+
+
+def test_before_anything_is_published_the_newest_checkpoint_says_where_the_source_stands(pair):
+    """A train job goes back to an older checkpoint, or to the beginning, before the first rollout."""
+    pair.resume("c", 11, source="after 10")
+    assert ends_at(pair, 11) == (1, "after 10")
+    pair.resume("c", 6, source="after 5")
+    assert ends_at(pair, 6) == (1, "after 5")
+    pair.resume("c", 0)
+    assert ends_at(pair, 0) == (0, None)
+    pair.resume("c", 6, source="after 5")
+    publish(pair, 6, source="after 6")
+    pair.resume("c", 6, source="after 5, says the checkpoint")
+    assert ends_at(pair, 7) == (2, "after 6")
+
+
+def test_a_large_source_of_a_checkpoint_lies_in_a_vault_as_long_as_it_counts(pair):
+    def large(number: int) -> Payload:
+        return Payload(f"s{number}", "v1/a", 10**9, source_apart=True)
+
+    pair.resume("c", 5, source=large(5))
+    assert pair.source_before("p", 5) == (1, large(5))
+    pair.resume("c", 4, source=large(4))
+    assert pair.take_drops() == [("v1/a", "s5.source")]
+    assert pair.source_before("p", 4) == (1, large(4))
+    publish(pair, 4, source="after 4")
+    pair.resume("c", 4, source=large(3))
+    assert pair.take_drops() == [("v1/a", "s3.source")], "what was published says more"
+    train(pair, 4)
+    assert pair.take_drops() == [("v1/a", "t4"), ("v1/a", "s4.source")]
+    with pytest.raises(BadInput, match="at most 65536"):
+        pair.resume("c", 5, source="x" * 70_000)

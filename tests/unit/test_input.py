@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from slime.cross_job.batch import Batch
 from slime.cross_job.consumer import Consumer
 from slime.cross_job.errors import BadInput, Refused
 from slime.cross_job.ledger import Ledger
+from slime.cross_job.member import read_source
 from slime.cross_job.producer import Producer, returned
 from slime.cross_job.records import DROP
 from slime.cross_job.settings import Settings
@@ -298,6 +300,16 @@ def test_returned_is_plain():
     header = returned(COLUMNS, meta={"a": (np.int64(1),)}, weight_version=np.int32(2), source={"at": (1, 2)})[0]
     assert (header["meta"], header["weight_version"], header["source"]) == ({"a": [1]}, 2, {"at": [1, 2]})
     assert b"numpy" not in pickle.dumps(header)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_source_may_be_a_batch_which_comes_back(size):
+    at = Batch.pack({"at": [np.arange(size)]}, {"seen": {3: (1, 2)}})
+    header, _, apart = returned(COLUMNS, source=at)
+    assert (apart is None, header["source_apart"]) == (size == 10, size > 10)
+    payload = Payload("t", "v/1", 1, source=header["source"], source_apart=header["source_apart"])
+    found = at if apart else read_source(None, check_payload(payload))
+    assert found.ipc == at.ipc
 
 
 @pytest.mark.parametrize(

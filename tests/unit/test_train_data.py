@@ -1,5 +1,9 @@
 """slime's training data through a batch: equal values and types, own memory where slime writes, nothing lost."""
 
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -76,3 +80,26 @@ def test_a_rollout_without_samples_is_refused(data):
 def test_what_no_batch_holds_is_refused_by_name():
     with pytest.raises(BatchError, match="metadata"):
         pack({"tokens": [[1]], "metadata": [{"when": object()}]})
+
+
+class Loss(Enum):
+    PPO = "ppo"
+
+
+def test_paths_enums_and_sets_go_in_as_what_they_stand_for(caplog):
+    meta = [{"from": Path("a/b"), "loss": [Loss.PPO], Loss.PPO: {3, 1}, 7: (Path("c"),)}, None]
+    found = unpack(through({"tokens": [[1], [2]], "metadata": meta, "rule": Loss.PPO}))
+    assert found["metadata"] == [{"from": "a/b", "loss": ["ppo"], "ppo": [1, 3], 7: ("c",)}, None]
+    assert found["rule"] == "ppo"
+    assert "metadata of the training data holds a PosixPath: training gets its text" in caplog.text
+
+
+@dataclass
+class Plan:
+    steps: int = 1
+
+
+@pytest.mark.parametrize("value", [Plan(), {Loss.PPO: 1, "ppo": 2}, {"at": {Plan}}], ids=repr)
+def test_what_stands_for_nothing_plain_is_refused_by_name(value):
+    with pytest.raises(BatchError, match="column 'metadata', sample 1"):
+        pack({"tokens": [[1], [2]], "metadata": [{}, value]})

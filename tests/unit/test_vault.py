@@ -22,7 +22,7 @@ from slime.cross_job.errors import (
 )
 from slime.cross_job.producer import returned
 from slime.cross_job.records import FINISHED
-from slime.cross_job.types import BROKER_NAME, PROTOCOL
+from slime.cross_job.types import BROKER_NAME, PROTOCOL, Payload
 from slime.cross_job.vault import FromMethod, FromRefs, Target, Vault
 
 from .ray_stand_in import (
@@ -431,5 +431,21 @@ def test_a_source_goes_with_a_payload_that_is_refused_or_known(vault, broker, ru
         with pytest.raises(Fenced):
             await vault.hand_over(Target("t1", "p", rollout_id=1), source, 30)
         assert [*vault._held] == ["t0", "t0.source"]
+
+    run(test())
+
+
+def test_a_source_that_a_checkpoint_kept_lies_in_a_vault_until_nobody_may_need_it(vault, broker, run):
+    async def test() -> None:
+        await attach_both(broker)
+        for number in (1, 2):
+            where = await vault.keep_source(f"s{number}", FromRefs([Ref(f"source {number}")], {}))
+            kept = Payload(f"s{number}", where, 10**9, source_apart=True)
+            await broker.call("resume", "c", number, kept, f"r{number}")
+        await settle()
+        assert [*vault._held] == ["s2.source"], "what replaced it is all that counts"
+        assert await broker.call("source_before", "p", 2) == (1, kept)
+        (ref,) = await vault.open("s2.source")
+        assert await ref == "source 2"
 
     run(test())

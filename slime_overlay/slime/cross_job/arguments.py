@@ -45,6 +45,13 @@ def check(args: Any, given: list[str]) -> None:
             f"--rollout-data-transport {args.rollout_data_transport} ends with the rollout job's process: "
             "leave it out, vaults keep the rollouts in the object store"
         )
+    function = str(getattr(args, "rollout_function_path", None) or "")
+    if "fully_async" in function:
+        raise BadInput(
+            f"--rollout-function-path {function} does not go with --cross-job-role {args.cross_job_role}: its worker "
+            "draws prompts after a rollout is published, so that some would be trained on twice when a job is started "
+            "again. Use slime's own rollout function, with --cross-job-max-ahead 1 to generate while training"
+        )
     without_engines = getattr(args, "debug_train_only", False) or getattr(args, "rollout_external", False)
     if not args.rollout_num_gpus and not without_engines:
         raise BadInput(

@@ -25,9 +25,9 @@ from .errors import (
     WaitTimeout,
 )
 from .link import START_S, Deadline
-from .member import Member, get_parts, read_source
+from .member import Member, get_parts, read_source, small_or_apart
 from .metrics import Latencies
-from .types import Located, check_name, check_names, check_number, check_plain, check_rollout_id, check_version
+from .types import Located, check_name, check_names, check_number, check_rollout_id, check_version
 from .weights import KEY, pack_weights
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class Rollout:
 
     @property
     def source(self) -> Any:
-        """Where the producer's source of prompts stood after this rollout (JSON-able); None: it did not say. To be
-        kept in a checkpoint, for Consumer.resume. Raises PayloadLost."""
+        """Where the producer's source of prompts stood after this rollout (JSON-able or a Batch, as it said); None: it
+        did not say. To be kept in a checkpoint, for Consumer.resume. Raises PayloadLost."""
         return read_source(self._consumer.link, self._located.payload)
 
     @cached_property
@@ -148,15 +148,18 @@ class Consumer(Member):
 
         Args:
             source: Rollout.source of the last rollout that the checkpoint covers, if it kept that: where nothing was
-                published yet, as on a new cluster, the rollout job goes on from there.
+                published yet, as on a new cluster, the rollout job goes on from there. A large one lies in the vault
+                of this node until then.
 
         Raises:
             JobIdTaken: a consumer of this group is alive in another Ray job.
             RolloutNotFound: something from `rollout_id` on was acked and freed.
         """
         self.check()
-        rollout_id, source = check_rollout_id(rollout_id), check_plain(source, "source")
-        asked = ("resume", self.info.client_id, rollout_id, source, uuid.uuid4().hex)
+        rollout_id, token = check_rollout_id(rollout_id), uuid.uuid4().hex
+        source, apart = small_or_apart(source)
+        kept = source if apart is None else self._keep_apart(token, apart)
+        asked = ("resume", self.info.client_id, rollout_id, kept, token)
         found = self._when_free(lambda: self.link.call(*asked))
         if found["again"] or found["acked"]:
             logger.info(

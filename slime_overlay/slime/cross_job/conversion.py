@@ -109,8 +109,9 @@ def published(manager: Any, data: dict[str, Any]) -> tuple[list[Batch], dict[str
     dicts, how = parts.split(manager, data)
     rewards = data.get("raw_reward", data.get("rewards"))
     meta = {"samples": len(data["tokens"]), **({"split": how} if how else {})}
-    if rewards and all(isinstance(reward, (int, float)) for reward in rewards):
-        meta["reward"] = sum(rewards) / len(rewards)
+    values = [] if rewards is None else [_list(reward) for reward in _list(rewards)]
+    if values and all(isinstance(reward, (int, float)) for reward in values):
+        meta["reward"] = sum(values) / len(values)
     return [pack(part) for part in dicts], meta
 
 
@@ -146,8 +147,8 @@ def _data(batches: Sequence[Batch], meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rewards(data: Mapping[str, Any]) -> Sequence[Any]:
     """The reward of each sample before slime normalised it."""
-    rewards, raw = data["rewards"], data.get("raw_reward")
-    if raw is None or [*raw] == [*rewards]:
+    rewards, raw = ([_list(v) for v in _list(data.get(name, ()))] for name in ("rewards", "raw_reward"))
+    if "raw_reward" not in data or raw == rewards:
         return rewards
     if any(np.allclose(made, rewards, rtol=1e-3, atol=_TOLERANCE) for made in _normalised(raw)):
         return raw

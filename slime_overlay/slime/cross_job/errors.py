@@ -2,7 +2,8 @@
 
     CrossJobError                 exit code 1
     ├── BadInput (ValueError)     2  the call is wrong: correct it and call again
-    │   └── BatchError               a value, column or buffer that is no batch
+    │   ├── BatchError               a value, column or buffer that is no batch
+    │   └── ContentRefused           what was generated holds a value that cannot be published: named in words
     ├── Refused                   3  the broker says no: the message names who holds the place
     │   ├── JobIdTaken               a live job has this place under the job id already
     │   ├── Fenced                   this incarnation was replaced; a newer one took its place
@@ -54,6 +55,11 @@ class BadInput(CrossJobError, ValueError):
 
 class BatchError(BadInput):
     """Columns that do not make a batch, or bytes that are not one; names the column and the sample."""
+
+
+class ContentRefused(BadInput):
+    """What was generated, or the state of its data source, holds a value that cannot be published; names the value.
+    Generated again from the same prompts, it would be refused again."""
 
 
 class Refused(CrossJobError):

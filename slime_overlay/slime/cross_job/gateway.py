@@ -92,7 +92,8 @@ class Gateway:
         return self._evaluate("eval", rollout_id)
 
     def load(self, rollout_id: int | None = None) -> Any:
-        """Set the data source to where it stood after `rollout_id`, unless the rollout job is past that already."""
+        """Let the data source go on from where it stood after `rollout_id`, as this train job's --load tells, unless
+        the rollout job is past that already."""
         ahead = self._consumer.rollout_ids()
         if rollout_id is not None and any(published > rollout_id for published in ahead):
             logger.info(
@@ -101,10 +102,10 @@ class Gateway:
             )
             return None
         logger.info("job %s: the data source is to stand behind rollout %s", self._args.job_id, rollout_id)
-        answer = self._ask("load", rollout_id)
-        if rollout_id is not None and rollout_id >= 0:
-            self._source = self._ask("__ray_call__", data_source.state)  # also for a rollout job that comes later
-        return answer
+        if rollout_id is None or rollout_id < 0:
+            return self._ask("load", rollout_id)
+        self._source = self._ask("__ray_call__", data_source.load, rollout_id, self._args.load)  # for `resume`
+        return None
 
     def get_updatable_engines_and_lock(self) -> Any:
         """Engines and lock of the rollout job; all count as new until this train job has connected to them."""

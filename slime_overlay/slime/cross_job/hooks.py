@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from . import arguments, data_source
-from .errors import BadInput
+from .errors import BadInput, BatchError, ContentRefused
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,10 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     from .producer import returned
 
     args = manager.args
-    parts, meta = published(manager, data)
+    try:
+        parts, meta = published(manager, data)
+    except BatchError as error:
+        raise ContentRefused(f"rollout {rollout_id} of job {args.job_id} cannot be published: {error}") from None
     if args.cross_job_role == "rollout":
         return returned(*parts, meta=meta, source=data_source.state(manager))
     if args.cross_job_role is not None:

@@ -32,7 +32,7 @@ from .records import (
 from .retention import is_unread
 from .status import job_status, looked, rollout_detail
 from .steering import Steering
-from .types import Located, Payload, check_plain, check_rollout_id
+from .types import Located, Payload, check_payload, check_rollout_id
 from .verdicts import presumed_dead, verdict, who
 
 logger = logging.getLogger(__name__)
@@ -153,8 +153,9 @@ class Ledger(Steering):
         What its group acked from there on is claimable again, the same bytes; what lies below is acked. Leases and
         acks of any other history are void, and its members fenced.
 
-        `source` is where the source of prompts stood after the last of them, as far as the checkpoint knows; it counts
-        where nothing was published, as on a new cluster, or where the broker's memory of that has a gap.
+        `source` is where the source of prompts stood after the last of them, as far as the checkpoint knows, or the
+        payload beside which that lies in a vault; it counts where nothing was published, as on a new cluster, or where
+        the broker's memory of that has a gap.
 
         Returns {"again": ids that were acked and are not any more, "acked": ids that are now}; with the same `token`
         again the same, and nothing else happens.
@@ -165,7 +166,8 @@ class Ledger(Steering):
         """
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
-        source = check_plain(source, "source")
+        kept = source if isinstance(source, Payload) else Payload("", "", 0, source=source)
+        kept = check_payload(kept)
         if token and (answer := client.answer("resume", token)) is not None:
             return dict(answer)
         group = job.groups[client.info.group]
@@ -206,13 +208,8 @@ class Ledger(Steering):
             self._not_wanted(job)
             job.demands.clear()
             job.last_demanded = -1
-        if source is not None and (job.frontier < 0 or job.gap):
-            job.frontier, job.tells_source, job.gap = 0, True, False
-            for known in job.sources.values():
-                self._drop_source(job, known)
-            job.positions.clear()
-            job.sources.clear()
-            job.sources[0] = Payload("", "", 0, source=source)
+        begins = rollout_id == 0 and self._drivers(job) == [group]
+        self._take_source(job, kept if kept.source is not None or kept.source_apart else None, begins)
         job.gate.new_history(who(client))
         job.resumed += 1
         job.rewound += bool(again)

@@ -1,5 +1,6 @@
 """What producer and consumer have in common: attaching, signs of life, values of the job, ending."""
 
+import base64
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import ray
 
 from . import stopping
@@ -52,6 +54,7 @@ from .types import (
     check_job_id,
     check_name,
     check_names,
+    check_plain,
     check_rollout_id,
     check_seconds,
     check_version,
@@ -64,6 +67,8 @@ logger = logging.getLogger(__name__)
 
 _SPANS_AT_ONCE = 1000
 _SLICE_S = 3.0  # of a hand-over, after which one looks what it waits for
+_SMALL_SOURCE_BYTES = 4096  # larger ones do not pass through the broker
+_BATCH = "$batch"  # key of a small source that is a batch
 _TAKEN_RETRY_S = 5.0  # a job that was killed a moment ago still holds its job id until Ray has noticed
 
 
@@ -419,6 +424,17 @@ class Member:
         finally:
             self.doing(f"nothing here since {what} was handed over")
 
+    def _keep_apart(self, token: str, source: Batch) -> Payload:
+        """Let the vault of this node own where a source of prompts stands; the record for the broker."""
+        name = f"{VAULT_NAME}_{self.info.node_id}"
+        try:
+            asked = self.link.vault_on(self.info.node_id).keep_source.remote(token, as_source(source))
+            where = self.link.get_of_vault(asked, Deadline(self.link.patience_s), name)
+        except GONE as error:
+            self.link.forget_vault(self.info.node_id)
+            raise Unreachable(f"the vault of this node does not answer: {error}") from None
+        return Payload(token, where, source.nbytes, source_apart=True)
+
     def _attach(self, **said: Any) -> dict[str, Any]:
         stated = {name: getattr(self.settings, name) for name in SETTINGS}
         stated |= {"dead_after_s": self.settings.dead_after_s, **said}
@@ -536,12 +552,35 @@ def as_source(value: Any) -> FromRefs:
     return FromRefs(refs, {"nbytes": nbytes, "num_samples": num_samples, "columns": [*batches[0]]})
 
 
+def small_or_apart(source: Any) -> tuple[Any, Batch | None]:
+    """Where a source of prompts stands, as (what passes through the broker, what lies in a vault beside its payload):
+    a small one is the first, a large one the second. `read_source` gives it back.
+
+    Args:
+        source: JSON-able, or a Batch.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    if isinstance(source, Batch):
+        if source.nbytes > _SMALL_SOURCE_BYTES:
+            return None, source
+        return {_BATCH: base64.b64encode(source.ipc.to_pybytes()).decode()}, None
+    source = check_plain(source, "source")
+    text = b"" if source is None else json.dumps(source).encode()
+    if len(text) > _SMALL_SOURCE_BYTES:
+        return None, Batch.pack({"json": [np.frombuffer(text, np.uint8)]})
+    return source, None
+
+
 def read_source(link: Link, payload: Payload) -> Any:
     """Where the source of prompts stood after this payload; None: nobody said. Raises PayloadLost."""
     if not payload.source_apart:
-        return payload.source
+        small = payload.source
+        is_batch = isinstance(small, dict) and [*small] == [_BATCH]
+        return Batch.from_ipc(base64.b64decode(small[_BATCH])) if is_batch else small
     batch = get_parts(link.open_refs(payload, ".source"), "where the source of prompts stood")[0]
-    return json.loads(bytes(batch["json"][0]))
+    return json.loads(bytes(batch["json"][0])) if [*batch] == ["json"] else batch
 
 
 def get_parts(refs: list[Any], what: str, timeout_s: float = 600.0) -> list[Any]:

@@ -1,28 +1,25 @@
 """The rollout side: learn which rollout is wanted, publish it, end the stream."""
 
-import json
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
 from .batch import Batch
 from .errors import BadInput, EndOfStream, NoResources, WaitTimeout
 from .link import Deadline, get
-from .member import Member, as_source, get_parts, read_source
+from .member import Member, as_source, get_parts, read_source, small_or_apart
 from .resources import Limits, shortage
-from .types import PROTOCOL, Located, check_facts, check_number, check_plain, check_rollout_id, check_version
+from .types import PROTOCOL, Located, check_facts, check_number, check_rollout_id, check_version
 from .vault import HEADER, FromMethod, FromRefs, Target
 from .weights import KEY, Weights
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0  # after which one looks why an actor does not answer
-_SMALL_SOURCE_BYTES = 4096  # larger ones do not pass through the broker
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,8 @@ class Producer(Member):
         else where the newest generation ended. So no prompt is skipped or repeated, whichever process asks.
 
         Raises:
-            PayloadLost: it is large, and went with its vault.
+            PayloadLost: it is large, and went with its vault. Where nothing was published since a train job resumed,
+                it may be resumed again.
         """
         self.check()
         position, payload = self.link.call("source_before", self.info.client_id, check_rollout_id(rollout_id))
@@ -279,7 +277,8 @@ def returned(
 
     Args:
         meta, weight_version: as of Producer.publish.
-        source: where its source of prompts stands now (JSON-able, of any size), see Producer.source_before.
+        source: where its source of prompts stands now (JSON-able or a Batch, of any size), see
+            Producer.source_before.
 
     Raises:
         BatchError: a part makes no batch. BadInput: `meta` or `source` hold something else than JSON can.
@@ -287,9 +286,7 @@ def returned(
     if not parts:
         raise BadInput("returned() needs at least one part")
     batches = [part if isinstance(part, Batch) else Batch.pack(part) for part in parts]
-    source = check_plain(source, "source")
-    text = b"" if source is None else json.dumps(source).encode()
-    apart = Batch.pack({"json": [np.frombuffer(text, np.uint8)]}) if len(text) > _SMALL_SOURCE_BYTES else None
+    source, apart = small_or_apart(source)
     header = {
         HEADER: PROTOCOL,
         "nbytes": sum(batch.nbytes for batch in batches),
@@ -297,7 +294,7 @@ def returned(
         "columns": [*batches[0]],
         "weight_version": check_version(weight_version),
         "meta": check_facts(meta, "meta"),
-        "source": source if apart is None else None,
+        "source": source,
         "source_apart": apart is not None,
     }
     return (header, *batches, apart)

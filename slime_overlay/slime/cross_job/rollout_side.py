@@ -90,10 +90,16 @@ class _Server:
         position, source = self._producer.source_before(rollout_id)
         if position == 0 and self._at == -1:  # the train job may have loaded the state of its checkpoint since
             self._beginning = self._in_manager(data_source.state)
-        moved = source is not None and not self._in_manager(data_source.stands_at, source)  # by the train job's load()
-        if self._at != position - 1 or moved:
+        if self._at != position - 1:
             self._in_manager(data_source.restore, self._beginning if source is None else source)
             logger.info("job %s: rollout %d begins where the data source belongs", self._args.job_id, rollout_id)
+        elif source is not None and not self._in_manager(data_source.stands_at, source):
+            raise BadInput(
+                f"job {self._args.job_id}: prompts were drawn since the last rollout was published, and would be "
+                "trained on twice. Does the function of --rollout-function-path draw some after it has returned, as "
+                "fully asynchronous ones do, or that of --eval-function-path draw from the training data? Neither "
+                "works across two jobs"
+            )
         self._at = None
         published = self._producer.publish_from(
             rollout_id, self._manager, "generate", rollout_id=rollout_id, parts=self._parts

@@ -62,6 +62,25 @@ class Sources(Roster):
             if source.stored:
                 self._store_drops.append((job.job_id, source_name(source.stored)))
 
+    def _take_source(self, job: Job, source: Payload | None, begins: bool) -> None:
+        """A consumer resumed from a checkpoint that says where the source stood (None: it does not, or `begins`: it is
+        the beginning of the run). Where something was published, what the producer said counts, unless the broker's
+        memory of that has a gap; else what the newest checkpoint says."""
+        if job.ever and job.frontier >= 0 and not job.gap:
+            if source is not None:
+                self._drop_source(job, source)
+            return
+        if source is None and (job.gap or not begins):
+            return
+        for known in job.sources.values():
+            self._drop_source(job, known)
+        job.positions.clear()
+        job.sources.clear()
+        job.frontier, job.tells_source, job.gap = -1, False, False
+        if source is not None:
+            job.frontier, job.tells_source = 0, True
+            job.sources[0] = source
+
     def _take_position(self, job: Job, rollout_id: int, payload: Payload) -> None:
         if rollout_id not in job.positions:
             job.frontier += 1

@@ -179,6 +179,15 @@ class Vault:
             raise _anew(outcome.error)
         return outcome
 
+    async def keep_source(self, token: str, source: FromRefs) -> str:
+        """Own where a source of prompts stands, of a consumer that resumes from a checkpoint; this vault as a Payload
+        names it. The broker has it dropped."""
+        try:
+            self._held[f"{token}.source"] = [await _copy(ref) for ref in source.refs]
+        except _FULL as error:
+            raise StoreFull(f"no room for where the source of prompts stood: {error}") from None
+        return f"{self._name}/{self._incarnation}"
+
     async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:
         """Refs to the parts of a payload that lies in a durable store, whoever owned it before; see Deposits.load.
         What is damaged there is told to the broker, for people."""
