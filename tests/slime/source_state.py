@@ -81,7 +81,8 @@ def of_a_user(folder: Path) -> dict[str, Any]:
     first, second, third, trained = (manager("source_state.Lines") for _ in range(4))
     first.data_source.get_samples(5)
     data_source.restore(second, elsewhere(data_source.state(first)))
-    trained.args.save, trained.args.rollout_global_dataset = str(folder), True
+    trained.args.save = str(folder)
+    trained.args.rollout_global_dataset = third.args.rollout_global_dataset = True
     trained.data_source.get_samples(9)
     trained.data_source.save(3)
     data_source.restore(third, elsewhere(data_source.load(third, 3, str(folder))))

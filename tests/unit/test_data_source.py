@@ -139,6 +139,22 @@ def test_tensors_come_back_as_tensors():
     assert found[1].rollout_routed_experts is None
 
 
+def test_sets_paths_and_images_come_back_as_such():
+    Image = pytest.importorskip("PIL.Image")
+    image = Image.frombytes("RGB", (2, 3), bytes(range(18)))
+    one = manager()
+    one.data_source.metadata = {"seen": {1, (2, "a")}, "at": Path("a/b")}
+    sample = Sample(0, [1, 2], multimodal_inputs={"images": [image], "masks": [np.ones((2, 2)), None]})
+    one.data_source.buffer = [[sample, Sample(1)]]
+    found = continued(one).data_source
+    assert found.metadata == {"seen": {1, (2, "a")}, "at": Path("a/b")}
+    back = found.buffer[0][0]
+    (picture,) = back.multimodal_inputs["images"]
+    assert (picture.mode, picture.size, picture.tobytes()) == ("RGB", (2, 3), image.tobytes())
+    assert back.tokens == [1, 2]
+    back.multimodal_inputs["masks"][0][:] = 3
+
+
 class Picture:
     """Stands for what no batch holds."""
 

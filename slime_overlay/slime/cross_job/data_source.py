@@ -6,16 +6,17 @@ what slime's contract says: the files that its `save(rollout_id)` writes under `
 `load(rollout_id)`, with `args.load` there, goes on in another process; and the samples in its buffer, where it has
 one like slime's.
 
-A state is a Batch, so that arrays and tensors are copied and nothing else; what comes back is equal, types included.
-What a batch cannot hold is refused by name. The files of a custom source are kept as they are, and only its own `load`
-reads them. Runs inside the actor that generates.
+A state is a Batch, so that arrays and tensors are copied and nothing else. What comes back equals what was there;
+paths, sets and PIL's images do so, too. What else a batch cannot hold is refused by name. The files of a custom source
+are kept as they are, and only its own `load` reads them. Runs inside the actor that generates.
 """
 
 import contextlib
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 _POSITION = ("epoch_id", "sample_offset", "sample_index", "sample_group_index")
 _SLIMES = ("slime.rollout.data_source", "slime.ray.rollout_data_source")  # from v0.3 on, and before
+_MARK = "slime_cross_job"
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (set, frozenset, PosixPath, PurePosixPath, PureWindowsPath)}
+_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F")  # of images without a palette
+_PLAIN = {int, float, bool, str, type(None)}
 _FIELD = "sample "  # begins the name of a column that holds a field of the buffered samples
 
 
@@ -55,8 +60,13 @@ def state(manager: Any) -> Batch:
         for name in dict.fromkeys(name for kind in kinds for name in kind):
             columns[_FIELD + name] = [sample.get(name) for sample in samples]
     rows = max(map(len, columns.values()), default=0)
+    columns = {"row": [0] * rows, **{name: [*v, *[None] * (rows - len(v))] for name, v in columns.items()}}
     try:
-        return Batch.pack({"row": [0] * rows, **{n: v + [None] * (rows - len(v)) for n, v in columns.items()}}, about)
+        try:
+            return Batch.pack(columns, about)
+        except BatchError:
+            marked = {**_marked(about), "marked": True}
+            return Batch.pack({name: _marked(values) for name, values in columns.items()}, marked)
     except BatchError as error:
         raise ContentRefused(
             f"where the data source stands cannot be kept for a new rollout job: {error}. The columns are fields of "
@@ -79,7 +89,8 @@ def restore(manager: Any, state: Batch) -> None:
     Raises:
         BadInput: a custom source's `load` does not read what its `save` wrote.
     """
-    source, about = manager.data_source, own(state.attrs)
+    source, back = manager.data_source, _unmarked if "marked" in state.attrs else own
+    about = back(dict(state.attrs))
     if "files" in about:
         _load_saved(manager, about["saved"], dict(zip(about["files"], state["file"], strict=False)))
     else:
@@ -89,7 +100,7 @@ def restore(manager: Any, state: Batch) -> None:
         if getattr(source, "dataset", None) is not None and manager.args.rollout_shuffle:
             source.dataset.shuffle(source.epoch_id)
     if (buffer := _buffer(manager)) is not None and "groups" in about:
-        fields = {name: own(state[_FIELD + name].tolist()) for kind in about["fields"] for name in kind}
+        fields = {name: back(state[_FIELD + name].tolist()) for kind in about["fields"] for name in kind}
         rows = enumerate(state["fields"][: sum(about["groups"])])
         samples = iter([_sample({name: fields[name][row] for name in about["fields"][kind]}) for row, kind in rows])
         buffer[:] = [[next(samples) for _ in range(size)] for size in about["groups"]]
@@ -112,6 +123,39 @@ def load(manager: Any, rollout_id: int, folder: str | None) -> Batch:
         )
     restore(manager, before)
     return found
+
+
+def _marked(value: Any) -> Any:
+    """With sets, paths and images as dicts with the key _MARK, of what a batch holds."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return value if {*map(type, value)} <= _PLAIN else kind(_marked(item) for item in value)
+    if kind is dict:
+        return {name: _marked(item) for name, item in value.items()}
+    if kind in _KINDS.values():
+        return {
+            _MARK: (kind.__name__, str(value) if issubclass(kind, PurePath) else sorted(map(_marked, value), key=repr))
+        }
+    pictures = sys.modules.get("PIL.Image")
+    if pictures is not None and isinstance(value, pictures.Image) and value.mode in _MODES:
+        return {_MARK: ("image", value.mode, value.size, value.tobytes())}
+    return value
+
+
+def _unmarked(value: Any) -> Any:
+    kind = type(value)
+    if kind in (list, tuple):
+        return value if {*map(type, value)} <= _PLAIN else kind(_unmarked(item) for item in value)
+    if kind is not dict:
+        return own(value)
+    if [*value] != [_MARK]:
+        return {name: _unmarked(item) for name, item in value.items()}
+    what, *content = value[_MARK]
+    if what == "image":
+        from PIL import Image
+
+        return Image.frombytes(*content)
+    return _KINDS[what](_unmarked(content[0]))
 
 
 def _is_custom(source: Any) -> bool:
