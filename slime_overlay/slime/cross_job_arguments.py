@@ -44,6 +44,12 @@ SETTINGS: dict[str, tuple[type, str]] = {
         "what happens to a rollout that would be further behind, wait: it is generated later, drop: it is replaced by "
         "one of new prompts, regenerate: by one of the same prompts (default: wait)",
     ),
+    "on_poison": (
+        str,
+        "what happens where a rollout cannot be published for what it holds, or 3 train jobs in a row ended while "
+        "training on it, stop: both jobs end and name it, until its operator decides, skip: it is replaced by one of "
+        "new prompts; `slime-cross-job quarantine` shows it (default: stop)",
+    ),
     "store": (
         str,
         "URI of a durable store, besides the object store, for what is published and how the experiment stands: "

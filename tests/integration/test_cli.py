@@ -181,7 +181,8 @@ def test_steering(a_run):
     assert run.consumer.status()["dropped"] == 1
 
     assert "is alive" in ask("gc", "--forget", run.job_id, "--yes", code=3)
-    assert "has no durable store" in ask("quarantine", *here, code=2)
+    assert "0 rollouts" in ask("quarantine", *here)
+    assert "has no durable store" in ask("quarantine", "--delete", "x", *here, code=2)
     ask("drain", "--yes", *here)
     with pytest.raises(EndOfStream):
         run.producer.next_demand(timeout_s=10)

@@ -28,6 +28,7 @@ FLAGS = {
     *("cross_job_resources_s", "cross_job_max_bytes", "cross_job_max_staleness"),
     *(
         "cross_job_on_stale",
+        "cross_job_on_poison",
         "cross_job_store",
         "cross_job_store_env",
         "cross_job_store_file",

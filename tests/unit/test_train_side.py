@@ -11,6 +11,7 @@ from slime.cross_job.settings import Settings
 @pytest.fixture
 def side(train_side, monkeypatch):
     made = train_side.TrainSide.__new__(train_side.TrainSide)
+    made.steps = []
     made.settings, made.gateway, made.given_s = Settings(timeout_s=3600.0), Gateway(), []
     monkeypatch.setattr(train_side, "get", lambda ref, deadline, what: made.given_s.append(deadline.timeout_s))
     return made

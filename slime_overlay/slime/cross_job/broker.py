@@ -54,8 +54,7 @@ _READS = frozenset(
 _WRITES = frozenset(
     [
         *("end", "publish", "next_demand", "announce", "demand", "claim", "ack", "release", "resume", "first"),
-        "unreadable",
-        "agree",
+        *("unreadable", "agree", "training", "set_aside"),
         *("begin_update", "end_update", "break_update", "put_value", "forget", "control", "close_group", "stored"),
         *("steer", "requeue", "discard", "note_event", "read"),
     ]
@@ -440,7 +439,8 @@ class Broker(Clusters):
         if reason == "":
             self._ledger.vouch(client)
         elif reason and client.attached:
-            self._ledger.end(client.info.client_id, DEAD, reason)
+            crashed = "its node " not in reason and f"{JOB_IS}STOPPED" not in reason
+            self._ledger.end(client.info.client_id, DEAD, reason, crashed)
             logger.warning("job %s: %s is dead: %s", client.info.job_id, client.info.role, reason)
             if not is_over(reason):
                 self._spawn(self._add_its_job(client))

@@ -298,6 +298,12 @@ class Consumer(Member):
         self.check()
         self.link.call("break_update", self.info.client_id)
 
+    def training(self, rollout_id: int | None) -> None:
+        """Say that this process trains on a rollout from now on; None: on none. Where three processes in a row end
+        with an error in that, the rollout is set aside: see --cross-job-on-poison."""
+        self.check()
+        self.link.call("training", self.info.client_id, rollout_id)
+
     def loaded(self, timeout_s: float | None = None) -> int:
         """Wait until the engines have weights, and none are under way; returns their version."""
         return self._wait(timeout_s, "weights in the engines", "loaded", grace_s=self.settings.peer_grace_s)

@@ -55,6 +55,7 @@ class Engines(Pacing):
         job = self.jobs[client.info.job_id]
         gate = job.gate
         gate.until = gate.until if until is None else until
+        client.training = None  # it is through with that
         if gate.holder and gate.holder != client_id:
             return None
         producer = job.producer

@@ -9,6 +9,7 @@
     │   ├── Fenced                   this incarnation was replaced; a newer one took its place
     │   │   └── KeptElsewhere        between brokers: that of another cluster keeps the job, ask there
     │   ├── ProtocolMismatch         the broker was made by another protocol version
+    │   ├── Poisoned                 a rollout is set aside: the message says why, and how to go on
     │   ├── StoreRefused             the durable store does not let us in, or write
     │   └── NotOwner                 the lease is not (or no longer) this consumer's
     ├── Unreachable               4  something that should answer does not
@@ -91,6 +92,10 @@ class KeptElsewhere(Fenced):
 
 class ProtocolMismatch(Refused):
     """Broker and client speak different protocol versions."""
+
+
+class Poisoned(Refused):
+    """A rollout is set aside, because it ended its train jobs, or cannot be published for what it holds."""
 
 
 class StoreRefused(Refused):

@@ -187,6 +187,10 @@ class Gateway:
         """See Member.add_span."""
         self._consumer.add_span(what, rollout_id, began, ended)
 
+    def training(self, rollout_id: int) -> None:
+        """See Consumer.training."""
+        self._consumer.training(rollout_id)
+
     def stop_waiting(self) -> None:
         """The driver was asked to stop: who waits here for a rollout ends with Stopped."""
         stopping.requested.set()
@@ -205,8 +209,10 @@ class Gateway:
         self.saved(max(self._claimed, default=0))
         self._consumer.finish()
 
-    def fail(self, reason: str) -> None:
-        """The driver ends with an error."""
+    def fail(self, reason: str, while_training: bool) -> None:
+        """The driver ends with an error; `while_training`: in a step on the rollout that it named last."""
+        if not while_training:
+            self._consumer.training(None)
         self._consumer.fail(reason)
 
     # ------------------------------------------------------------------ inside

@@ -59,7 +59,7 @@ class Ledger(Steering):
         Raises:
             EndOfStream, PeerFailed: the producer ended, and what is asked for was not published.
             ValueLost: it is not published yet, and a value of this client's is lost, for which the producer may wait.
-            RolloutNotFound: acked before, freed, or no such version.
+            RolloutNotFound: acked before, freed, or no such version. Poisoned: it is set aside.
         """
         client = self._live(client_id, "consumer")
         job = self.jobs[client.info.job_id]
@@ -82,6 +82,8 @@ class Ledger(Steering):
             raise RolloutNotFound(
                 f"rollout {rollout_id} of job {job.job_id} was acked by group {group.name!r} before ({state})"
             )
+        if self._drives(job, group.name):
+            self._unless_set_aside(job, rollout_id)
         if rollout_id not in job.rollouts:
             if group.leases.get(rollout_id, ("",))[0] == client_id:  # it was lost since, and is wanted again
                 self._give_back(job, group, rollout_id)

@@ -6,7 +6,7 @@ Pure state like the rest of the ledger: a method that finds nothing *yet* return
 import logging
 from typing import Any
 
-from .errors import EndOfStream, RolloutNotFound
+from .errors import EndOfStream, Poisoned, RolloutNotFound
 from .records import (
     ACKED,
     CLAIMED,
@@ -17,15 +17,21 @@ from .records import (
     GENERATING,
     PAUSED,
     PUBLISHED,
+    SKIP,
+    STOP,
     WAIT,
     Group,
     Job,
 )
 from .retention import in_memory
 from .shelf import Shelf
-from .types import check_rollout_id
+from .types import MOST_REASON, check_rollout_id, shortened
+from .verdicts import set_aside
 
 logger = logging.getLogger(__name__)
+
+_CRASHES = 3  # of train jobs in a row on the same rollout, after which it is set aside; and of rollouts, see set_aside
+_LETTERS = 100  # of those that were replaced, how many are remembered
 
 
 class Pacing(Shelf):
@@ -35,12 +41,13 @@ class Pacing(Shelf):
         """Ask that `rollout_id` be generated. Demanding what is published already is no error.
 
         Raises:
-            RolloutNotFound: it was acked and freed.
+            RolloutNotFound: it was acked and freed. Poisoned: it is set aside.
         """
         client = self._live(client_id, "consumer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
         if rollout_id in job.freed:
             raise RolloutNotFound(f"rollout {rollout_id} of job {job.job_id} was acked and freed")
+        self._unless_set_aside(job, rollout_id)
         job.groups[client.info.group].demanded = True
         job.last_demanded = max(job.last_demanded, rollout_id)
         if rollout_id not in job.rollouts and rollout_id not in job.done:
@@ -72,6 +79,7 @@ class Pacing(Shelf):
 
         Raises:
             EndOfStream: the consumers finished, `until` is reached, or the job is drained. PeerFailed: they failed.
+            Poisoned: what is wanted is set aside.
         """
         client = self._live(client_id, "producer")
         job = self.jobs[client.info.job_id]
@@ -81,6 +89,7 @@ class Pacing(Shelf):
             job.gate.producer_is(client.attached_as)
         found = self._next_wanted(job, start, until, gated)
         if found is not None:
+            self._unless_set_aside(job, found)
             if gated:
                 job.gate.generating = found
             if found not in job.handed or client.waited_s:  # else the same call again, whose answer was lost
@@ -96,6 +105,29 @@ class Pacing(Shelf):
                 raise EndOfStream(f"job {job.job_id}: the consumers finished, nothing more is wanted")
             self._raise_peer(broken[-1], grace_s)
         return None
+
+    def training(self, client_id: str, rollout_id: int | None) -> None:
+        """This consumer trains on a rollout from now on; None: on none. What ends one train job after the other is set
+        aside, see `--cross-job-on-poison`; whoever trains on a later one has passed those before."""
+        client = self._live(client_id, "consumer")
+        job = self.jobs[client.info.job_id]
+        client.training = None if rollout_id is None else check_rollout_id(rollout_id)
+        if client.training is not None:
+            job.crashes = {r: number for r, number in job.crashes.items() if r >= client.training}
+
+    def set_aside(self, client_id: str, rollout_id: int, reason: str) -> str:
+        """What the producer generated as `rollout_id` cannot be published for what it holds. Returns `stop`, or `skip`:
+        it is wanted again, from new prompts. The third in a row is a `stop`, whatever the job says."""
+        client = self._live(client_id, "producer")
+        job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
+        job.handed.pop(rollout_id, None)
+        if job.gate.generating == rollout_id:
+            job.gate.generating = None
+        job.refused += 1
+        stuck = job.refused >= _CRASHES
+        self._set_aside(job, rollout_id, f"it cannot be published: {reason}", stuck)
+        self._note_open(job, rollout_id)
+        return STOP if stuck else job.on_poison
 
     def held_back(self, job: Job) -> dict[str, Any] | None:
         """Why nothing at all is generated although the producer lives, as a verdict; None: nothing holds it back."""
@@ -131,6 +163,40 @@ class Pacing(Shelf):
         return f"no rollout beyond {last} was demanded, and --cross-job-max-ahead is {job.max_ahead}"
 
     # ------------------------------------------------------------------ inside
+
+    def _ended_in(self, job: Job, rollout_id: int, reason: str) -> None:
+        job.crashes[rollout_id] = number = job.crashes.get(rollout_id, 0) + 1
+        if number >= _CRASHES:
+            words = f"{number} train jobs in a row ended while they trained on it, the last one: {reason}"
+            self._set_aside(job, rollout_id, words)
+
+    def _set_aside(self, job: Job, rollout_id: int, reason: str, stuck: bool = False) -> None:
+        newest = job.rollouts[rollout_id][-1] if rollout_id in job.rollouts else None
+        job.crashes.pop(rollout_id, None)
+        job.dead_letters.pop(rollout_id, None)
+        job.dead_letters[rollout_id] = {
+            **{"reason": shortened(reason, MOST_REASON), "at": self._wall(), "replaced": False, "stuck": stuck},
+            "version": 0 if newest is None else newest.version,
+            "weight_version": None if newest is None else newest.payload.made_by,
+            "nbytes": 0 if newest is None else newest.payload.nbytes,
+        }
+        for old in [r for r, letter in job.dead_letters.items() if letter["replaced"]][:-_LETTERS]:
+            del job.dead_letters[old]
+        logger.error("job %s: rollout %d is set aside: %s", job.job_id, rollout_id, reason)
+        self._event(job, "set aside", reason, rollout_id)
+        if job.on_poison == SKIP and not stuck:
+            self._unless_set_aside(job, rollout_id)
+
+    def _unless_set_aside(self, job: Job, rollout_id: int) -> None:
+        """Raise Poisoned where it is; with `skip` see that it is generated anew."""
+        letter = job.dead_letters.get(rollout_id)
+        if letter is None or letter["replaced"]:
+            return
+        if job.on_poison != SKIP or letter["stuck"]:
+            raise Poisoned(set_aside(job, rollout_id))
+        job.dead_letters[rollout_id] = {**letter, "replaced": True}
+        if rollout_id in job.rollouts:
+            self._discard(job, rollout_id, same_prompts=False, again=True)
 
     def _drivers(self, job: Job) -> list[Group]:
         """The groups that the producer works for: those that demand, or all where nobody does."""

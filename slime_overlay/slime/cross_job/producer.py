@@ -141,6 +141,13 @@ class Producer(Member):
         limits = {"start": check_version(start, "start"), "until": check_version(until, "until"), "gated": bool(gated)}
         return self._wait(timeout_s, "demand", "next_demand", **limits, grace_s=grace_s)
 
+    def set_aside(self, rollout_id: int, reason: str) -> str:
+        """Say that what was generated as `rollout_id` cannot be published for what it holds. Returns the job's
+        --cross-job-on-poison: `stop` (both jobs end, and name it) or `skip` (it is wanted again, from new prompts).
+        """
+        self.check()
+        return str(self.link.call("set_aside", self.info.client_id, check_rollout_id(rollout_id), reason))
+
     def patient_demand(self, **limits: Any) -> int | None:
         """`next_demand`, waited for as long as the consumers live, are paused or full: a training step may take its
         time; a train job that is not there may not. None: the stream ended. Raises PeerFailed, WaitTimeout."""

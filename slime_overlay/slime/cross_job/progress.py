@@ -26,7 +26,7 @@ SMALL_PROGRESS, SMALL_EVENTS = 200, 50
 EVENTS = (
     *("attached", "silent", "woke", "finished", "stopped", "failed", "dead", "refused", "differs"),  # clients
     *("paused", "running", "draining", "requeued", "discarded", "closed"),  # its operator
-    *("lost", "dropped", "regenerated", "outdated", "resumed", "rewound", "quarantined"),  # rollouts
+    *("lost", "dropped", "regenerated", "outdated", "resumed", "rewound", "quarantined", "set aside"),  # rollouts
     *("restarted", "vault died", "store emptied"),  # its broker, and what it found
 )
 """Kinds of events: they label a metric, so there is no other."""

@@ -29,6 +29,9 @@ WAIT, DROP, REGENERATE = "wait", "drop", "regenerate"
 """What happens to rollouts whose weights are too old, see --cross-job-on-stale."""
 
 
+STOP, SKIP = "stop", "skip"
+"""What happens to a rollout that is set aside, see --cross-job-on-poison."""
+
 ANSWERS = 16
 """Of each operation that are remembered for a client, whose threads may each ask again because an answer was lost; and
 so many for the operators of a job."""
@@ -104,6 +107,7 @@ class Client:
     columns: tuple[str, ...] = ()  # of every batch: that it publishes, or that it needs
     waited_s: float = 0.0  # since it last got a rollout
     attached_as: int = 0  # its epoch when it attached, which stands for its process and, of a producer, its engines
+    training: int | None = None  # rollout that it trains on
     vouched_at: float | None = None  # monotonic: when Ray last called it alive, in its present silence
     waits_s: float = 0.0  # for how long it had only waited for others when it was last heard; 0: it was at work
 
@@ -166,6 +170,7 @@ class Job:
     max_bytes: int | None = None
     max_staleness: int | None = None
     on_stale: str = WAIT
+    on_poison: str = STOP
     store: str | None = field(default=None, repr=False)  # URI of the durable store, with its password
     store_mode: str = WRITE_THROUGH
     compression: str = "none"
@@ -205,6 +210,12 @@ class Job:
     tells_source: bool = False  # its producer says where its source stands
     gap: bool = False  # the broker's last changes died with those that kept them: nobody knows where the source stands
     # what now
+    # rollouts that ended their train jobs: how many in a row; and those that are set aside for it, or for what they
+    # hold: {"reason", "at" (wall clock), "version", "weight_version", "nbytes", "replaced" (by one of new prompts),
+    # "stuck" (so were those before, and it is not replaced, whatever `on_poison` says)}
+    crashes: dict[int, int] = field(default_factory=dict)
+    dead_letters: dict[int, dict[str, Any]] = field(default_factory=dict)
+    refused: int = 0  # of these, how many since the last one that could be published
     control: str = RUNNING
     steered: dict[str, Any] = field(default_factory=dict)  # newest tokens of Steering.steer -> answer
     complete: bool = False
@@ -256,7 +267,7 @@ FOR_PEOPLE = ("progress", "events")
 
 SETTINGS = (
     *("max_ahead", "retain", "retain_s", "retain_bytes", "retain_from", "forget_after_s", "max_bytes"),
-    *("max_staleness", "on_stale"),
+    *("max_staleness", "on_stale", "on_poison"),
     *("store", "store_mode", "compression", "metrics", "traces"),
 )
 """Fields of Job that clients state when they attach, and on which those that live must agree."""

@@ -16,6 +16,7 @@ from .handshake import OF_THE_DATA, differences, others, terms, warn_of
 from .jobs import tell
 from .link import Deadline, ensure_ray, get
 from .producer import Producer
+from .records import SKIP
 from .resources import Watch
 from .tracking import Tracking, share_run
 
@@ -67,6 +68,7 @@ class _Server:
         self._at: int | None = -1  # the source stands behind this generation; None: nobody knows
         self._layout: dict[str, Any] | None = None
         self._parts = 1
+        self._skipping = False  # the source stands behind prompts of which nothing could be published
         self._compared: dict[str, Any] = {}  # arguments of the train job that were compared with ours
 
     def serve(self) -> None:
@@ -93,7 +95,7 @@ class _Server:
         if self._at != position - 1:
             self._in_manager(data_source.restore, self._beginning if source is None else source)
             logger.info("job %s: rollout %d begins where the data source belongs", self._args.job_id, rollout_id)
-        elif source is not None and not self._in_manager(data_source.stands_at, source):
+        elif not self._skipping and source is not None and not self._in_manager(data_source.stands_at, source):
             raise BadInput(
                 f"job {self._args.job_id}: prompts were drawn since the last rollout was published, and would be "
                 "trained on twice. Does the function of --rollout-function-path draw some after it has returned, as "
@@ -101,9 +103,14 @@ class _Server:
                 "works across two jobs"
             )
         self._at = None
-        published = self._producer.publish_from(
-            rollout_id, self._manager, "generate", rollout_id=rollout_id, parts=self._parts
-        )
+        try:
+            published = self._producer.publish_from(
+                rollout_id, self._manager, "generate", rollout_id=rollout_id, parts=self._parts
+            )
+        except BadInput as error:
+            self._set_aside(rollout_id, position, error)
+            return
+        self._skipping = False
         if published.version:
             self._at = position
         logger.info(
@@ -112,6 +119,13 @@ class _Server:
         )
         if published.version:
             self._tracking.published(rollout_id)
+
+    def _set_aside(self, rollout_id: int, position: int, error: BadInput) -> None:
+        """What was generated cannot be published for what it holds, and could not be the next time either."""
+        if self._producer.set_aside(rollout_id, str(error)) != SKIP:
+            raise error
+        logger.warning("job %s: rollout %d is generated from new prompts", self._args.job_id, rollout_id)
+        self._at, self._skipping = position - 1, True
 
     def _hear_train_job(self) -> None:
         facts = self._producer.consumer_facts() or {}

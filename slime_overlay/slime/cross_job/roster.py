@@ -7,9 +7,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Refused
+from .errors import BadInput, Drained, EndOfStream, Fenced, Forgotten, JobIdTaken, PeerFailed, Poisoned, Refused
 from .progress import Chronicle
-from .records import DEAD, DRAINING, FINISHED, LIVE, RUNNING, SETTINGS, SILENT, STOPPED, Client, Group, Job
+from .records import (
+    DEAD,
+    DRAINING,
+    FAILED,
+    FINISHED,
+    LIVE,
+    RUNNING,
+    SETTINGS,
+    SILENT,
+    STOP,
+    STOPPED,
+    Client,
+    Group,
+    Job,
+)
 from .settings import check_setting, flag
 from .stores.base import without_password
 from .types import (
@@ -24,7 +38,7 @@ from .types import (
     check_seconds,
     shortened,
 )
-from .verdicts import VOUCHED_S, presumed_dead, verdict, who
+from .verdicts import VOUCHED_S, presumed_dead, set_aside, verdict, who
 
 _REMEMBERED = 50  # ended clients a job
 _GIVEN_UP_S = 86_400.0  # after which nobody expects to hear a client again that counts as dead
@@ -69,6 +83,7 @@ class Roster(Chronicle):
         Raises:
             JobIdTaken: a producer of another Ray job is alive under this job id.
             Refused: settings, terms or columns were stated otherwise by a client that is alive, or left rollouts.
+            Poisoned: one of slime's jobs cannot go on, because a rollout is set aside.
         """
         if info.role not in ("producer", "consumer", "writer"):
             raise BadInput(f"role {info.role!r} is none of 'producer', 'consumer', 'writer'")
@@ -83,6 +98,10 @@ class Roster(Chronicle):
         if known is not None and known.attached:  # the same call again, whose answer was lost
             return self._granted(known)
         job = self._job_for_attach(check_job_id(info.job_id))
+        stops = stated.get("on_poison", job.on_poison) == STOP
+        for rollout_id, letter in job.dead_letters.items():
+            if info.one_cluster and not letter["replaced"] and (stops or letter["stuck"]):
+                raise Poisoned(set_aside(job, rollout_id))
         replaced = self._replaced_by(job, info)
         in_the_way = self._agree(job, info, stated, terms, replaced)
         self._agree_with_what_is_left(job, terms, lasting)
@@ -163,10 +182,13 @@ class Roster(Chronicle):
         job = self.jobs[self._live(client_id).info.job_id]
         return job.agreed.setdefault(check_name(name, "a name"), check_name(value, f"the value of {name!r:.100}"))
 
-    def end(self, client_id: str, state: str, reason: str = "") -> None:
+    def end(self, client_id: str, state: str, reason: str = "", crashed: bool = False) -> None:
         """A client ends as `finished`, `stopped`, `failed` or `dead`. Its leases are given back. Twice is once.
 
         In a job that is being drained nobody is through: who finishes has stopped, and may be started again.
+
+        Args:
+            crashed: it died by itself, as who failed did: not with its node, nor because it was stopped or replaced.
         """
         client = self.clients.get(client_id)
         if client is None or not client.attached:
@@ -181,6 +203,8 @@ class Roster(Chronicle):
             group.live, group.ended = group.live - 1, client
         self._event(job, state, f"the {who(client)} {state}: {reason or 'as planned'}")
         self._ended(job, client)
+        if (crashed or state == FAILED) and client.training is not None:
+            self._ended_in(job, client.training, reason)
 
     def silent(self, longer_than_s: float) -> list[Client]:
         """Live clients without a sign of life for `longer_than_s` seconds: those that are worth asking Ray about."""
@@ -231,6 +255,9 @@ class Roster(Chronicle):
 
     def _ended(self, job: Job, client: Client) -> None:
         """Called when a client has ended, whatever the way; the ledger gives its leases back."""
+
+    def _ended_in(self, job: Job, rollout_id: int, reason: str) -> None:
+        """Called when a train job ended while it trained on this rollout; the ledger counts."""
 
     def _job_for_attach(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)

@@ -16,12 +16,14 @@ from .types import DEFAULT_NAMESPACE, check_number, check_seconds
 logger = logging.getLogger(__name__)
 
 ON_STALE = ("wait", "drop", "regenerate")
+ON_POISON = ("stop", "skip")
 STORE_MODES = ("write-through", "write-behind")
 COMPRESSIONS = ("none", "lz4", "zstd")
 SWITCH = ("on", "off")
 RETAIN_FROM = ("ack", "publication")
 _CHOICES = {
     **{"store_mode": STORE_MODES, "compression": COMPRESSIONS, "on_stale": ON_STALE},
+    "on_poison": ON_POISON,
     **{"metrics": SWITCH, "traces": SWITCH, "retain_from": RETAIN_FROM},
 }
 _LEAST = {"retain_bytes": 1, "max_bytes": 1, "heartbeat_s": 0.05}  # else 0
@@ -29,7 +31,7 @@ _LEAST = {"retain_bytes": 1, "max_bytes": 1, "heartbeat_s": 0.05}  # else 0
 
 @dataclass(frozen=True)
 class Settings:
-    """How a client behaves. The first fourteen belong to the job: all statements of them must agree (None: as the
+    """How a client behaves. The first fifteen belong to the job: all statements of them must agree (None: as the
     other side says, or the default). The rest is the client's own.
 
     Raises:
@@ -46,6 +48,7 @@ class Settings:
     max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
     max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
     on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate
+    on_poison: str | None = None  # what happens where a rollout ends its train jobs: stop | skip
     # not in the repr: it may hold a password
     store: str | None = field(
         default=None, repr=False

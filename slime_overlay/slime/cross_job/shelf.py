@@ -100,6 +100,7 @@ class Shelf(Retention):
         self._cover(job, rollout_id)
         self._make_room(job)
         job.published += 1
+        job.refused = 0
         job.republished += number > 1
         client.remember("publish", payload.token, _bare(located))
         return True, located

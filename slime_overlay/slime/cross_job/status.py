@@ -47,7 +47,7 @@ def _figures(job: Job, now: float, wall: float) -> dict[str, Any]:
     newest weight version and that of the oldest rollout in the queue (None while either is unknown); `lost` names the
     rollouts that went with their vault and were not generated again; `damaged` those whose record has fields of a
     wrong type, as an older version may have left it; `unstored` counts what is published, but not in the durable store
-    yet (write-behind).
+    yet (write-behind); `dead_letters` are the rollouts that are or were set aside, see records.Job.
 
     `oldest_queued_s` is the age of the oldest rollout in the queue, `idle_s` the time since anything happened to a
     rollout, `waited` the seconds by who waited for what (progress.WAITS), `bottleneck` whom the other side waits for,
@@ -78,6 +78,7 @@ def _figures(job: Job, now: float, wall: float) -> dict[str, Any]:
         **{name: getattr(job, name) for name in _COUNTERS},
         "lost": sorted(job.lost),
         "damaged": damaged,
+        "dead_letters": {str(rollout_id): letter for rollout_id, letter in job.dead_letters.items()},
         "freed": len(job.freed),
         "retained": len(job.rollouts),
         "queue_depth": len(queue),

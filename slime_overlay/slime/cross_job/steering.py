@@ -69,13 +69,19 @@ class Steering(Engines):
 
     def requeue(self, job_id: str, rollout_id: int, name: str = "train") -> str:
         """End the lease of a rollout in group `name`: it can be claimed again. Returns who held it, in words; that one
-        is refused when it acks it.
+        is refused when it acks it. What is set aside is wanted again.
 
         Raises:
             RolloutNotFound: there is no such group. Refused: nobody holds it.
         """
         job, rollout_id = self._known_job(job_id), check_rollout_id(rollout_id)
         group = self._group(job, name)
+        letter = job.dead_letters.get(rollout_id)
+        if letter is not None and not letter["replaced"]:
+            del job.dead_letters[rollout_id]
+            job.refused = 0
+            self._event(job, "requeued", "it was set aside, and is wanted again by its operator", rollout_id)
+            return "dead letters"
         lease = group.leases.get(rollout_id)
         if lease is None:
             raise Refused(
@@ -109,6 +115,8 @@ class Steering(Engines):
                 raise Refused(
                     f"rollout {rollout_id} of job {job_id} was acked by group {group.name!r}: it has taken effect"
                 )
+        if rollout_id in job.dead_letters:
+            job.dead_letters[rollout_id] = {**job.dead_letters[rollout_id], "replaced": True}
         nbytes = sum(version.payload.nbytes for version in job.rollouts[rollout_id])
         how = "from the same prompts" if same_prompts else "from new prompts"
         self._event(job, "discarded", f"by its operator; it is generated anew, {how}", rollout_id)

@@ -111,6 +111,7 @@ class Updates:
         """The ranks are about to train on this rollout; with a critic, those of both groups, one after the other."""
         if rollout_id != self.side.trained:  # what one group has begun, the other ends
             stopping.check()
+            self.side.ask("training", rollout_id)
         self.side.trained = max(self.side.trained, rollout_id)
         self.phase("train", rollout_id)
         self.side.gateway.doing.remote(f"training on rollout {rollout_id}")

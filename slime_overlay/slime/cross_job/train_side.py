@@ -128,11 +128,16 @@ class TrainSide:
     def _at_exit(self) -> None:
         self._end("its driver ended before the last rollout")
 
-    def _last_step_is_safe(self) -> bool:
-        """Whether what was trained on last is, and is in a checkpoint, if there are any: for a script that fails."""
+    def _last_step_is_done(self) -> bool:
         try:
             get(self.steps, Deadline(1), "the training ranks")
         except (CrossJobError, ray.exceptions.RayError):
+            return False
+        return True
+
+    def _last_step_is_safe(self) -> bool:
+        """Whether what was trained on last is, and is in a checkpoint, if there are any: for a script that fails."""
+        if not self._last_step_is_done():
             return False
         saves = self.args.save is not None and self.args.save_interval is not None
         return not saves or self.saved >= self.trained
@@ -147,7 +152,9 @@ class TrainSide:
         through = through and number is not None and self.weight_version >= number
         try:
             get(
-                self.gateway.finish.remote() if through else self.gateway.fail.remote(reason),
+                self.gateway.finish.remote()
+                if through
+                else self.gateway.fail.remote(reason, not self._last_step_is_done()),
                 Deadline(self.settings.timeout_s + START_S if through else START_S),  # as Member._end
                 "the gateway",
             )

@@ -120,6 +120,17 @@ def patience_left_s(verdict: dict[str, Any], timeout_s: float, grace_s: float) -
     return 0.0
 
 
+def set_aside(job: Job, rollout_id: int) -> str:
+    """Why this rollout is set aside, and how to go on."""
+    again = "hands it out again" if rollout_id in job.rollouts else "has it generated again"
+    drop = f"; `slime-cross-job drop {rollout_id}` replaces it" if rollout_id in job.rollouts else ""
+    return (
+        f"rollout {rollout_id} of job {job.job_id} is set aside: {job.dead_letters[rollout_id]['reason']}. Mend the "
+        f"cause; then `slime-cross-job requeue {rollout_id}` {again}{drop}. With --cross-job-on-poison skip such a "
+        "rollout is replaced by one of new prompts"
+    )
+
+
 def standing(
     job: Job, recent: dict[str, Any], now: float, idle_s: float | None, damaged: Sequence[int] = (), unstored: int = 0
 ) -> list[dict[str, str]]:
@@ -129,6 +140,11 @@ def standing(
     if job.complete:
         return [{"level": OK, "text": f"Complete: {job.acked + job.covered} rollouts took effect."}]
     said = [*_of_its_operator(job), *_of_its_clients(job, now)]
+    replaced = [r for r, letter in job.dead_letters.items() if letter["replaced"]]
+    said += [(ERROR, set_aside(job, r)[:600]) for r in job.dead_letters if r not in replaced]
+    if replaced:
+        text = f"{len(replaced)} rollouts were set aside and replaced ({_some(replaced)}): see `quarantine`."
+        said.append((WARNING, text))
     if job.lost:
         some = _some(sorted(job.lost))
         said.append(

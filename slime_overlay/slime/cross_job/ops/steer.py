@@ -60,11 +60,13 @@ def requeue(
     group: Group = "train",
     yes: Yes = False,
 ) -> None:
-    """Take a leased rollout from who holds it: it can be claimed again."""
+    """Take a leased rollout from who holds it, or one that is set aside from there: it can be claimed again."""
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
     holder = viewer.detail(job, rollout)["groups"].get(group, {}).get("held_by", "")
     words = f"rollout {rollout} of job {job} is taken from the {clean(holder)}, which is refused when it acks it"
+    if str(rollout) in viewer.status(job)["dead_letters"] and not holder:
+        words = holder = f"rollout {rollout} of job {job} is not set aside any more: it is wanted again"
     sure(words if holder else f"rollout {rollout} of job {job} seems to be leased by nobody of group {group}", yes)
     say(f"taken from the {clean(viewer.steer('requeue', job, rollout, group))}")
 
@@ -208,18 +210,24 @@ def quarantine(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """What was found damaged in the durable store, and why; --delete NAME removes it for good."""
+    """Rollouts that are set aside, and what was found damaged in the durable store, and why; --delete NAME removes
+    what is damaged for good."""
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
-    archive = viewer.archive(job)
-    found = archive.quarantined()
+    status = viewer.status(job)
+    letters = {f"rollout {number}": _letter(letter) for number, letter in status["dead_letters"].items()}
+    if not delete and status["store"] is None:
+        found = {}
+    else:
+        archive = viewer.archive(job)
+        found = archive.quarantined()
     if not delete:
         if as_json:
-            out_json(found)
+            out_json({**letters, **found})
             return
-        for name, why in found.items():
+        for name, why in {**letters, **found}.items():
             print(f"{clean(name)}: {clean(why)}")
-        say(f"{len(found)} payloads of job {job} in quarantine")
+        say(f"{len(letters)} rollouts of job {job} set aside, {len(found)} payloads in quarantine")
         return
     names = [*found] if delete == ["all"] else delete
     if unknown := [name for name in names if name not in found]:
@@ -227,6 +235,12 @@ def quarantine(
     sure(f"{len(names)} damaged payloads of job {job} are deleted, with the reasons", yes)
     archive.forget_quarantined(names)
     say(f"{len(names)} deleted")
+
+
+def _letter(letter: dict[str, Any]) -> str:
+    how = "set aside, and replaced by one of new prompts" if letter["replaced"] else "set aside"
+    version = f"version {letter['version']}, " if letter["version"] else ""
+    return f"{how} ({version}weights {letter['weight_version']}): {letter['reason']}"
 
 
 def _between_signs_s(jobs: dict[str, Any]) -> float:
