@@ -116,7 +116,7 @@ class Pacing(Shelf):
             job.crashes = {r: number for r, number in job.crashes.items() if r >= client.training}
 
     def set_aside(self, client_id: str, rollout_id: int, reason: str) -> str:
-        """What the producer generated as `rollout_id` cannot be published for what it holds. Returns `stop`, or `skip`:
+        """What the producer generated as `rollout_id` cannot be published for what it holds. Returns `stop` or `skip`:
         it is wanted again, from new prompts. The third in a row is a `stop`, whatever the job says."""
         client = self._live(client_id, "producer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
