@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from job_api import exactly, job_client
+from job_api import exactly, job_client, proxy_of
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails
 from ray.util import state
@@ -215,13 +215,16 @@ class Jobs:
         try:
             yield
         except _Late:
-            raise NoAnswer(f"Ray's job API at {self.address} gave no answer within {timeout_s:g} s") from None
+            why = f"gave no answer within {timeout_s:g} s{_proxy_words(self.address)}"
+            raise NoAnswer(f"Ray's job API at {self.address} {why}") from None
         except RayError as error:  # its AuthenticationError, which Rays without tokens do not have
             raise Unanswered(_token_advice(self.address, str(error.args[0] if error.args else error))) from None
         except OSError as error:
-            raise NoAnswer(f"no Ray job API at {self.address}: {_line(str(error))}") from None
+            raise NoAnswer(
+                f"no Ray job API at {self.address}: {_line(str(error))}{_proxy_words(self.address)}"
+            ) from None
         except (RuntimeError, ValueError, RayStateApiException) as error:
-            raise Unanswered(f"Ray at {self.address} says: {_line(str(error))}") from None
+            raise Unanswered(f"Ray at {self.address} says: {_line(str(error))}{_proxy_words(self.address)}") from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
@@ -237,6 +240,13 @@ def _token_advice(address: str, said: str) -> str:
         f"the cluster at {address} did not let us in ({reason}): set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its "
         "token or RAY_AUTH_TOKEN_PATH to a file with it (`ray get-auth-token` on its head prints it)"
     )
+
+
+def _proxy_words(address: str) -> str:
+    """Which proxy was asked in its place, and how it is not; empty where none was."""
+    proxy = proxy_of(address)
+    host = urlsplit(address).hostname
+    return f" (through the proxy {proxy}; to go there without it, add {host} to no_proxy)" if proxy else ""
 
 
 def _line(said: str) -> str:

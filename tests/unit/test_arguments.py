@@ -76,3 +76,16 @@ def test_slimes_jobs_let_each_other_come_back_unless_told_otherwise():
 
 def test_every_setting_has_its_flag():
     assert {*SETTINGS} == {*arguments.Settings.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("script", "max_ahead", "said"),
+    [
+        ("/slime/train_async.py", 1, "up to 2 versions behind"),
+        ("train_async.py", 0, None),
+        ("/slime/train.py", 1, None),
+    ],
+)
+def test_a_script_that_goes_ahead_by_itself_and_max_ahead_add_up(script, max_ahead, said):
+    words = arguments.staleness_adds_up(script, max_ahead)
+    assert (words is None) if said is None else said in words

@@ -1,11 +1,16 @@
 """The jobs behind launch_*.sh, with a stand-in for Ray's client: found, refused, followed through lost connections."""
 
+import os
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
+import job_api
 import launch
 import launch_job
 import pytest
+import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus
 
@@ -197,6 +202,54 @@ def test_where_nobody_answers_is_one_line_and_exit_code_4(client, capsys, monkey
     monkeypatch.setattr(client, "list_jobs", fail)
     assert launch.main("train", ["--job-id", "exp", "--address", "head:8265", "--status"]) == 4
     assert capsys.readouterr().err == "error: no Ray job API at http://head:8265: Failed to connect.\n"
+
+
+PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A proxy for everything, that nobody is."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_stands_before_a_dashboard_of_this_machine(host, proxy):
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"it is me")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://{host}:{server.server_port}"
+        with pytest.raises(requests.exceptions.ProxyError):
+            requests.get(address, timeout=30)
+        job_api.avoid_proxy(address)
+        assert requests.get(address, timeout=30).text == "it is me"
+        server.shutdown()
+    assert os.environ["no_proxy"] == f"example.org,{host}", "what was there stays"
+
+
+def test_the_proxy_that_was_asked_is_named(proxy, client, capsys, monkeypatch):
+    def fail():
+        raise ConnectionError("Failed to connect.")
+
+    monkeypatch.setattr(client, "list_jobs", fail)
+    job_api.avoid_proxy("http://8.8.8.8:8265")  # not ours: the proxy may be the way to it
+    assert launch.main("train", ["--job-id", "exp", "--address", "8.8.8.8:8265", "--status"]) == 4
+    said = capsys.readouterr().err
+    assert "through the proxy http://127.0.0.1:9; to go there without it, add 8.8.8.8 to no_proxy" in said
+    assert "secret" not in said
 
 
 def test_status_in_words_and_as_json(client, jobs, capsys):

@@ -20,7 +20,7 @@ from slime.cross_job.errors import (
     Unreachable,
     WaitTimeout,
 )
-from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters
+from slime.cross_job.link import Deadline, Link, check_address, ensure_ray, find_address, get, local_clusters, probe
 from slime.cross_job.types import VAULT_NAME, Payload
 
 
@@ -87,6 +87,27 @@ def test_auto_is_the_one_cluster_of_this_machine_and_several_are_named(nodes, mo
             find_address(asked)
     monkeypatch.setenv("RAY_ADDRESS", "10.9.9.9:2")  # named
     assert find_address() == "10.9.9.9:2"
+
+
+@pytest.mark.parametrize("address", ["[::1]", "::1", "fd00::1:6379", "[fd00::1]", "::1:6379", "[]:6379"])
+def test_an_address_of_ipv6_needs_brackets_and_a_port(address):
+    with pytest.raises(ClusterUnreachable, match=r"an IPv6 address in brackets, as \[fd00::1\]:6379"):
+        probe(address, 1.0, 1.0)
+
+
+def test_a_head_is_found_at_an_address_of_ipv6():
+    try:
+        head = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with head:
+        asks = threading.Thread(target=probe, args=(f"[::1]:{head.getsockname()[1]}", 10.0, 10.0))
+        asks.start()
+        connection = head.accept()[0]
+        with connection:
+            assert connection.recv(3) == b"PRI", "it asks whether a gRPC server is there"
+            connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            asks.join()
 
 
 def test_somebody_who_is_no_ray_is_not_waited_for():

@@ -1,6 +1,7 @@
 """Which of slime's arguments go together with cross-job, and which do not."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .errors import BadInput
@@ -25,6 +26,17 @@ def settings(args: Any) -> Settings:
     if getattr(args, "cross_job_peer_grace_s", None) is None and args.cross_job_role:
         args = argparse.Namespace(**{**vars(args), "cross_job_peer_grace_s": PEER_GRACE_S})
     return Settings.from_args(args)
+
+
+def staleness_adds_up(script: str, max_ahead: int) -> str | None:
+    """What to say of a train job that runs this script, or None: train_async.py asks for a rollout ahead by itself."""
+    if Path(script).name != "train_async.py" or not max_ahead:
+        return None
+    return (
+        f"train_async.py demands each rollout one step ahead, and --cross-job-max-ahead {max_ahead} goes further: "
+        f"weights train on rollouts that are up to {max_ahead + 1} versions behind. Use train.py with "
+        "--cross-job-max-ahead 1, or train_async.py with 0, for one"
+    )
 
 
 def check(args: Any, given: list[str]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from . import stopping
 from .errors import ClusterUnreachable
+from .types import split_address
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class ClusterWatch:
         ended: threading.Event,
         lost: Callable[[ClusterUnreachable], bool],
     ):
-        host, _, port = address.rpartition(":")
-        self._where, self._address = (host.strip("[]"), int(port)), address
+        self._where, self._address = split_address(address), address
         self._ended, self._lost = ended, lost
         ray_gives_s = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s") or 60)  # noqa: SIM112  Ray's name
         self._silence_s = max(0.0, ray_gives_s - _BEFORE_RAY_S)  # no answer is no proof that it ended

@@ -191,6 +191,10 @@ class Gateway:
         """See Consumer.training."""
         self._consumer.training(rollout_id)
 
+    def max_ahead(self) -> int:
+        """--cross-job-max-ahead, as it holds for the job, whichever side said it."""
+        return self._consumer.max_ahead
+
     def stop_waiting(self) -> None:
         """The driver was asked to stop: who waits here for a rollout ends with Stopped."""
         stopping.requested.set()

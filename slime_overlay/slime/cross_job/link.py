@@ -32,7 +32,16 @@ from .errors import (
     Unreachable,
     WaitTimeout,
 )
-from .types import BROKER_NAME, DEFAULT_NAMESPACE, PROTOCOL, VAULT_NAME, ClientInfo, Payload, source_name
+from .types import (
+    BROKER_NAME,
+    DEFAULT_NAMESPACE,
+    PROTOCOL,
+    VAULT_NAME,
+    ClientInfo,
+    Payload,
+    source_name,
+    split_address,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -202,12 +211,10 @@ def probe(address: str, timeout_s: float, silent_s: float) -> None:
         ClusterUnreachable: nobody takes a connection there within `timeout_s` seconds, or somebody who is no Ray.
         TimeoutError: who listens says nothing for `silent_s` seconds.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterUnreachable(f"{address!r} is no address of a Ray cluster: give HOST:PORT (port 6379 by default)")
+    where = split_address(address)
     do = "check that the cluster runs, and the address"
     try:
-        connection = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+        connection = socket.create_connection(where, timeout_s)
     except OSError as error:
         raise ClusterUnreachable(f"no Ray cluster at {address}: nobody listens there ({error}); {do}") from None
     with connection:

@@ -55,6 +55,8 @@ class TrainSide:
         gcs_survives = self.ask("start")  # the handshake, before anything is placed
         share_run(args, lambda name, value: str(self.ask("agree", name, value)))
         self.ended = False
+        if said := arguments.staleness_adds_up(sys.argv[0], self.ask("max_ahead")):
+            logger.warning("job %s: %s", args.job_id, said)
         stopping.want(lambda: self.gateway.stop_waiting.remote())
         stopping.install()
         self._watch_cluster(gcs_survives)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .errors import BadInput
+from .errors import BadInput, ClusterUnreachable
 
 PROTOCOL = 7
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
@@ -34,6 +34,18 @@ MOST_REASON = 4000
 _MOST_DEPTH = 50
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT, where an IPv6 address stands in brackets. Raises ClusterUnreachable: it is none."""
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or not port.isdigit() or (":" in bare and bare == host):
+        raise ClusterUnreachable(
+            f"{address!r} is no address of a Ray cluster: give HOST:PORT (port 6379 by default), an IPv6 address in "
+            "brackets, as [fd00::1]:6379"
+        )
+    return bare, int(port)
 
 
 def check_job_id(job_id: Any) -> str:
