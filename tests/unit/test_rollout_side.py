@@ -82,3 +82,37 @@ def test_a_checkpoint_that_the_train_job_loads_first_says_where_the_source_stand
     broker.ends[0] = 40  # as Consumer.resume says it
     server._generate(21)
     assert manager.drawn == [[40, 41]]
+
+
+class Refusing(Broker):
+    """The first generation holds what cannot be published."""
+
+    def __init__(self, on_poison: str) -> None:
+        super().__init__()
+        self.on_poison, self.aside = on_poison, list[tuple[int, str]]()
+
+    def publish_from(self, rollout_id: int, manager: Slime, /, *_: Any, **__: Any) -> Any:
+        if not self.aside:
+            manager.generate()
+            raise BadInput("metadata['config'] is a Config")
+        return super().publish_from(rollout_id, manager)
+
+    def set_aside(self, rollout_id: int, reason: str) -> str:
+        self.aside.append((rollout_id, reason))
+        return self.on_poison
+
+
+def test_what_cannot_be_published_is_generated_from_new_prompts(begin):
+    broker, manager = Refusing("skip"), Slime()
+    server = begin(broker, manager)
+    for rollout_id in (0, 0, 1):  # what is set aside is demanded again
+        server._generate(rollout_id)
+    assert broker.aside == [(0, "metadata['config'] is a Config")]
+    assert manager.drawn == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_what_cannot_be_published_ends_the_job_unless_it_is_to_be_skipped(begin):
+    broker = Refusing("stop")
+    with pytest.raises(BadInput, match="is a Config"):
+        begin(broker, Slime())._generate(0)
+    assert len(broker.aside) == 1
