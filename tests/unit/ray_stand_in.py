@@ -116,6 +116,9 @@ class RayStandIn:
             raise ValueError(f"Failed to look up actor with name '{name}'")
         return Remote(self.actors, name)
 
+    def kill(self, handle: Remote) -> None:
+        del self.actors[handle._name]
+
     def nodes(self) -> list[dict[str, Any]]:
         """Every vault has a node of its own, with whose id its name ends."""
         ids = {name.rpartition("_")[2] for name in (VAULT, OTHER, *self.actors)}

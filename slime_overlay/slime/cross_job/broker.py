@@ -39,6 +39,8 @@ _ASK_RAY_AFTER_S = 2.0  # silence after which Ray is asked about a client
 _RAY_ANSWERS_S = 10.0  # within which it tells, or nobody can
 _ASK_AGAIN_S = 5.0  # about a client whose lease is over
 _VAULTS_EVERY_S = 5.0
+_IDLE_S = 600.0  # after which a vault ends that nobody needs, so that its node may be scaled down
+_IDLE_EVERY_S = 60.0
 _SILENT_S = 3.0  # after which a vault is named while the broker begins
 _FAILURES = 3  # to begin, after which clients are told
 _JOB_ENDS_S = 6  # within which Ray knows how the job of a process that is gone has ended
@@ -323,7 +325,14 @@ class Broker(Clusters):
         watches = (self._watch_clients, self._watch_silence, self._watch_vaults, self._watch_stores, self._collect)
         for name in [*self._given_up]:
             self._spawn(self._wait_for_given_up(name))
-        for watch in (*watches, self._watch_complete, self._watch_followers, self._serve, exporter.watch):
+        for watch in (
+            *watches,
+            self._watch_idle_vaults,
+            self._watch_complete,
+            self._watch_followers,
+            self._serve,
+            exporter.watch,
+        ):
             self._spawn(self._forever(watch))
         self._wake()
 
@@ -520,6 +529,34 @@ class Broker(Clusters):
         self._books.nodes |= nodes
         await asyncio.gather(*(self._look_at_vault(name, nodes) for name in self._ledger.vaults()))
         self._spawn(self._keeper.forget_again())
+
+    async def _watch_idle_vaults(self) -> None:
+        """End vaults that hold nothing, on nodes where no client is; not that of the broker's own node."""
+        await asyncio.sleep(_IDLE_EVERY_S)
+        await asyncio.gather(*(self._end_if_idle(name) for name in self._keeper.vaults() if not self._is_needed(name)))
+
+    async def _end_if_idle(self, name: str) -> None:
+        try:
+            await self._have_a_vault_here()
+            if await self._keeper.retire(name, _IDLE_S, lambda: self._is_needed(name)):
+                logger.info("vault %s has ended: it held nothing, and no client is on its node", name)
+        except (CrossJobError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
+            logger.warning("vault %s, which holds nothing, does not end yet: %r", name, error)
+
+    async def _have_a_vault_here(self) -> None:
+        """On the broker's node, which stays, its memory may lie as well."""
+        from .vault import vault_actor
+
+        node_id = ray.get_runtime_context().get_node_id()
+        if (here := f"{VAULT_NAME}_{node_id}") not in self._keeper.vaults():
+            await answer_of(vault_actor(here, self._namespace, node_id).hello.remote())
+            await self._keeper.know(here)
+
+    def _is_needed(self, vault: str) -> bool:
+        """Whether a client may need this vault, or it is that of the broker's node, as far as the ledger knows."""
+        nodes = {c.info.node_id for c in self._ledger.clients.values() if c.attached}
+        nodes.add(ray.get_runtime_context().get_node_id())
+        return vault.rpartition("_")[2] in nodes or vault in self._ledger.vaults()
 
     async def _wait_for_given_up(self, name: str) -> None:
         while name in self._given_up:

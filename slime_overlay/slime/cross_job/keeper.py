@@ -84,6 +84,7 @@ class Keeper:
         self._vaults: dict[str, Any] = {}
         self._had_vaults = False
         self._were_given_up: set[str] = set()  # by the operator of an earlier broker, as vaults say
+        self._leaving: set[str] = set()  # vaults that are to end: they keep nothing new
         self._avoided: dict[str, float] = {}  # vaults that do not answer -> until when others are asked instead
         self._asked: set[asyncio.Task[bool]] = set()  # the loop itself holds tasks weakly
         self._tasks: set[asyncio.Task[None]] = set()
@@ -235,9 +236,10 @@ class Keeper:
         up, or nobody would be left that knows what the only quick one was told last.
         """
         now = asyncio.get_running_loop().time()
-        quick = [name for name in sorted(self._vaults) if self._avoided.get(name, now) <= now]
+        stay = [name for name in sorted(self._vaults) if name not in self._leaving]
+        quick = [name for name in stay if self._avoided.get(name, now) <= now]
         waiting = collections.Counter(task.get_name() for task in self._asked)
-        slow = [name for name in sorted(self._vaults) if name not in quick and waiting[name] < _UNANSWERED]
+        slow = [name for name in stay if name not in quick and waiting[name] < _UNANSWERED]
         return [*quick, *slow][:_COPIES], quick[:_COPIES]
 
     def _send(self, name: str, job_id: str) -> tuple[Any, _Told]:
@@ -312,6 +314,42 @@ class Keeper:
             if name in self._vaults and job_id not in self._ledger.jobs:
                 asked[job_id][name] = self._vaults[name].forget.remote(job_id)
         await asyncio.gather(*(self._are_forgotten(job_id, by_vault) for job_id, by_vault in asked.items()))
+
+    def vaults(self) -> list[str]:
+        """Names of the vaults that may keep snapshots."""
+        return sorted(self._vaults)
+
+    async def retire(self, name: str, idle_s: float, is_needed: Callable[[], bool]) -> bool:
+        """End a vault that holds no payload and has had nothing to do for `idle_s` seconds. What it keeps of jobs is
+        in other vaults first: in two, where there are two.
+
+        Args:
+            is_needed: asked last, before the vault is.
+
+        Returns whether it has ended.
+        """
+        handle: Any = self._vaults[name]
+        others = [other for other in self._vaults if other != name]
+        if not others or not await answer_of(handle.retire.remote(idle_s, False)):
+            return False
+        self._leaving.add(name)
+        try:
+            for job_id in [*self._ledger.jobs]:
+                before = self._serial
+                await self.keep(job_id)
+                told = [known for other, known in self._told(job_id).items() if other != name]
+                if sum(known.order[1] > before for known in told) < min(_COPIES, len(others)):
+                    return False  # some do not answer: later
+            known: Any = self._vaults.get(name)
+            if is_needed() or known is not handle:
+                return False
+            if not await answer_of(handle.retire.remote(idle_s, True)):
+                return False
+            await asyncio.to_thread(ray.kill, handle)
+            self.vault_gone(name)
+            return True
+        finally:
+            self._leaving.discard(name)
 
     async def know(self, name: str) -> None:
         """This vault may keep snapshots, if there is one of this name, and it answers."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 from ray.util.client import ray as ray_client
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import stopping
 from .errors import (
@@ -355,19 +354,9 @@ class Link:
         self.check_process()
         name = f"{VAULT_NAME}_{node_id}"
         if name not in self._vaults:
-            from .vault import Vault  # whoever only looks needs neither, and is quicker without
+            from .vault import vault_actor  # whoever only looks needs none, and is quicker without
 
-            vault: Any = ray.remote(Vault)
-            handle = vault.options(
-                name=name,
-                namespace=self.namespace,
-                lifetime="detached",
-                get_if_exists=True,
-                num_cpus=0,
-                max_restarts=-1,
-                max_concurrency=1000,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
-            ).remote(name, self.namespace, own_process=True)
+            handle = vault_actor(name, self.namespace, node_id)
             try:
                 self.get_of_vault(handle.hello.remote(), self._patience(deadline), name)
             except ray.exceptions.ActorUnschedulableError:

@@ -25,6 +25,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .archive import sealed
 from .batch import Batch
@@ -58,6 +59,7 @@ _HEARD_S = 5.0
 _REMEMBERED_CALLS = 256
 _PAGE = 1000  # items of an inventory
 _SAY_EVERY_S = 1.0
+_RETIRES_S = 5.0  # within which the broker ends a vault that agreed to it
 _BEHIND = 8  # payloads of a job that may be published and not yet stored (write-behind); then it waits for one
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 
@@ -135,6 +137,8 @@ class Vault:
         self._listed: tuple[str, list[Item]] = ("", [])  # what a broker reads page by page: name of its reading, all
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._deposits = Deposits()
+        self._used_at = time.monotonic()  # when somebody last had something of it
+        self._retires_until = 0.0  # monotonic: until then the broker ends it, and nothing new begins here
         self._damaged: set[str] = set()  # names of what was found damaged in a durable store
         self._latencies = Latencies()
         # deposits that nobody waits for, by token; with the job that waits where they are many
@@ -146,6 +150,7 @@ class Vault:
     async def hello(self) -> dict[str, Any]:
         """Who is here, and on which node; "broker": the number of the last one that it obeyed (0: none yet);
         "given_up": see `note_given_up`."""
+        self._used_at = time.monotonic()
         return {
             "protocol": PROTOCOL,
             "name": self._name,
@@ -162,6 +167,9 @@ class Vault:
         Calling again with the same token joins what is under way, or returns what it came to. `source` None: only
         that; raises PayloadLost where nothing was begun.
         """
+        if (left_s := self._retires_until - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)  # unless it is ended meanwhile
+        self._used_at = time.monotonic()
         task = self._under_way.get(target.token)
         if task is None:
             if source is None:
@@ -192,6 +200,7 @@ class Vault:
         """Refs to the parts of a payload that lies in a durable store, whoever owned it before; see Deposits.load.
         What is damaged there is told to the broker, for people."""
         try:
+            self._used_at = time.monotonic()
             return await self._deposits.load(uri, job_id, name, observed)
         except PayloadDamaged as error:
             if name not in self._damaged:
@@ -218,6 +227,7 @@ class Vault:
         """Refs to the parts of a payload. Raises PayloadLost when this vault does not hold it."""
         if token not in self._held:
             raise PayloadLost(f"vault {self._name} holds no payload {token}: it was freed, or the vault was restarted")
+        self._used_at = time.monotonic()
         return self._held[token]
 
     async def preview(self, token: str, first: int, count: int, numbers: int, characters: int) -> dict[str, Any]:
@@ -235,6 +245,7 @@ class Vault:
 
     async def drop(self, tokens: list[str]) -> None:
         """Forget payloads; Ray frees each as soon as its last reader lets go."""
+        self._used_at = time.monotonic()  # somebody may be reading it still
         for token in tokens:
             for held in (self._held, self._nbytes, self._records):
                 held.pop(token, None)
@@ -299,6 +310,16 @@ class Vault:
     async def note_given_up(self, names: list[str]) -> None:
         """Remember which vaults an operator gave up: the next broker does not wait for them again."""
         self._given_up = names
+
+    async def retire(self, idle_s: float, ends: bool) -> bool:
+        """Whether it holds no payload, and has had nothing to do for `idle_s` seconds. `ends`: the broker that asks
+        then ends it at once; what is handed over meanwhile begins when it does not."""
+        now = time.monotonic()
+        busy = self._held or self._behind or any(not task.done() for task in self._under_way.values())
+        if busy or now - self._used_at < idle_s:
+            return False
+        self._retires_until = now + _RETIRES_S if ends else 0.0
+        return True
 
     async def stats(self) -> dict[str, int]:
         """{"payloads", "nbytes"} that this vault owns; "behind": those that are still to be stored durably."""
@@ -537,6 +558,16 @@ class Vault:
             except (ValueError, ray.exceptions.RayError) as error:
                 logger.info("vault %s cannot reach the broker yet: %s", self._name, error)
             await asyncio.sleep(0.5)
+
+
+def vault_actor(name: str, namespace: str, node_id: str) -> Any:
+    """Handle of the vault of a node, which is made where there is none."""
+    vault: Any = ray.remote(Vault)
+    place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    options = {"lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+    return vault.options(
+        name=name, namespace=namespace, max_concurrency=1000, scheduling_strategy=place, **options
+    ).remote(name, namespace, own_process=True)
 
 
 def _raised_by(what: str, must: str, error: ray.exceptions.RayTaskError) -> Exception:
