@@ -1,6 +1,7 @@
 """Producer, Consumer and facade on a real cluster: versions, parts, weights, verdicts, refusals."""
 
 import os
+import threading
 import time
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_a_slow_method_ends_with_a_verdict_and_is_published_when_it_returns(pair
     with pytest.raises(WaitTimeout, match=r"rollout 0 .* within 0.5 s: its producer's method still runs"):
         producer.publish_from(0, Generator.remote(), "slow", 2, timeout_s=0.5)
     assert consumer.claim(0).batch.to_pydict() == {"a": [1]}
+
+
+def test_work_longer_than_the_limit_on_silence_is_waited_for_by_both_sides(job_id):
+    limit_s, work_s = 1.0, 5.0
+    with Producer(job_id, timeout_s=limit_s) as producer, Consumer(job_id, timeout_s=limit_s) as consumer:
+        began = time.monotonic()
+        work = threading.Thread(target=lambda: producer.publish_from(0, Generator.remote(), "slow", work_s))
+        work.start()
+        assert consumer.claim(0).batch.to_pydict() == {"a": [1]}
+        assert time.monotonic() - began > work_s
+        work.join()
+        with pytest.raises(WaitTimeout, match="within 1 s"):
+            producer.publish_from(1, Generator.remote(), "slow", work_s, timeout_s=limit_s)
 
 
 def test_bad_columns_and_ids_are_refused_and_nothing_is_lost(pair):
