@@ -147,7 +147,7 @@ def test_hello_says_who_is_here(broker, run):
     here |= {"loop_lag_s": 0.0, "gcs_survives": None}
     assert run(broker.hello()) == here
     watches = {*broker._tasks}
-    assert len(watches) == 9
+    assert len(watches) == 10
     run(broker.hello())
     assert broker._tasks == watches
 

@@ -537,6 +537,8 @@ class Broker(Clusters):
 
     async def _end_if_idle(self, name: str) -> None:
         try:
+            if not await self._keeper.is_idle(name, _IDLE_S):
+                return
             await self._have_a_vault_here()
             if await self._keeper.retire(name, _IDLE_S, lambda: self._is_needed(name)):
                 logger.info("vault %s has ended: it held nothing, and no client is on its node", name)

@@ -319,6 +319,10 @@ class Keeper:
         """Names of the vaults that may keep snapshots."""
         return sorted(self._vaults)
 
+    async def is_idle(self, name: str, idle_s: float) -> bool:
+        """Whether this vault holds no payload and has had nothing to do for `idle_s` seconds."""
+        return bool(await answer_of(self._vaults[name].retire.remote(idle_s, False)))
+
     async def retire(self, name: str, idle_s: float, is_needed: Callable[[], bool]) -> bool:
         """End a vault that holds no payload and has had nothing to do for `idle_s` seconds. What it keeps of jobs is
         in other vaults first: in two, where there are two.
@@ -328,9 +332,9 @@ class Keeper:
 
         Returns whether it has ended.
         """
-        handle: Any = self._vaults[name]
+        handle: Any = self._vaults.get(name)
         others = [other for other in self._vaults if other != name]
-        if not others or not await answer_of(handle.retire.remote(idle_s, False)):
+        if handle is None or not others:
             return False
         self._leaving.add(name)
         try:
