@@ -84,6 +84,15 @@ def test_vaults_of_nodes_with_clients_stay_until_those_end_and_that_of_the_broke
     assert ray_stand_in.actors[HERE]._snapshots["exp"][0].job.producer.state == "stopped"
 
 
+def test_several_vaults_that_are_idle_at_once_all_end(broker, vaults, ray_stand_in, run):
+    for name in ("p", "c"):
+        run(broker.call("end", name, "stopped", ""))
+    assert {VAULT, OTHER} <= {*ray_stand_in.actors}
+    a_while(run)
+    assert {VAULT, OTHER} & {*ray_stand_in.actors} == set()
+    assert ray_stand_in.actors[HERE]._snapshots["exp"][0].job.producer.state == "stopped"
+
+
 def test_nothing_ends_where_the_others_do_not_keep_what_it_has(broker, vaults, ray_stand_in, run):
     deaf = Troubled(HERE, remember=[unavailable() for _ in range(1000)])
     ray_stand_in.actors[HERE] = deaf

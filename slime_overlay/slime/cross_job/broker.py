@@ -533,7 +533,9 @@ class Broker(Clusters):
     async def _watch_idle_vaults(self) -> None:
         """End vaults that hold nothing, on nodes where no client is; not that of the broker's own node."""
         await asyncio.sleep(_IDLE_EVERY_S)
-        await asyncio.gather(*(self._end_if_idle(name) for name in self._keeper.vaults() if not self._is_needed(name)))
+        for name in self._keeper.vaults():  # one after the other: what one keeps goes to those that stay
+            if not self._is_needed(name):
+                await self._end_if_idle(name)
 
     async def _end_if_idle(self, name: str) -> None:
         try:

@@ -320,8 +320,9 @@ class Keeper:
         return sorted(self._vaults)
 
     async def is_idle(self, name: str, idle_s: float) -> bool:
-        """Whether this vault holds no payload and has had nothing to do for `idle_s` seconds."""
-        return bool(await answer_of(self._vaults[name].retire.remote(idle_s, False)))
+        """Whether this vault is there, holds no payload and has had nothing to do for `idle_s` seconds."""
+        vault = self._vaults.get(name)
+        return vault is not None and bool(await answer_of(vault.retire.remote(idle_s, False)))
 
     async def retire(self, name: str, idle_s: float, is_needed: Callable[[], bool]) -> bool:
         """End a vault that holds no payload and has had nothing to do for `idle_s` seconds. What it keeps of jobs is
@@ -341,11 +342,12 @@ class Keeper:
             for job_id in [*self._ledger.jobs]:
                 before = self._serial
                 await self.keep(job_id)
-                told = [known for other, known in self._told(job_id).items() if other != name]
-                if sum(known.order[1] > before for known in told) < min(_COPIES, len(others)):
+                told = self._told(job_id)
+                kept = [other for other in others if other in told and told[other].order[1] > before]
+                if len(kept) < min(_COPIES, len(others)):
                     return False  # some do not answer: later
-            known: Any = self._vaults.get(name)
-            if is_needed() or known is not handle:
+            now: Any = self._vaults.get(name)
+            if is_needed() or now is not handle:
                 return False
             if not await answer_of(handle.retire.remote(idle_s, True)):
                 return False
