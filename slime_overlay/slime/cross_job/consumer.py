@@ -160,7 +160,12 @@ class Consumer(Member):
         source, apart = small_or_apart(source)
         kept = source if apart is None else self._keep_apart(token, apart)
         asked = ("resume", self.info.client_id, rollout_id, kept, token)
-        found = self._when_free(lambda: self.link.call(*asked))
+        try:
+            found = self._when_free(lambda: self.link.call(*asked))
+        except _NOTHING_TAKEN:
+            if apart is not None:
+                self.link.vault(kept.vault).drop.remote([f"{token}.source"])
+            raise
         if found["again"] or found["acked"]:
             logger.info(
                 "job %s: resumed at rollout %d: acked before and wanted again: %s; acked now: %s",

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from .batch import Batch
-from .errors import BadInput, EndOfStream, NoResources, WaitTimeout
+from .errors import BadInput, EndOfStream, NoResources, PayloadLost, WaitTimeout
 from .link import Deadline, get
 from .member import Member, as_source, get_parts, read_source, small_or_apart
 from .resources import Limits, shortage
@@ -179,12 +179,18 @@ class Producer(Member):
         else where the newest generation ended. So no prompt is skipped or repeated, whichever process asks.
 
         Raises:
-            PayloadLost: it is large, and went with its vault. Where nothing was published since a train job resumed,
-                it may be resumed again.
+            PayloadLost: it is large, and went with its vault.
         """
         self.check()
         position, payload = self.link.call("source_before", self.info.client_id, check_rollout_id(rollout_id))
-        return position, None if payload is None else read_source(self.link, payload)
+        try:
+            return position, None if payload is None else read_source(self.link, payload)
+        except PayloadLost as error:
+            raise PayloadLost(
+                f"where the source of prompts stood before rollout {rollout_id} of job {self.job_id} is lost: {error}."
+                " If nothing was published yet, start the train job again from its checkpoint; else begin anew under "
+                "another --job-id, from a checkpoint that knows it"
+            ) from None
 
     def demands(
         self, timeout_s: float | None = None, *, start: int | None = None, until: int | None = None
