@@ -117,9 +117,10 @@ def test_whatever_slimes_parser_holds_is_compared_in_json_and_shows_no_secret():
         "rollout_f": "x" * 100_000,
         "rollout_g": "redis://:swordfish@host:6379/0",
         "sglang_api_key": "swordfish",
+        "train_env_vars": {"HF_TOKEN": "swordfish"},
     }
     one, other = (terms(SimpleNamespace(**strange), True) for _ in range(2))
-    assert "swordfish" not in json.dumps(one)
+    assert "swordfish" not in json.dumps([one, others(SimpleNamespace(**strange), True)])
     assert check_facts(one, "terms") == json.loads(json.dumps(one)) or math.isnan(one["--rollout-c"])
     assert json.dumps(one) == json.dumps(other)
     changed = terms(SimpleNamespace(**{**strange, "rollout_f": "x" * 99_999 + "y"}), True)

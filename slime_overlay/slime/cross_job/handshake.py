@@ -32,6 +32,7 @@ MAY_DIFFER = (
     *("load", "finetune", "no_load_optim", "no_load_rng", "ckpt_step"),
     # GPUs of the training, and which of its processes this is
     *("actor_num_*", "critic_num_*", "num_gpus_per_node", "world_size", "rank", "local_rank", "*_parallel_size"),
+    "train_env_vars",  # may hold secrets
     # how the rollout job runs its engines, router and health checks
     *("sglang_*", "router_*", "prefill_num_servers", "rollout_health_check_*", "rollout_num_gpus_per_node"),
     *("rollout_external_engine_infos",),
