@@ -453,7 +453,7 @@ def test_errors_are_what_python_calls_them(kind, builtin):
 
 def drawn_tree() -> dict[str, tuple[str, int]]:
     """Name -> (parent, exit code) as the docstring draws it; a line without a code has that of its parent."""
-    line = re.compile(r"^    ([│├└─ ]*)([A-Z]\w+)(?: \((\w+)\))?(?: +(?:exit code )?(\d)\b)?")
+    line = re.compile(r"^    ([│├└─ ]*)([A-Z]\w+)(?: \((\w+)\))?(?: +(?:exit code )?(\d+)\b)?")
     found: dict[str, tuple[str, int]] = {}
     above: list[str] = []
     for text in (errors.__doc__ or "").splitlines():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime.cross_job.errors import NotOwner, PeerFailed
+from slime.cross_job.errors import BadInput, NotOwner, PeerFailed, WrongWeights
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.types import ClientInfo, Payload
 
@@ -258,3 +258,47 @@ def test_jobs_that_hand_weights_over_as_a_value_do_not_meet_the_gate(ledger):
     ledger.demand(train, 0)
     assert ledger.next_demand(rollout) == 0
     assert publish(ledger, rollout, 0) is None
+
+
+def stamped(ledger: Ledger, rollout_job: str, rollout_id: int, said: list[str] | None) -> int | None:
+    meta = {} if said is None else {"weights_said": said}
+    payload = Payload(f"{rollout_job}-{rollout_id}-{said}", "vault", 1, meta=meta)
+    return ledger.publish(rollout_job, rollout_id, payload)[1].payload.weight_version
+
+
+def test_a_rollout_that_other_weights_generated_is_not_taken(ledger):
+    """Also where all was well when the gate opened: an engine was restarted, or another job uses it."""
+    rollout, train = jobs(ledger)
+    ledger.end_update(train, 3, ledger.begin_update(train), "exp/3/a")
+    ledger.demand(train, 0)
+    assert wanted(ledger, rollout) == 0
+    for said in (["exp/new/b"], ["exp/3/a", "exp2/7/c"]):
+        with pytest.raises(WrongWeights, match=rf"rollout 0 .* engines said weights {said[-1]} .* weights exp/3/a"):
+            stamped(ledger, rollout, 0, said)
+    assert ledger.catalog("exp") == []
+    assert stamped(ledger, rollout, 0, ["exp/3/a"]) == 3
+    assert stamped(ledger, rollout, 0, ["exp/3/a"]) == 3, "a retry, whose answer was lost"
+
+
+def test_what_engines_say_counts_for_the_engines_that_were_updated_only(ledger):
+    rollout, train = jobs(ledger)
+    ledger.end_update(train, 3, ledger.begin_update(train), "exp/3/a")
+    ledger.end(rollout, "dead", "killed")
+    again = attach(ledger, "r2", "producer", "03")
+    ledger.demand(train, 0)
+    ledger.end_update(train, 3, ledger.begin_update(train))  # these report nothing
+    assert wanted(ledger, again) == 0
+    assert stamped(ledger, again, 0, ["default"]) == 3
+    ledger.end_update(train, 4, ledger.begin_update(train), "exp/4/b")
+    ledger.demand(train, 1)
+    assert wanted(ledger, again) == 1
+    assert stamped(ledger, again, 1, None) == 4, "a producer without engines says nothing"
+
+
+@pytest.mark.parametrize("stamp", [None, 3, "x" * 401])
+def test_a_stamp_that_is_none_is_refused_before_anything_changes(ledger, stamp):
+    _, train = jobs(ledger)
+    epoch = ledger.begin_update(train)
+    with pytest.raises(BadInput, match="no stamp of weights"):
+        ledger.end_update(train, 3, epoch, stamp)
+    assert ledger.loaded(train) is None

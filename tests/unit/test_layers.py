@@ -36,6 +36,8 @@ ORDER = (
         "boxes",
         "tap",
         "update_groups",
+        "engine_weights",
+        "weight_folders",
     ),  # slime's side
     "replay",
     *("tracking", "gateway", "train_side", "train_group"),

@@ -52,6 +52,12 @@ def check(args: Any, given: list[str]) -> None:
         if getattr(args, name, False):
             flag = "--" + name.replace("_", "-")
             raise BadInput(f"{flag} does not go with --cross-job-role {args.cross_job_role}: {why}")
+    if getattr(args, "update_weight_mode", "full") != "full":
+        raise BadInput(
+            f"--update-weight-mode {args.update_weight_mode} does not go with --cross-job-role: its first update only "
+            "notes what later ones differ from, and the engines would generate with whatever weights they have: "
+            "take --update-weight-mode full"
+        )
     if getattr(args, "rollout_data_transport", "object-store") != "object-store":
         raise BadInput(
             f"--rollout-data-transport {args.rollout_data_transport} ends with the rollout job's process: "

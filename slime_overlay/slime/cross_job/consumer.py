@@ -27,7 +27,7 @@ from .errors import (
 from .link import START_S, Deadline
 from .member import Member, get_parts, read_source, small_or_apart
 from .metrics import Latencies
-from .types import Located, check_name, check_names, check_number, check_rollout_id, check_version
+from .types import Located, check_name, check_names, check_number, check_rollout_id, check_stamp, check_version
 from .weights import KEY, pack_weights
 
 logger = logging.getLogger(__name__)
@@ -293,10 +293,19 @@ class Consumer(Member):
         limits = {"until": check_version(until, "until"), "grace_s": self.settings.peer_grace_s}
         return self._wait(timeout_s, "moment for new weights", "begin_update", **limits)
 
-    def end_update(self, version: int, epoch: int) -> None:
-        """All engines of that producer have the weights `version`. Raises NotOwner: they are gone, update again."""
+    def end_update(self, version: int, epoch: int, stamp: str = "") -> None:
+        """All engines of that producer have the weights `version`.
+
+        Args:
+            stamp: what the engines themselves say of these weights. A rollout of which they say something else
+                (`meta["weights_said"]`) is then refused. Empty: they say nothing.
+
+        Raises:
+            NotOwner: they are gone, update again.
+        """
         self.check()
-        self.link.call("end_update", self.info.client_id, check_number(version, "version"), epoch)
+        version, stamp = check_number(version, "version"), check_stamp(stamp)
+        self.link.call("end_update", self.info.client_id, version, epoch, stamp)
 
     def break_update(self) -> None:
         """The update came to no good end: nothing is generated before another one has."""

@@ -8,7 +8,7 @@ from typing import Any
 from .errors import NotOwner
 from .pacing import Pacing
 from .records import Job
-from .types import check_number
+from .types import check_number, check_stamp
 from .verdicts import who
 
 
@@ -68,17 +68,18 @@ class Engines(Pacing):
             return None
         return producer.attached_as if gate.begin(client_id) else None
 
-    def end_update(self, client_id: str, version: int, epoch: int) -> None:
-        """The engines of the producer with `epoch` have the weights `version`, all of them.
+    def end_update(self, client_id: str, version: int, epoch: int, stamp: str = "") -> None:
+        """The engines of the producer with `epoch` have the weights `version`, all of them, and say `stamp` of them.
 
         Raises:
             NotOwner: this consumer does not hold the engines (it never did, or they are gone).
         """
         client, version = self._live(client_id, "consumer"), check_number(version, "version")
+        stamp = check_stamp(stamp)
         job = self.jobs[client.info.job_id]
         if client.answer("end_update", "") == (version, epoch) and not job.gate.holder:
             return  # the same call again, whose answer was lost
-        if job.gate.engines != epoch or not job.gate.end(client_id, version):
+        if job.gate.engines != epoch or not job.gate.end(client_id, version, stamp):
             raise NotOwner(f"weights {version} went to engines that are gone: update the weights again")
         client.remember("end_update", "", (version, epoch))
 

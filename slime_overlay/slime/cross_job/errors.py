@@ -30,6 +30,7 @@
     ├── NotStored (KeyError)      2  the durable store has no such key
     ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
+    ├── WrongWeights              10  engines serve other weights than this job gave them; names both
     ├── MethodFailed                 a producer's method raised what no other process can take
     ├── EndOfStream               0  the other job finished: there is nothing more to come
     │   └── Drained                  all is drained, as its operator wanted; what is not acked is kept
@@ -202,6 +203,13 @@ class PeerFailed(CrossJobError):
     def __init__(self, message: str, verdict: dict | None = None):
         super().__init__(message, verdict)
         self.verdict = verdict or {}
+
+
+class WrongWeights(CrossJobError):
+    """The engines say that they serve other weights than this job gave them: the message names both, and what to do.
+    Nothing is generated, and what was generated so is not published."""
+
+    exit_code = 10
 
 
 class MethodFailed(CrossJobError):

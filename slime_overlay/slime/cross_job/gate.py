@@ -7,10 +7,12 @@ says that it generates with engines (`gated`); jobs that hand weights over as a 
     train job     begin_update ─(no generation)─► holding ──► end_update: the engines have weights `version`
 
 Engines that are new (another rollout job), or whose update was broken off, have weights of no known version: nothing
-is generated with them before an update has come to its end.
+is generated with them before an update has come to its end. Its `stamp` is what all engines said of their weights then
+(engine_weights.py); empty: these engines report nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 _NEVER = "no weights were loaded into these engines yet"
 
@@ -26,12 +28,13 @@ class Gate:
     holder: str = ""  # client that updates the weights now
     wanted_by: str = ""  # client that waits to update them
     until: int | None = None  # number of rollouts of the run, as its train job says
+    stamp: str = ""  # what the engines said after the last update
 
     def producer_is(self, epoch: int) -> None:
         """The producer with this epoch asks for work; if it is a new one, so are its engines."""
         if epoch != self.engines:
             self.engines, self.generating = epoch, None
-            self.unknown = _NEVER
+            self.unknown, self.stamp = _NEVER, ""
 
     @property
     def open(self) -> bool:
@@ -49,12 +52,16 @@ class Gate:
         self.unknown = "a weight update is under way"
         return True
 
-    def end(self, client_id: str, version: int) -> bool:
+    def end(self, client_id: str, version: int, stamp: str = "") -> bool:
         """The update that this client holds the gate for is through. False: it does not hold the gate."""
         if self.holder != client_id:
             return False
-        self.holder, self.unknown, self.version = "", "", version
+        self.holder, self.unknown, self.version, self.stamp = "", "", version, stamp
         return True
+
+    def differs(self, said: Any) -> list[str]:
+        """What engines say that generated with the weights that the gate let in, as far as it differs from those."""
+        return [str(text) for text in said if text != self.stamp] if self.stamp and isinstance(said, list) else []
 
     def gone(self, client_id: str, who: str) -> None:
         """This client ended: a wish ends with it, and an update that it began stays broken off."""

@@ -10,7 +10,7 @@ sglang_engine.py      base_gpu_id                          engines use the GPUs 
 import logging
 from typing import Any
 
-from . import arguments, data_source
+from . import arguments, data_source, engine_weights
 from .errors import BadInput, BatchError, ContentRefused
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:
     except BatchError as error:
         raise ContentRefused(f"rollout {rollout_id} of job {args.job_id} cannot be published: {error}") from None
     if args.cross_job_role == "rollout":
+        meta |= engine_weights.of_rollout(manager)
         return returned(*parts, meta=meta, source=data_source.state(manager))
     if args.cross_job_role is not None:
         raise BadInput(

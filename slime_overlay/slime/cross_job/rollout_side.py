@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from . import arguments, data_source, stopping
-from .errors import ActorLost, BadInput, CrossJobError, Stopped, Unreachable
+from . import arguments, data_source, engine_weights, stopping
+from .errors import ActorLost, BadInput, CrossJobError, Stopped, Unreachable, WrongWeights
 from .handshake import OF_THE_DATA, differences, others, terms, warn_of
 from .jobs import tell
 from .link import Deadline, ensure_ray, get
@@ -49,9 +49,12 @@ def main(args: Any) -> None:
         share_run(args, producer.agree)
         producer.doing("starting slime's engines")
         resources = Watch(producer.settings, producer.doing, lambda error: _leave(producer, error))
+        given = others(args, _in_parts())
+        args.sglang_weight_version = engine_weights.stamp(args.job_id, engine_weights.NEW)
         owner, facts = _start(args)  # the owner is kept: engines and router end with it
         resources.stop()
-        producer.announce({**facts, "arguments": others(args, _in_parts())})
+        _own_engines(args, producer, facts)
+        producer.announce({**facts, "arguments": given})
         logger.info("job %s: slime's rollout half is ready", args.job_id)
         _Server(args, producer, facts["manager"]).serve()
         if owner is facts["manager"]:  # one actor, which closes what it tracks
@@ -141,6 +144,36 @@ class _Server:
 
     def _in_manager(self, function: Any, *args: Any) -> Any:
         return get(self._manager.__ray_call__.remote(function, *args), _AT_WORK, "slime's data source")
+
+
+def _own_engines(args: Any, producer: Producer, facts: dict[str, Any]) -> None:
+    """The engines are this job's, and are watched: each rollout tells what they say of their weights.
+
+    Raises:
+        WrongWeights: an engine that was found at the address of one of ours is another job's.
+    """
+    manager, engines = facts["manager"], facts.get("engines")
+    if engines is None:
+        deadline = Deadline(_QUICK_S)
+        engines = get(manager.get_updatable_engines_and_lock.remote(), deadline, "slime's rollout manager")[0]
+    own = args.sglang_weight_version
+    for answer in engine_weights.ask(engines, engine_weights.said):
+        other = (answer.version or "").split("/")[0]
+        if (
+            answer.external
+            and answer.version not in (None, own)
+            and other != args.job_id
+            and engine_weights.lives(producer.link, other)
+        ):
+            raise WrongWeights(
+                f"the engine at {answer.url} is in use by job {other}, which gave it weights {answer.version}: give "
+                "each job engines of its own (--rollout-external-engine-addrs), or stop that job first"
+            )
+    answers = engine_weights.ask(engines, engine_weights.claim, own)
+    engine_weights.check_new(args.job_id, own, answers)
+    logger.info("job %s: its engines: %s", args.job_id, ", ".join(answer.url for answer in answers) or "none")
+    watch = manager.__ray_call__.remote(engine_weights.watch, facts.get("engines"))
+    get(watch, Deadline(_QUICK_S), "slime's rollout manager")
 
 
 def _leave(producer: Producer, error: CrossJobError) -> None:

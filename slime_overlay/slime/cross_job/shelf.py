@@ -11,10 +11,11 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
 
-from .errors import Refused, RolloutNotFound
+from .errors import Refused, RolloutNotFound, WrongWeights
 from .records import ACKED, DEMANDED, LIVE, LOST, PUBLICATION, PUBLISHED, Client, Job
 from .retention import Retention, in_memory, is_unread
 from .types import (
+    WEIGHTS_SAID,
     Located,
     LocatedValue,
     Payload,
@@ -46,6 +47,7 @@ class Shelf(Retention):
 
         Raises:
             Fenced: another producer took over. Refused: the rollout was acked and freed already.
+            WrongWeights: the engines say that they generated it with other weights than the last update gave them.
         """
         client = self._live(client_id, "producer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
@@ -69,6 +71,12 @@ class Shelf(Retention):
             else:
                 self._drops.append((payload.vault, payload.token))
             return True, answer
+        if wrong := job.gate.differs(payload.meta.get(WEIGHTS_SAID)):
+            raise WrongWeights(
+                f"rollout {rollout_id} of job {job.job_id} is not taken: the engines said weights "
+                f"{', '.join(wrong)} while they generated it, and this job gave them weights {job.gate.stamp}: stop "
+                "whatever else updates or restarts these engines, then start the rollout job again"
+            )
         if rollout_id in job.freed:
             raise Refused(
                 f"rollout {rollout_id} of job {job.job_id} was {_why_freed(job, rollout_id)}: it is not taken again"

@@ -229,7 +229,16 @@ class _InParts:
         return saved
 
     def update_weights(self) -> None:
-        self.cross_job.run(self._forget_dead_engines, super().update_weights)  # type: ignore[misc]
+        self.cross_job.run(self._forget_dead_engines, self._push)
+
+    def _push(self) -> None:
+        if self._full_disk_weight_update_enabled():  # type: ignore[attr-defined]
+            newest = self.cross_job.side.ask("newest_update")
+            if newest > self._disk_weight_version:  # type: ignore[has-type]
+                actors = self._actor_handlers  # type: ignore[attr-defined]
+                ray.get([actor.__ray_call__.remote(update_groups.count_from, newest) for actor in actors])
+                self._disk_weight_version = newest
+        super().update_weights()  # type: ignore[misc]
 
     def _forget_dead_engines(self) -> None:
         actors = self._actor_handlers  # type: ignore[attr-defined]

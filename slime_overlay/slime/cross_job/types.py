@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import BadInput, ClusterUnreachable
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
 
 DEFAULT_NAMESPACE = "slime_shared"
@@ -29,6 +29,10 @@ MOST_SOURCE_BYTES = 1 << 16
 MOST_NAME = 200
 """Characters of a name: of a group, a key, a column."""
 MOST_ACTIVITY = 200
+MOST_STAMP = 400
+"""Characters of what engines say of their weights."""
+WEIGHTS_SAID = "weights_said"
+"""Key of a rollout's `meta`: what the engines that generated it said of their weights, a list of texts."""
 MOST_REASON = 4000
 """Characters of the reason for which a client ended; what is longer is cut, with a note."""
 _MOST_DEPTH = 50
@@ -69,6 +73,14 @@ def check_rollout_id(rollout_id: Any) -> int:
 def check_version(version: Any, what: str = "weight_version") -> int | None:
     """Like check_rollout_id, for the version of weights or of another value; None stays None."""
     return None if version is None else check_number(version, what)
+
+
+def check_stamp(stamp: Any) -> str:
+    """Return `stamp` if it is a text of at most MOST_STAMP characters (empty: engines say nothing), else raise
+    BadInput."""
+    if not isinstance(stamp, str) or len(stamp) > MOST_STAMP:
+        raise BadInput(f"{_brief(stamp)} is no stamp of weights: give a text of at most {MOST_STAMP} characters")
+    return stamp
 
 
 def check_number(value: Any, what: str, least: int = 0) -> int:

@@ -45,6 +45,11 @@ def unlock(lock: Any, timeout_s: float = 60.0) -> None:
         pass  # it was free: slime asserts that it is not
 
 
+def count_from(training_actor: Any, number: int) -> None:
+    """In the process of slime's training actor: the next weight update over disk is the one behind `number`."""
+    training_actor.weight_updater.weight_version = number
+
+
 def forget(training_actor: Any) -> None:
     """In the process of slime's training actor: drop the engines that it was connected to."""
     updater = getattr(training_actor, "weight_updater", None)

@@ -7,6 +7,7 @@ DIR/weight_vNNNNNN as slime's UpdateWeightFromDisk does, and slime's own RayTrai
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import ray
 import torch.distributed as dist
@@ -25,8 +26,8 @@ class MegatronTrainRayActor(TrainRayActor):
         dist.init_process_group("gloo", timeout=timedelta(minutes=args.distributed_timeout_minutes))
         args.rank, args.world_size = dist.get_rank(), dist.get_world_size()
         self.train_parallel_config = self._get_parallel_config()
-        self.rollout_engines = []
-        self.weight_version = getattr(args, "update_weight_start_version", 0)
+        start = getattr(args, "update_weight_start_version", 0)
+        self.weight_updater = SimpleNamespace(weight_version=start, rollout_engines=[])
         self.trainer = Trainer(args)
         return self.trainer.load()
 
@@ -45,8 +46,8 @@ class MegatronTrainRayActor(TrainRayActor):
     def _probe(self):
         """Before the first step after an update: only now have the engines loaded what update_weights wrote."""
         if not self.args.debug_train_only and self.args.update_weights_interval == 1:
-            urls = ray.get([engine.get_url.remote() for engine in self.rollout_engines])
-            self.trainer.probe(urls, version=self.weight_version)
+            urls = ray.get([engine.get_url.remote() for engine in self.weight_updater.rollout_engines])
+            self.trainer.probe(urls, version=self.weight_updater.weight_version)
 
     def save_model(self, rollout_id, force_sync=False):
         if not self.args.debug_rollout_only:
@@ -63,12 +64,12 @@ class MegatronTrainRayActor(TrainRayActor):
         if not engines:
             return
         if num_new > 0:
-            self.rollout_engines = engines
+            self.weight_updater.rollout_engines = engines
             dist.barrier()
             if dist.get_rank() == 0:
                 ray.get(self.rollout_manager.clear_updatable_num_new_engines.remote())
-        self.weight_version += 1
-        folder = Path(self.args.update_weight_disk_dir) / f"weight_v{self.weight_version:06d}"
+        self.weight_updater.weight_version += 1
+        folder = Path(self.args.update_weight_disk_dir) / f"weight_v{self.weight_updater.weight_version:06d}"
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         dist.barrier()

@@ -21,7 +21,9 @@ CPU_FLAGS = [
 CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(model_path: str, host: str, port: int, timeout_s: float = 300) -> subprocess.Popen:
+def start(
+    model_path: str, host: str, port: int, weight_version: str | None = None, timeout_s: float = 300
+) -> subprocess.Popen:
     """Start the server and wait until it answers.
 
     Raises RuntimeError when it ends or stays silent for timeout_s.
@@ -31,6 +33,7 @@ def start(model_path: str, host: str, port: int, timeout_s: float = 300) -> subp
     else:
         command = [sys.executable, "-m", "sglang.launch_server", *CPU_FLAGS]
     command += ["--model-path", model_path, "--host", host, "--port", str(port)]
+    command += ["--weight-version", weight_version] if weight_version else []
     wrapper = [sys.executable, str(HERE / "die_with_parent.py"), str(os.getpid())]
     folder = os.environ.get("SLIME_CPU_LOG_DIR")
     with Path(folder, f"engine-{port}.log").open("w") if folder else Path(os.devnull).open("w") as output:

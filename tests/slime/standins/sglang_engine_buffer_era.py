@@ -19,14 +19,16 @@ class SGLangEngine(RayActor):
     def init(self, dist_init_addr, port, nccl_port):
         host = get_host_info()[1]
         self.url = f"http://{host}:{port}"
-        self.process = sgl_server.start(self.args.hf_checkpoint, host, port)
+        self.process = sgl_server.start(
+            self.args.hf_checkpoint, host, port, getattr(self.args, "sglang_weight_version", None)
+        )
         self.router = f"http://{self.args.sglang_router_ip}:{self.args.sglang_router_port}"
         requests.post(f"{self.router}/add_worker?url={self.url}", timeout=60).raise_for_status()
 
     def get_url(self):
         return self.url
 
-    def _post(self, endpoint, payload=None):
+    def _make_request(self, endpoint, payload=None):
         response = requests.post(f"{self.url}/{endpoint}", json=payload or {}, timeout=300)
         response.raise_for_status()
         return response.json()
@@ -40,22 +42,24 @@ class SGLangEngine(RayActor):
             time.sleep(0.1)
 
     def update_weights_from_disk(self, model_path, weight_version=None):
-        answer = self._post("update_weights_from_disk", {"model_path": model_path, "weight_version": weight_version})
+        answer = self._make_request(
+            "update_weights_from_disk", {"model_path": model_path, "weight_version": weight_version}
+        )
         if not answer.get("success"):
             raise RuntimeError(f"{self.url} did not load {model_path}: {answer}")
 
     def pause_generation(self):
-        self._post("pause_generation")
+        self._make_request("pause_generation")
 
     def continue_generation(self):
-        self._post("continue_generation")
+        self._make_request("continue_generation")
 
     def release_memory_occupation(self):
         self.flush_cache()
-        return self._post("release_memory_occupation")
+        return self._make_request("release_memory_occupation")
 
     def resume_memory_occupation(self, tags=None):
-        return self._post("resume_memory_occupation", {"tags": tags})
+        return self._make_request("resume_memory_occupation", {"tags": tags})
 
     def shutdown(self):
         requests.post(f"{self.router}/remove_worker?url={self.url}", timeout=60)

@@ -18,6 +18,7 @@ def amend(module: types.ModuleType) -> None:
     def launch_server_process(settings):
         if settings.node_rank != 0 or settings.tp_size != 1:
             raise ValueError("one process serves one engine here: --rollout-num-gpus-per-engine 1")
-        return sgl_server.start(settings.model_path, settings.host.strip("[]"), settings.port)
+        version = getattr(settings, "weight_version", None)
+        return sgl_server.start(settings.model_path, settings.host.strip("[]"), settings.port, version)
 
     module.ServerArgs, module.launch_server_process = Settings, launch_server_process

@@ -4,6 +4,9 @@
 sglang-router 0.1.9 and 0.3.2. The generator of a request is seeded by its input ids, sampling_params.sampling_seed and
 stop_token_ids (see seeded_generate for why those) and by nothing else: equal requests get equal answers.
 
+For tests, SLIME_CPU_IGNORE_UPDATE names a file (see hold.py) with a number n: the n-th weight update does nothing and
+reports success.
+
 Not SGLang's: no batching, top_p, top_k, stop strings or streaming (they are refused), and pausing lets requests that
 run finish (they take milliseconds) and holds new ones back, where SGLang's default aborts.
 """
@@ -12,13 +15,16 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy loads: more threads would only wait
 
 import numpy as np
 import weights
+from hold import held
 from tokenizers import Tokenizer
 from toy_model import ToyModel, log_softmax
 
@@ -30,10 +36,10 @@ class BadRequest(Exception):
 class Engine:
     """The model and its state, apart from HTTP."""
 
-    def __init__(self, model_path: str) -> None:
+    def __init__(self, model_path: str, weight_version: str = "default") -> None:
         self.config = weights.read_config(model_path)
         self.tokenizer = Tokenizer.from_file(f"{model_path}/tokenizer.json")
-        self.model_path, self.weight_version = model_path, "default"
+        self.model_path, self.weight_version, self.updates = model_path, weight_version, 0
         self.running, self.paused, self.served = 0, False, 0
         self.changed = threading.Condition()
         self._load(model_path)
@@ -56,11 +62,30 @@ class Engine:
         return {"status": "ok", "message": "continued"}
 
     def update_weights(self, body: dict) -> dict:
+        self.updates += 1
+        if held("SLIME_CPU_IGNORE_UPDATE", self.updates):
+            return {"success": True, "message": "This update was ignored, as the test wants."}
         with self.changed:  # no request runs half on the old weights
             self.changed.wait_for(lambda: self.running == 0)
             self._load(body["model_path"])
             self.weight_version = str(body.get("weight_version") or self.weight_version)
         return {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
+
+    def pull_weights(self, body: dict) -> dict:
+        """As slime's patch to SGLang does it with full checkpoints: a host that is past the target does nothing."""
+        local, target = Path(body["local_checkpoint_dir"]), body["target_version"]
+        state = local / ".weight_sync" / "state.json"
+        if state.exists() and target <= int(json.loads(state.read_text())["version"]):
+            return {"success": True, "message": "Success."}
+        state.parent.mkdir(parents=True, exist_ok=True)
+        for file in Path(body["source_dir"], f"weight_v{target:06d}").iterdir():
+            shutil.copy(file, local)
+        state.write_text(json.dumps({"version": f"{target:06d}"}))
+        return {"success": True, "message": "Success."}
+
+    def update_version(self, body: dict) -> dict:
+        self.weight_version = body["new_version"]
+        return {"success": True, "message": "", "new_version": self.weight_version}
 
     def checker(self, body: dict) -> dict:
         if body.get("action") != "checksum":
@@ -196,6 +221,8 @@ class Handler(BaseHTTPRequestHandler):
             "/pause_generation": engine.pause,
             "/continue_generation": engine.resume,
             "/update_weights_from_disk": engine.update_weights,
+            "/update_weight_version": engine.update_version,
+            "/pull_weights": engine.pull_weights,
             "/weights_checker": engine.checker,
         }
         route = routes.get(self.path.split("?")[0])
@@ -216,9 +243,9 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 1024  # a rollout's requests arrive at once
 
 
-def serve(model_path: str, host: str, port: int) -> Server:
+def serve(model_path: str, host: str, port: int, weight_version: str = "default") -> Server:
     """A server bound to its port, ready for serve_forever (port 0: the system's choice, see server_port)."""
-    handler = type("BoundHandler", (Handler,), {"engine": Engine(model_path)})
+    handler = type("BoundHandler", (Handler,), {"engine": Engine(model_path, weight_version)})
     return Server((host, port), handler)
 
 
@@ -227,5 +254,6 @@ if __name__ == "__main__":
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--weight-version", default="default")
     options = parser.parse_args()
-    serve(options.model_path, options.host, options.port).serve_forever()
+    serve(options.model_path, options.host, options.port, options.weight_version).serve_forever()
