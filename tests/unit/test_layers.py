@@ -38,6 +38,7 @@ ORDER = (
         "update_groups",
         "engine_weights",
         "weight_folders",
+        "ports",
     ),  # slime's side
     "replay",
     *("tracking", "gateway", "train_side", "train_group"),

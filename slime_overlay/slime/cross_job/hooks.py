@@ -4,9 +4,10 @@ arguments.py          cross_job_arguments.add_arguments, check_arguments
 placement_group.py    placement, train_group, gateway      a job of one role holds only its own half of slime
 buffer.py, rollout.py publish                              what slime generated becomes a published rollout
 data.py               CrossJobBox.process                  each rank reads its own rows
-sglang_engine.py      base_gpu_id                          engines use the GPUs that Ray gave them
+sglang_engine.py      base_gpu_id, engine_ports            engines use the GPUs that Ray gave them, and own ports
 """
 
+import importlib
 import logging
 from typing import Any
 
@@ -56,6 +57,22 @@ def base_gpu_id() -> int:
     import ray
 
     return int(ray.get_gpu_ids()[0])
+
+
+def engine_ports(module: Any = None) -> None:
+    """In the process of an engine actor: slime's search for free ports takes what it finds, see ports.py.
+
+    Args:
+        module: slime's `slime.ray.ray_actor`; imported where it is not given.
+    """
+    from . import ports
+
+    if module is None:
+        module = importlib.import_module("slime.ray.ray_actor")
+    if hasattr(module, "get_free_port"):  # from v0.3 on
+        module.get_free_port = ports.take
+    else:
+        module.is_port_available = ports.take_this
 
 
 def publish(manager: Any, rollout_id: int, data: dict[str, Any]) -> Any:

@@ -15,6 +15,10 @@ from slime.utils.http_utils import get_host_info
 class SGLangEngine(RayActor):
     def __init__(self, args, rank):
         self.args, self.rank = args, rank
+        if getattr(args, "cross_job_role", None) is not None:  # as the patch inserts it into slime's own class
+            from slime.cross_job import hooks
+
+            hooks.engine_ports()
 
     def init(self, dist_init_addr, port, nccl_port):
         host = get_host_info()[1]
