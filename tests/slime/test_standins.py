@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +135,44 @@ def test_toy_engine_scores_and_loads_weights_as_the_trainer_has_them(engine_url,
     assert after["meta_info"]["weight_version"] == "2"
     assert after["output_ids"] != before["output_ids"]
     assert probe.score(model, engine_url)["max_logprob_diff"] > 1e-2  # the witness: the probe sees other weights
+
+
+def test_a_toy_engine_says_which_weights_it_has_and_can_ignore_an_update(engine_url, tiny, tmp_path, monkeypatch):
+    """The other tests here rely on it; asked and updated as an engine of slime is."""
+    from slime.cross_job import engine_weights
+
+    def send(endpoint, payload):
+        response = requests.post(f"{engine_url}/{endpoint}", json=payload, timeout=30)
+        response.raise_for_status()
+        return response.json()
+
+    args = SimpleNamespace(rollout_external=True)
+    engine = SimpleNamespace(args=args, get_url=lambda: engine_url, _make_request=send)
+    assert engine_weights.claim(engine, "exp/new/a").version == "default"
+    assert engine_weights.carry(engine, "exp/1/b").version == "exp/new/a"
+    load = {"model_path": str(tiny), "weight_version": "7"}
+    engine._make_request("update_weights_from_disk", load)
+    assert engine_weights.said(engine).version == "exp/1/b"
+    assert ask(engine_url, 1)["meta_info"]["weight_version"] == "exp/1/b"
+    ignore = tmp_path / "ignore"
+    ignore.write_text("2")
+    monkeypatch.setenv("SLIME_CPU_IGNORE_UPDATE", str(ignore))
+    engine_weights.carry(engine, "exp/2/c")
+    assert engine._make_request("update_weights_from_disk", load)["success"] is True
+    assert Path(f"{ignore}.held").exists()
+    assert engine_weights.said(engine).version == "exp/1/b"
+
+
+def test_a_toy_engine_pulls_what_is_newer_than_what_it_has(engine_url, tiny, tmp_path):
+    for number, text in ((1, "first"), (2, "second")):
+        (tmp_path / "weights" / f"weight_v00000{number}").mkdir(parents=True)
+        (tmp_path / "weights" / f"weight_v00000{number}" / "file").write_text(text)
+    found = []
+    for target in (2, 1):
+        body = {"local_checkpoint_dir": str(tmp_path / "local"), "source_dir": str(tmp_path / "weights")}
+        requests.post(f"{engine_url}/pull_weights", json={**body, "target_version": target}, timeout=30)
+        found.append((tmp_path / "local" / "file").read_text())
+    assert found == ["second", "second"], "as slime's patch to SGLang does it"
 
 
 def test_a_paused_toy_engine_holds_requests_back(engine_url):

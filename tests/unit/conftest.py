@@ -124,3 +124,11 @@ def train_side(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setitem(sys.modules, "slime.cross_job.gateway", SimpleNamespace(Gateway=None))
     yield importlib.import_module("slime.cross_job.train_side")
     del sys.modules["slime.cross_job.train_side"]
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module, without slime's boxes."""
+    monkeypatch.setitem(sys.modules, "slime.cross_job.boxes", SimpleNamespace(boxes_anew=None, boxes_of=None))
+    yield importlib.import_module("slime.cross_job.gateway")
+    del sys.modules["slime.cross_job.gateway"]

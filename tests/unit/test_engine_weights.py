@@ -10,7 +10,7 @@ import pytest
 
 from slime.cross_job import engine_weights
 from slime.cross_job.engine_weights import NEW, Said, stamp
-from slime.cross_job.errors import WrongWeights
+from slime.cross_job.errors import WaitTimeout, WrongWeights
 
 URL = "http://node:15000"
 
@@ -174,3 +174,36 @@ def test_a_model_that_is_not_trained_keeps_the_stamp_it_was_started_with(told):
     manager = Manager()
     manager.servers["reward"] = None
     assert told(manager, ["exp/new/a", "exp/4/a"]) == {"weights_said": ["exp/4/a"]}
+
+
+def test_an_engine_that_died_says_nothing_while_others_do(monkeypatch):
+    def ask(engines: list[str], what: Any) -> list[Said]:
+        if engines[0] == "dead":
+            raise WaitTimeout("an engine did not answer")
+        return [Said(URL, engines[0])]
+
+    monkeypatch.setattr(engine_weights, "ask", ask)
+    manager = Manager()
+    engine_weights.watch(manager, ["dead", "exp/4/a"])
+    assert engine_weights.of_rollout(manager) == {"weights_said": ["exp/4/a"]}
+    engine_weights.watch(manager, ["dead"])
+    with pytest.raises(WaitTimeout):
+        engine_weights.of_rollout(manager)
+    manager._convert_samples_to_train_data([SimpleNamespace(weight_versions=["exp/4/a"])])
+    assert engine_weights.of_rollout(manager) == {"weights_said": ["exp/4/a"]}, "the samples still say it"
+
+
+def test_a_server_that_is_silent_for_once_is_asked_again(monkeypatch):
+    silent = TimeoutError("timed out")
+    answers = iter([silent, silent, b'{"weight_version": "exp/1/a"}', silent, silent, silent])
+
+    def opened(request: Any) -> bytes:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(engine_weights, "_open", opened)
+    assert engine_weights.version_at(URL) == "exp/1/a"
+    with pytest.raises(TimeoutError, match="timed out"):
+        engine_weights.version_at(URL)

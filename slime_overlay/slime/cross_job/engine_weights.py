@@ -23,7 +23,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import BadInput, RolloutNotFound, WrongWeights
+import ray
+
+from .errors import BadInput, RolloutNotFound, WaitTimeout, WrongWeights
 from .link import Deadline, Link, get
 from .types import WEIGHTS_SAID
 
@@ -31,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 NEW = "new"
 UNSTATED = "default"  # what SGLang says that was started without a version
-_PATHS = ("/get_weight_version", "/model_info", "/get_model_info")
+_PATHS = ("/model_info", "/get_weight_version", "/get_model_info")
 _ANSWER_S = 30.0
+_ATTEMPTS = 3  # at a question that changes nothing: a rollout hangs on it
 _ENGINES_S = 120.0  # of one call to slime's engine actors
 _WAY_OUT = "stop whatever else updates or restarts these engines, or took their port, then start {} again"
 
@@ -108,7 +111,7 @@ def version_at(url: str) -> str | None:
     """What the server at `url` says of its weights; None: it has no such answer. Raises OSError: it is silent."""
     for path in _PATHS:
         try:
-            answer = json.loads(_open(urllib.request.Request(url + path)))
+            answer = json.loads(_patiently(urllib.request.Request(url + path)))
         except urllib.error.HTTPError as error:
             if error.code not in (404, 405):
                 raise
@@ -127,6 +130,17 @@ def _url(engine: Any) -> str:
 def _post(url: str, body: dict[str, Any]) -> None:
     data = json.dumps(body).encode()
     _open(urllib.request.Request(url, data, {"Content-Type": "application/json"}, method="POST"))
+
+
+def _patiently(request: urllib.request.Request) -> bytes:
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _open(request)
+        except urllib.error.HTTPError:
+            raise
+        except OSError as error:
+            logger.warning("%s did not answer: %s", request.full_url, error)
+    return _open(request)
 
 
 def _open(request: urllib.request.Request) -> bytes:
@@ -163,8 +177,8 @@ def of_rollout(manager: Any) -> dict[str, Any]:
     """
     if not hasattr(manager, "cross_job_said"):
         return {}
-    now = {answer.version for answer in ask(_engines(manager), said) if answer.version is not None}
-    if not now:
+    now = {answer.version for answer in _of_the_living(manager) if answer.version is not None}
+    if not now and not manager.cross_job_said:
         return {}
     of_samples = {*manager.cross_job_said} - now
     args, before = manager.args, set()
@@ -176,10 +190,19 @@ def of_rollout(manager: Any) -> dict[str, Any]:
     return {**facts, "weights_before": sorted(before)} if before else facts
 
 
-def _engines(manager: Any) -> list[Any]:
-    if manager.cross_job_engines is not None:
-        return list(manager.cross_job_engines)
-    return list(manager.get_updatable_engines_and_lock()[0])
+def _of_the_living(manager: Any) -> list[Said]:
+    """What the engines say; one that died while others generated on says nothing. Raises the error of the last one if
+    none is left to say anything."""
+    engines, answers, died = manager.cross_job_engines, [], None
+    for engine in manager.get_updatable_engines_and_lock()[0] if engines is None else engines:
+        try:
+            answers += ask([engine], said)
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError, WaitTimeout) as error:
+            logger.warning("job %s: an engine does not say which weights it serves: %s", manager.args.job_id, error)
+            died = error
+    if died is not None and not answers and not manager.cross_job_said:
+        raise died
+    return answers
 
 
 def _flat(samples: Any) -> Iterable[Any]:

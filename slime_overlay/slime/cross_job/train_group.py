@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from . import stopping, update_groups
-from .errors import CrossJobError, NotOwner, PeerFailed, WaitTimeout
+from .errors import CrossJobError, NotOwner, PeerFailed, WaitTimeout, WrongWeights
 from .link import Deadline, get
 from .train_side import TrainSide
 
@@ -154,7 +154,7 @@ class Updates:
                     if waiting > self.connected:
                         logger.info("job %s: a new rollout job has come: it gets the weights", side.args.job_id)
                         self.run(connect, push)
-            except (PeerFailed, ray.exceptions.RayTaskError) as error:
+            except (PeerFailed, WrongWeights, ray.exceptions.RayTaskError) as error:
                 if not side.ended:
                     side.die(error)
                 return

@@ -1,0 +1,167 @@
+"""The gateway asks the engines before it opens the gate: what they say decides, and what it meant to send does not."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slime.cross_job import engine_weights, update_groups, weight_folders
+from slime.cross_job.engine_weights import Said, stamp
+from slime.cross_job.errors import BadInput, WrongWeights
+from slime.cross_job.weight_folders import Folder
+
+URL = "http://node:15000"
+
+
+class Consumer:
+    """Stands for the gateway's client of the broker: what is asked of it comes to `calls`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.link = self
+
+    def producer_facts(self) -> tuple[int, Any]:
+        return 1, {"engines": ["a", "b"], "lock": "lock", "manager": None}
+
+    def loaded(self) -> int:
+        return 3
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> Any:
+            self.calls.append((name, *args))
+            return 1
+
+        return call
+
+
+class Engines:
+    """Stands for the engines behind `ask`: each takes what an update carries, but for those that ignore it."""
+
+    def __init__(self) -> None:
+        self.versions = {"a": stamp("exp", "new"), "b": stamp("exp", "new")}
+        self.ignores: set[str] = set()
+        self.asked: list[tuple[str, str]] = []
+
+    def __call__(self, engines: list[str], what: Any, *args: Any) -> list[Said]:
+        said = [Said(URL, self.versions[engine]) for engine in engines]
+        self.asked += [(what.__name__, engine) for engine in engines]
+        if what is engine_weights.carry:
+            self.versions |= {engine: args[0] for engine in engines if engine not in self.ignores}
+        return said
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    made = Engines()
+    monkeypatch.setattr(engine_weights, "ask", made)
+    monkeypatch.setattr(update_groups, "unlock", lambda lock: None)
+    return made
+
+
+@pytest.fixture
+def made(engines, gateway):
+    gate = gateway.Gateway.__new__(gateway.Gateway)
+    gate._args = SimpleNamespace(job_id="exp", save="x", save_interval=1)
+    gate._consumer, gate._unlocked, gate._first = Consumer(), 0, False
+    gate._stamp, gate._carrying, gate._lock, gate._carry_lock = "", set(), threading.Lock(), threading.Lock()
+    return gate
+
+
+def told(gate: Any) -> list[str]:
+    return [name for name, *_ in gate._consumer.calls]
+
+
+def test_the_gate_opens_with_what_every_engine_says(made, engines):
+    epoch = made.begin_update(None, 3)
+    assert told(made) == ["begin_update"]
+    made.end_update(3, epoch)
+    (last,) = {*engines.versions.values()}
+    assert last.startswith("exp/3/")
+    assert made._consumer.calls[-1] == ("end_update", 3, 1, last)
+
+
+def test_one_engine_that_ignored_the_update_keeps_the_gate_shut(made, engines):
+    engines.ignores = {"b"}
+    epoch = made.begin_update(None, 3)
+    before, wanted = engines.versions["b"], engines.versions["a"]
+    with pytest.raises(WrongWeights, match=f"weights {wanted}, but {URL} serves {before}"):
+        made.end_update(3, epoch)
+    assert "end_update" not in told(made)
+
+
+def test_the_same_weights_once_more_are_told_apart_from_those_of_before(made, engines):
+    made.end_update(3, made.begin_update(None, 3))
+    engines.ignores = {"a"}
+    with pytest.raises(WrongWeights):
+        made.end_update(3, made.begin_update(None, 3))
+
+
+@pytest.mark.parametrize("theirs", ["exp2/3/0badcafe", "7"])
+def test_another_jobs_engine_gets_no_weights_and_nobody_waits_for_them(made, engines, theirs):
+    engines.versions["b"] = theirs
+    with pytest.raises(WrongWeights, match=f"serves weights {theirs}"):
+        made.begin_update(None, 3)
+    assert told(made) == ["begin_update", "break_update"]
+
+
+def test_an_engine_that_slime_starts_anew_in_an_update_carries_it_too(made, engines):
+    epoch = made.begin_update(None, 3)
+    engines.versions["c"] = stamp("exp", "new")
+    made._carry(epoch, ["a", None, "c"])
+    made._carry(epoch, ["a", "b", "c"])
+    assert [engine for what, engine in engines.asked if what == "carry"] == ["a", "b", "c"]
+    assert len({*engines.versions.values()}) == 1
+
+
+def test_engines_that_report_nothing_are_taken_at_slimes_word(made, engines, caplog):
+    engines.versions = {"a": None, "b": None}
+    engines.ignores = {"a", "b"}
+    made.end_update(3, made.begin_update(None, 3))
+    assert made._consumer.calls[-1] == ("end_update", 3, 1, "")
+    assert "do not say which weights they serve" in caplog.text
+
+
+def test_an_evaluation_is_of_the_weights_that_were_loaded(made, engines, monkeypatch):
+    made.end_update(3, made.begin_update(None, 3))
+    monkeypatch.setattr(made, "_ask_with_epoch", lambda *args, **kwargs: (1, "figures"))
+    assert made.eval(3) == "figures"
+    engines.versions["a"] = stamp("exp", "new")  # it was restarted
+    with pytest.raises(WrongWeights, match="after the evaluation of weights 3"):
+        made.eval(3)
+
+
+@pytest.fixture
+def folders(made, monkeypatch):
+    """folders(owner, newest...): as many hosts with a local checkpoint; what the gateway makes of them."""
+
+    def look(owner: str, *newest: int | None, alive: bool = False) -> int:
+        def local(engines: Any, what: Any, job_id: str, gone: str = "") -> list[Folder]:
+            return [Folder("/local", f"host{n}", n, job_id if gone == owner else owner) for n in newest]
+
+        monkeypatch.setattr(engine_weights, "ask", local)
+        monkeypatch.setattr(engine_weights, "lives", lambda link, job_id: alive)
+        monkeypatch.setattr(weight_folders, "published", lambda path, *who: Folder(path, "here", 2, "exp"))
+        monkeypatch.setattr(made, "_ask_with_epoch", lambda *args: (1, ["a"] * len(newest)))
+        made._args.update_weight_disk_dir, made._args.update_weight_local_checkpoint_dir = "/disk", "/local"
+        return made.newest_update()
+
+    return look
+
+
+def test_updates_go_on_behind_the_greatest_number_that_any_host_has(folders):
+    assert folders("exp", 0) == 2
+    assert folders("exp", 7, 50, 3) == 50
+
+
+def test_a_folder_of_a_job_that_is_gone_is_taken_over_and_one_of_a_living_job_is_not(folders):
+    assert folders("exp2", 50) == 50
+    with pytest.raises(WrongWeights, match="the folder /local on host50 holds the weights of job exp2, which runs"):
+        folders("exp2", 50, alive=True)
+
+
+def test_a_host_that_nobody_can_look_into_is_refused(folders):
+    with pytest.raises(
+        BadInput, match="--update-weight-local-checkpoint-dir /local lies on hosts of external engines"
+    ):
+        folders("", None)
