@@ -279,6 +279,6 @@ def check_loaded(expected: str, answers: Sequence[Said], when: str) -> None:
         )
 
 
-def reports(answers: Sequence[Said]) -> bool:
-    """Whether all these engines say what they serve."""
-    return all(answer.version is not None for answer in answers)
+def silent(answers: Sequence[Said]) -> list[str]:
+    """Where the engines are that do not say what they serve."""
+    return [answer.url for answer in answers if answer.version is None]

@@ -168,13 +168,13 @@ class Gateway:
         """
         answers = self._ask_engines(epoch, self._engines(epoch), engine_weights.said)
         engine_weights.check_loaded(self._stamp, answers, f"after the update to weights {version}")
-        if not answers or not engine_weights.reports(answers):
-            if answers:
-                logger.warning(
-                    "job %s: these engines do not say which weights they serve: that they have loaded weights %d is "
-                    "what slime says; use an SGLang with /get_weight_version",
-                    *(self._args.job_id, version),
-                )
+        if silent := engine_weights.silent(answers):
+            logger.warning(
+                "job %s: the engines at %s do not say which weights they serve: that they have loaded weights %d is "
+                "what slime says; use an SGLang that reports its weight_version",
+                *(self._args.job_id, ", ".join(silent), version),
+            )
+        if len(silent) == len(answers):
             self._stamp = ""
         self._consumer.end_update(version, epoch, self._stamp)
         logger.info("job %s: the engines have weights %d %s", self._args.job_id, version, self._stamp)
