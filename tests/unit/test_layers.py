@@ -66,7 +66,17 @@ USES_RAY = frozenset(
     [
         *("deposits", "liveness", "vault", "keeper", "broker", "link", "member", "resources", "producer", "facade"),
         *("metrics", "ops"),
-        *("boxes", "replay", "gateway", "train_side", "train_group", "hooks", "update_groups", "rollout_side"),
+        *(
+            "boxes",
+            "replay",
+            "gateway",
+            "train_side",
+            "train_group",
+            "hooks",
+            "update_groups",
+            "engine_weights",
+            "rollout_side",
+        ),
     ]
 )
 USES_SLIME = frozenset(["boxes", "conversion", "parts", "data_source", "tracking", "train_side", "rollout_side"])

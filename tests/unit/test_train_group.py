@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slime.cross_job import stopping
-from slime.cross_job.errors import Stopped
+from slime.cross_job.errors import Stopped, WrongWeights
 
 
 class Group:
@@ -117,3 +117,65 @@ def test_a_wish_to_stop_comes_between_rollouts_not_between_critic_and_actor(trai
     with pytest.raises(Stopped):
         critic.async_train(1, "data")
     assert did == ["critic trains 0", "actor trains 0"]
+
+
+class Updating(Group):
+    """Stands in for slime's group of training actors, which numbers its updates over disk."""
+
+    def __init__(self, did: list[str]):
+        super().__init__("actor", did)
+        self._disk_weight_version, self._actor_handlers = 0, ["rank0", "rank1"]
+
+    def _full_disk_weight_update_enabled(self) -> bool:
+        return True
+
+    def update_weights(self) -> None:
+        self._disk_weight_version += 1
+        self.did.append(f"update {self._disk_weight_version}")
+
+
+class Asked(Side):
+    """What the gateway answers; a method whose answer is an error raises it."""
+
+    def __init__(self, **answers: Any):
+        super().__init__(use_critic=False, num_rollout=9, job_id="exp")
+        self.settings.update_timeout_s = 3600.0
+        self.answers, self.broken, self.died = answers, list[int](), list[BaseException]()
+        self.resources, self.weight_version, self.ended = SimpleNamespace(stop=lambda: None), 3, False
+        self.gateway.break_update = SimpleNamespace(remote=self.broken.append)
+        self.gateway.unloaded = SimpleNamespace(remote=lambda *_: None)
+        self.die = self.died.append
+
+    def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.answers.get(method), Exception):
+            raise self.answers[method]
+        return self.answers.get(method)
+
+
+def test_updates_go_on_behind_the_newest_number_and_count_up_from_there(train_group, monkeypatch):
+    side, did, told = Asked(newest_update=50), list[str](), list[Any]()
+    group = Updating(did)
+    monkeypatch.setattr(train_group.ray, "get", lambda refs: told.extend(refs))
+    counts = lambda rank: SimpleNamespace(  # noqa: E731
+        __ray_call__=SimpleNamespace(remote=lambda what, number: (rank, what.__name__, number))
+    )
+    group._actor_handlers = [counts("rank0"), counts("rank1")]
+    train_group.adopt(group, side, None)
+    group._push()
+    side.answers["newest_update"] = 51
+    group._push()
+    assert did == ["update 51", "update 52"]
+    assert told == [("rank0", "count_from", 50), ("rank1", "count_from", 50)], "it is told once"
+
+
+def test_engines_with_other_weights_end_the_train_job(train_group, monkeypatch):
+    """In its own update, and in that which a new rollout job's engines get from the background."""
+    wrong = WrongWeights("the engines should serve weights exp/3/a, but http://node serves exp/2/b")
+    side = Asked(begin_update=1, end_update=wrong)
+    updates = train_group.Updates(side)
+    with pytest.raises(WrongWeights):
+        updates.run(lambda: None, lambda: None)
+    assert side.broken == [1], "the engines are not held for good"
+    monkeypatch.setattr(train_group, "get", lambda *_: 2)
+    updates._serve(lambda: None, lambda: None)
+    assert side.died == [wrong]
