@@ -35,13 +35,12 @@ class Side:
         vars(self.args).update(args)
         self.lock, self.trained, self.saved, self.acked = contextlib.nullcontext(), -1, -1, list[int]()
         self.settings, self.save, self.steps = SimpleNamespace(traces="off"), None, list[Any]()
-        self.at_work = dict[int, bool]()
+        self.at_work, self.began = dict[int, bool](), list[int]()
         nothing = SimpleNamespace(remote=lambda *_: None)
         self.gateway = SimpleNamespace(working=SimpleNamespace(remote=self.at_work.__setitem__), doing=nothing)
 
     def ask(self, method: str, rollout_id: int) -> None:
-        assert method == "saved"
-        self.acked.append(rollout_id)
+        {"saved": self.acked, "training": self.began}[method].append(rollout_id)
 
 
 @pytest.fixture
@@ -76,6 +75,7 @@ def test_what_the_critic_alone_saved_is_acked(train_group):
     assert did[-4:] == ["critic trains 3", "actor trains 3", "actor saves 3", "critic saves 3"]
     assert side.acked == [0, 1, 2, 3], "each once both have saved it"
     assert [side.trained, side.saved] == [3, 3]
+    assert side.began == [0, 1, 2, 3], "once, though both groups train on it"
 
 
 def test_an_asynchronous_checkpoint_is_acked_once_the_next_one_begins(train_group):
