@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -256,7 +257,8 @@ class Gateway:
     def fail(self, reason: str, while_training: bool) -> None:
         """The driver ends with an error; `while_training`: in a step on the rollout that it named last."""
         if not while_training:
-            self._consumer.training(None)
+            with suppress(CrossJobError):  # that it failed matters more
+                self._consumer.training(None)
         self._consumer.fail(reason)
 
     # ------------------------------------------------------------------ inside
