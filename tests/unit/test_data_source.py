@@ -251,7 +251,7 @@ def test_a_checkpoint_is_read_where_the_train_job_says(source, tmp_path, caplog)
     data_source.restore(one, elsewhere(found))
     assert getattr(one.data_source, position) == 12
     data_source.load(one, 9, str(tmp_path))
-    assert "load(9) of the data source found nothing" in caplog.text
+    assert "load(9) of the data source changed nothing" in caplog.text
 
 
 def test_prompts_that_are_drawn_meanwhile_are_noticed():

@@ -119,7 +119,9 @@ def load(manager: Any, rollout_id: int, folder: str | None) -> Batch:
     found = state(manager)
     if found.ipc == before.ipc:
         logger.warning(
-            "load(%d) of the data source found nothing in %s: it begins where a new one does", rollout_id, folder
+            "load(%d) of the data source changed nothing: %s has no state of it, or it stands there",
+            rollout_id,
+            folder,
         )
     restore(manager, before)
     return found
