@@ -141,7 +141,7 @@ JUNK = {**returned(batch())[0], "weight_version": "3"}
         ((ray.exceptions.UnserializableException("Weird: x"),), MethodFailed, "Weird: x"),
         ((returned(batch())[0], "no batch", None), BadInput, "value 1 after the header is a str"),
         ((returned(batch())[0], batch(), batch()), BadInput, "value 2 after the header is a Batch"),
-        (({"slime_cross_job": 6}, batch(), None), BadInput, "of protocol 7; what it returned is of 6"),
+        (({"slime_cross_job": 6}, batch(), None), BadInput, "of protocol 8; what it returned is of 6"),
         ((JUNK, batch(), None), BadInput, "weight_version '3' is a str"),
         (({**JUNK, "weight_version": 3, "meta": {"a": np.ones(1)}}, batch(), None), BadInput, r"meta\['a'\]"),
         (({**JUNK, "weight_version": 3, "nbytes": "1"}, batch(), None), BadInput, "nbytes"),
