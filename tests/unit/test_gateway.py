@@ -8,7 +8,7 @@ import pytest
 
 from slime.cross_job import engine_weights, update_groups, weight_folders
 from slime.cross_job.engine_weights import Said, stamp
-from slime.cross_job.errors import BadInput, WrongWeights
+from slime.cross_job.errors import BadInput, NotOwner, WrongWeights
 from slime.cross_job.weight_folders import Folder
 
 URL = "http://node:15000"
@@ -129,6 +129,15 @@ def test_an_evaluation_is_of_the_weights_that_were_loaded(made, engines, monkeyp
     engines.versions["a"] = stamp("exp", "new")  # it was restarted
     with pytest.raises(WrongWeights, match="after the evaluation of weights 3"):
         made.eval(3)
+
+
+def test_an_evaluation_whose_rollout_job_ends_with_it_is_done_again_by_the_next(made, engines, monkeypatch):
+    made.end_update(3, made.begin_update(None, 3))
+    monkeypatch.setattr(made, "_ask_with_epoch", lambda *args, **kwargs: (1, "figures"))
+    ends = [NotOwner("the rollout job ended")]
+    monkeypatch.setattr(made, "_engines", lambda epoch: (_ for _ in ()).throw(ends.pop()) if ends else ["a", "b"])
+    assert made.eval(3) == "figures"
+    assert told(made).count("end_update") == 1
 
 
 @pytest.fixture

@@ -364,7 +364,10 @@ class Gateway:
             epoch, answer = self._ask_with_epoch(method, rollout_id, **kwargs)
             if self._consumer.producer_facts()[0] == epoch:
                 if self._stamp:
-                    answers = self._ask_engines(epoch, self._engines(epoch), engine_weights.said)
+                    try:
+                        answers = self._ask_engines(epoch, self._engines(epoch), engine_weights.said)
+                    except NotOwner:  # the rollout job ended just now: the next one evaluates
+                        continue
                     engine_weights.check_loaded(self._stamp, answers, f"after the evaluation of weights {version}")
                 logger.info("job %s: evaluated weights %d", self._args.job_id, version)
                 return answer
