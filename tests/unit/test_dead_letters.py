@@ -124,6 +124,17 @@ def test_what_cannot_be_published_for_what_it_holds_is_not_generated_again_and_a
     assert ledger.next_demand("p") == 0
 
 
+def test_a_rollout_is_set_aside_once_though_the_answer_was_lost(ledger):
+    attach(ledger, "p", on_poison="skip")
+    ledger.demand(trainer(ledger, 0), 0)
+    for attempt in (1, 2):
+        assert ledger.next_demand("p") == 0
+        assert [ledger.set_aside("p", 0, "an object") for _ in range(3)] == ["skip"] * 3
+        assert ledger.jobs["exp"].refused == attempt
+    assert ledger.next_demand("p") == 0
+    assert [ledger.set_aside("p", 0, "an object") for _ in range(2)] == ["stop"] * 2
+
+
 def test_a_producer_that_skips_is_asked_again(ledger):
     attach(ledger, "p", on_poison="skip")
     train = trainer(ledger, 0)

@@ -120,7 +120,9 @@ class Pacing(Shelf):
         it is wanted again, from new prompts. The third in a row is a `stop`, whatever the job says."""
         client = self._live(client_id, "producer")
         job, rollout_id = self.jobs[client.info.job_id], check_rollout_id(rollout_id)
-        job.handed.pop(rollout_id, None)
+        letter = job.dead_letters.get(rollout_id)
+        if job.handed.pop(rollout_id, None) is None and letter is not None:
+            return STOP if letter["stuck"] else job.on_poison  # the same call again, whose answer was lost
         if job.gate.generating == rollout_id:
             job.gate.generating = None
         job.refused += 1
