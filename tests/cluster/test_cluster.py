@@ -42,6 +42,23 @@ def kind(tmp_path_factory) -> Iterator[str]:
         pytest.skip("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
+# first: it has machines of its own, and two clusters at once are too much for two cores
+@pytest.mark.parametrize(
+    "faults", [pytest.param(FEW, id="few"), pytest.param(MORE, marks=pytest.mark.again, id="more")]
+)
+def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(kind, tmp_path, faults):
+    """Each fault of machine_faults.py once, each with its witness; then the auditor of the chaos suite."""
+    report, count = tmp_path / "report.json", str(len(faults))
+    command = [ROOT / "scripts" / "chaos.sh", "--on", kind, "--minutes", "14", "--least", count, "--most", count]
+    command += ["--faults", ",".join(faults)]
+    done = subprocess.run(
+        [*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patient(1500)
+    )
+    print(done.stdout, *(f"{r['name']}: {r['witness']}" for r in found(report)["records"]), sep="\n")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert (found(report)["kinds"], found(report)["lost"], found(report)["duplicated"]) == (len(faults), 0, 0)
+
+
 @pytest.fixture(scope="module")
 def machines(kind, tmp_path_factory) -> Iterator[NodeCluster]:
     folder = tmp_path_factory.mktemp("machines")
@@ -84,22 +101,6 @@ def test_a_machine_without_the_token_is_refused_and_told_so(machines, env):
     said = refused.stdout + refused.stderr
     assert "token" in said.lower(), said[-2000:]
     assert "Ray runtime started" not in said, said[-2000:]
-
-
-@pytest.mark.parametrize(
-    "faults", [pytest.param(FEW, id="few"), pytest.param(MORE, marks=pytest.mark.again, id="more")]
-)
-def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(kind, tmp_path, faults):
-    """Each fault of machine_faults.py once, each with its witness; then the auditor of the chaos suite."""
-    report, count = tmp_path / "report.json", str(len(faults))
-    command = [ROOT / "scripts" / "chaos.sh", "--on", kind, "--minutes", "14", "--least", count, "--most", count]
-    command += ["--faults", ",".join(faults)]
-    done = subprocess.run(
-        [*command, "--json", report], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patient(1500)
-    )
-    print(done.stdout, *(f"{r['name']}: {r['witness']}" for r in found(report)["records"]), sep="\n")
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert (found(report)["kinds"], found(report)["lost"], found(report)["duplicated"]) == (len(faults), 0, 0)
 
 
 def found(report: Path) -> dict:

@@ -90,10 +90,16 @@ def test_a_full_store_makes_the_producer_wait_and_says_so_to_both(driver, own_re
         assert len(published) >= 2
         late = threading.Thread(target=lambda: producer.publish(len(published), columns(7, 40), timeout_s=60))
         late.start()
-        said = lambda: consumer.link.call("status", job_id)[job_id]["producer"]["activity"]  # noqa: E731
-        wait_for(lambda: "no room for" in said(), 20, said)
-        with pytest.raises(WaitTimeout, match=r"publishing rollout .*: no room for"):
-            consumer.claim(len(published) + 1, timeout_s=1)
+        said = ""
+
+        def tells_why() -> bool:
+            nonlocal said
+            with pytest.raises(WaitTimeout) as error:
+                consumer.claim(len(published) + 1, timeout_s=1)
+            said = str(error.value)
+            return "publishing rollout" in said and ": no room for" in said
+
+        wait_for(tells_why, 20, lambda: said)
         for rollout_id in published:
             with consumer.claim(rollout_id) as rollout:
                 assert rollout.batch.to_pydict() == columns(rollout_id, 40)

@@ -36,7 +36,7 @@ def test_an_engine_that_ignores_an_update_ends_the_train_job(pin, new_run, singl
     assert told == [(r, r, run.name, r) for r in range(ROLLOUTS)]
 
 
-@at_pins("079dbcf", again=("v0.3.1",))
+@at_pins(again=("079dbcf", "v0.3.1"))
 def test_a_rollout_from_an_engine_that_another_job_uses_is_not_published(pin, new_run, single, tmp_path):
     """The rollout job ends and names both; its next life has engines of its own, and training ends as it should."""
     run: Run = new_run(pin, "run", options={"save": tmp_path / "saved", "save_interval": 1})
