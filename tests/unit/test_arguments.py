@@ -50,6 +50,7 @@ def test_a_job_without_a_role_may_be_any_slime_job():
         (ROLE, {"debug_rollout_only": True}, "--debug-rollout-only does not go with"),
         (ROLE, {"update_weight_mode": "delta"}, "--update-weight-mode delta does not go with --cross-job-role"),
         (ROLE, {"rollout_data_transport": "nixl"}, "--rollout-data-transport nixl"),
+        (ROLE, {"ci_test": True, "update_weight_transport": "disk"}, "--ci-test does not go with"),
         (ROLE, {"rollout_num_gpus": None}, "--rollout-num-gpus is not set"),
         (ROLE, {"rollout_function_path": "fully_async_rollout.generate_rollout_fully_async"}, "trained on twice"),
         (

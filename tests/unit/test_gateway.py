@@ -8,7 +8,7 @@ import pytest
 
 from slime.cross_job import engine_weights, update_groups, weight_folders
 from slime.cross_job.engine_weights import Said, stamp
-from slime.cross_job.errors import BadInput, NotOwner, WrongWeights
+from slime.cross_job.errors import BadInput, CrossJobError, NotOwner, WrongWeights
 from slime.cross_job.weight_folders import Folder
 
 URL = "http://node:15000"
@@ -41,9 +41,12 @@ class Engines:
     def __init__(self) -> None:
         self.versions = {"a": stamp("exp", "new"), "b": stamp("exp", "new")}
         self.ignores: set[str] = set()
+        self.dead: set[str] = set()
         self.asked: list[tuple[str, str]] = []
 
     def __call__(self, engines: list[str], what: Any, *args: Any) -> list[Said]:
+        if self.dead & {*engines}:
+            raise engine_weights.ray.exceptions.RayActorError()
         said = [Said(URL, self.versions[engine]) for engine in engines]
         self.asked += [(what.__name__, engine) for engine in engines]
         if what is engine_weights.carry:
@@ -138,6 +141,30 @@ def test_an_evaluation_whose_rollout_job_ends_with_it_is_done_again_by_the_next(
     monkeypatch.setattr(made, "_engines", lambda epoch: (_ for _ in ()).throw(ends.pop()) if ends else ["a", "b"])
     assert made.eval(3) == "figures"
     assert told(made).count("end_update") == 1
+
+
+def test_an_engine_that_dies_in_an_evaluation_ends_nothing_if_others_answered(made, engines, monkeypatch):
+    made.end_update(3, made.begin_update(None, 3))
+    monkeypatch.setattr(made, "_ask_with_epoch", lambda *args, **kwargs: (1, "figures"))
+    monkeypatch.setattr(made, "_is_over", lambda epoch: False)
+    engines.dead = {"a"}
+    assert made.eval(3) == "figures"
+    engines.versions["b"] = stamp("exp", 2)
+    with pytest.raises(WrongWeights, match="after the evaluation of weights 3 the engines should serve"):
+        made.eval(3)
+    engines.dead = {"a", "b"}
+    with pytest.raises(CrossJobError, match="an engine does not say which weights it serves"):
+        made.eval(3)
+
+
+def test_what_could_not_be_announced_is_announced_again(made, monkeypatch):
+    announce, made._told = made._consumer.announce, {}
+    monkeypatch.setattr(made._consumer, "announce", lambda facts: (_ for _ in ()).throw(OSError()), raising=False)
+    with pytest.raises(OSError):  # noqa: PT011  whatever it is
+        made._announce(arguments={"--seed": 1})
+    monkeypatch.setattr(made._consumer, "announce", announce)
+    made._announce(arguments={"--seed": 1})
+    assert made._consumer.calls[-1] == ("announce", {"arguments": {"--seed": 1}})
 
 
 @pytest.fixture

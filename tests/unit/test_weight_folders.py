@@ -39,6 +39,14 @@ def test_nobody_looks_into_the_folders_of_another_host(tmp_path):
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("text", ["", '{"version"', "{}", "[]", '{"version": null}'])
+def test_a_host_that_does_not_say_which_update_it_has_is_named(text, tmp_path):
+    (tmp_path / ".weight_sync").mkdir()
+    (tmp_path / ".weight_sync" / "state.json").write_text(text)
+    with pytest.raises(BadInput, match=r"state.json on \S+ does not say which update .*: remove "):
+        weight_folders.local(engine(tmp_path), "exp")
+
+
 @pytest.mark.parametrize(
     "look", [weight_folders.published, lambda path, *who: weight_folders.local(engine(path), *who)]
 )

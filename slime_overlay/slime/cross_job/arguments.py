@@ -58,6 +58,11 @@ def check(args: Any, given: list[str]) -> None:
             "notes what later ones differ from, and the engines would generate with whatever weights they have: "
             "take --update-weight-mode full"
         )
+    if getattr(args, "ci_test", False) and getattr(args, "update_weight_transport", "") == "disk":
+        raise BadInput(
+            "--ci-test does not go with --update-weight-transport disk here: it expects engines to report slime's own "
+            "number of an update, and they report this job's stamp, which is verified at every update: leave it out"
+        )
     if getattr(args, "rollout_data_transport", "object-store") != "object-store":
         raise BadInput(
             f"--rollout-data-transport {args.rollout_data_transport} ends with the rollout job's process: "

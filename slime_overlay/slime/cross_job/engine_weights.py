@@ -193,13 +193,10 @@ def of_rollout(manager: Any) -> dict[str, Any]:
 def _of_the_living(manager: Any) -> list[Said]:
     """What the engines say; one that died while others generated on says nothing. Raises the error of the last one if
     none is left to say anything."""
-    engines, answers, died = manager.cross_job_engines, [], None
-    for engine in manager.get_updatable_engines_and_lock()[0] if engines is None else engines:
-        try:
-            answers += ask([engine], said)
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError, WaitTimeout) as error:
-            logger.warning("job %s: an engine does not say which weights it serves: %s", manager.args.job_id, error)
-            died = error
+    engines = manager.cross_job_engines
+    if engines is None:
+        engines = manager.get_updatable_engines_and_lock()[0]
+    answers, died = ask_the_living(manager.args.job_id, engines)
     if died is not None and not answers and not manager.cross_job_said:
         raise died
     return answers
@@ -229,6 +226,19 @@ def ask(engines: Sequence[Any], what: Any, *args: Any) -> list[Any]:
     deadline = Deadline(_ENGINES_S)
     refs = [engine.__ray_call__.remote(what, *args) for engine in engines if engine is not None]
     return [get(ref, deadline, "an engine") for ref in refs]
+
+
+def ask_the_living(job_id: str, engines: Sequence[Any]) -> tuple[list[Said], Exception | None]:
+    """(what those say that answer, the error of the last one that does not): slime may go on without an engine."""
+    answers: list[Said] = []
+    died: Exception | None = None
+    for engine in engines:
+        try:
+            answers += ask([engine], said)
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError, WaitTimeout) as error:
+            logger.warning("job %s: an engine does not say which weights it serves: %s", job_id, error)
+            died = error
+    return answers, died
 
 
 def lives(link: Link, job_id: str) -> bool:

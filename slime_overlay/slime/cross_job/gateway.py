@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
@@ -266,9 +266,9 @@ class Gateway:
     def _announce(self, **facts: Any) -> None:
         """Tell this rollout job, and any that follows it; what was told before stays."""
         with self._lock:
-            if {**self._told, **facts} != self._told:
-                self._told |= facts
-                self._consumer.announce(self._told)
+            if (told := {**self._told, **facts}) != self._told:
+                self._consumer.announce(told)
+                self._told = told
 
     def _rollout_job(self) -> tuple[int, Any]:
         """(its epoch, what it announced), see Consumer.producer_facts; its arguments are compared with ours, once."""
@@ -352,11 +352,23 @@ class Gateway:
         try:
             return engine_weights.ask(engines, what, *args)
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-            if self._is_over(epoch):
-                raise NotOwner(
-                    "the rollout job ended in a weight update: the next one's engines get the weights"
-                ) from None
-            raise CrossJobError(f"an engine does not say which weights it serves: {error}") from None
+            self._does_not_answer(epoch, error)
+
+    def _ask_the_living(self, epoch: int, engines: list[Any]) -> list[engine_weights.Said]:
+        """What those engines say that live. Raises NotOwner: they ended with their rollout job."""
+        answers, died = engine_weights.ask_the_living(self._args.job_id, engines)
+        if died is not None and not answers:
+            self._does_not_answer(epoch, died)
+        return answers
+
+    def _does_not_answer(self, epoch: int, error: Exception) -> NoReturn:
+        if isinstance(cause := getattr(error, "cause", None), CrossJobError):
+            raise cause
+        if self._is_over(epoch):
+            raise NotOwner(
+                "the rollout job ended in a weight update: the next one's engines get the weights"
+            ) from None
+        raise CrossJobError(f"an engine does not say which weights it serves: {error}") from None
 
     def _evaluate(self, method: str, rollout_id: int, **kwargs: Any) -> Any:
         while True:
@@ -365,7 +377,7 @@ class Gateway:
             if self._consumer.producer_facts()[0] == epoch:
                 if self._stamp:
                     try:
-                        answers = self._ask_engines(epoch, self._engines(epoch), engine_weights.said)
+                        answers = self._ask_the_living(epoch, self._engines(epoch))
                     except NotOwner:  # the rollout job ended just now: the next one evaluates
                         continue
                     engine_weights.check_loaded(self._stamp, answers, f"after the evaluation of weights {version}")

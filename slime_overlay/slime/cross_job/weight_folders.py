@@ -66,6 +66,11 @@ def local(engine: Any, job_id: str, gone: str = "") -> Folder:
         newest = int(json.loads((sync / "state.json").read_text())["version"])
     except FileNotFoundError:
         newest = 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{sync}/state.json on {host} does not say which update lies there ({error}): remove {folder} on that "
+            "host, it is a copy, then start both jobs again"
+        ) from None
     return Folder(str(folder), host, newest, _marked(sync / _MARK, job_id, gone))
 
 
