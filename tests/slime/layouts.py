@@ -11,11 +11,18 @@ import itertools
 import json
 import random
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from equal import differences
 
-RANKS = (1, 2, 4)
+_SIZES = ("dp_size", "cp_size", "vpp_size", "microbatch_group_size_per_vp_stage")
+LAYOUTS = [
+    *((1, 1, 1, 1), (2, 1, 1, 1), (4, 1, 1, 1)),
+    (2, 2, 1, 1),  # context parallel
+    (2, 1, 2, 2),  # pipeline parallel, two stages of the model a rank
+]
+"""What training ranks say of themselves, as _SIZES. Tensor parallel ranks are in none: they read the same part."""
 WAYS = [  # (arguments that both layouts share, samples with one rollout id)
     ({"balance_data": False}, 1),
     ({"balance_data": True}, 1),
@@ -44,27 +51,26 @@ def rollout(number: int, samples: int, together: int) -> dict[str, Any]:
     }
 
 
-def config(ranks: int) -> dict[str, int]:
-    """What training ranks say of themselves."""
-    return {"dp_size": ranks, "cp_size": 1, "vpp_size": 1, "microbatch_group_size_per_vp_stage": 1}
-
-
-def compare(before: Namespace, after: Namespace, data: dict[str, Any], ranks: tuple[int, int]) -> list[str]:
+def compare(
+    before: Namespace, after: Namespace, data: dict[str, Any], layouts: Sequence[tuple[int, ...]]
+) -> list[str]:
     from slime.ray.rollout import RolloutManager
 
     from slime.cross_job.errors import BadInput
     from slime.cross_job.parts import anew, split
     from slime.cross_job.train_data import pack, unpack
 
-    def manager(args: Namespace, ranks: int) -> Any:
+    first, second = (dict(zip(_SIZES, layout, strict=True)) for layout in layouts)
+
+    def manager(args: Namespace, config: dict[str, int]) -> Any:
         made = object.__new__(type(RolloutManager))
-        made.args, made.train_parallel_config = args, config(ranks)
+        made.args, made.train_parallel_config = args, config
         return made
 
-    parts, how = split(manager(before, ranks[0]), copy.deepcopy(data))
-    theirs, how_after = split(manager(after, ranks[1]), copy.deepcopy(data))
+    parts, how = split(manager(before, first), copy.deepcopy(data))
+    theirs, how_after = split(manager(after, second), copy.deepcopy(data))
     try:
-        ours = anew([unpack(pack(part)) for part in parts], json.loads(json.dumps(how)), after, config(ranks[1]))
+        ours = anew([unpack(pack(part)) for part in parts], json.loads(json.dumps(how)), after, second)
     except BadInput as error:
         needs_more = {i for i, _ in how["left_out"]} - {i for i, _ in how_after["left_out"]}
         return [] if needs_more else [str(error)]
@@ -75,7 +81,7 @@ if __name__ == "__main__":
     from slime.utils.arguments import parse_args
 
     arguments = parse_args()
-    for number, ((changed, together), before, after) in enumerate(itertools.product(WAYS, RANKS, RANKS)):
+    for number, ((changed, together), before, after) in enumerate(itertools.product(WAYS, LAYOUTS, LAYOUTS)):
         args = Namespace(**{**vars(arguments), **changed})
         args.global_batch_size //= together
         found = compare(args, args, rollout(number, 64, together), (before, after))
@@ -83,5 +89,5 @@ if __name__ == "__main__":
     for number, (before, after) in enumerate(itertools.permutations((6, 8, 12, 24, 32, 64), 2)):
         small = {**vars(arguments), "micro_batch_size": 1}  # what is left out for one may be needed for the other
         first, second = (Namespace(**{**small, "global_batch_size": size}) for size in (before, after))
-        found = compare(first, second, rollout(number, 64, 1), (1, 2))
+        found = compare(first, second, rollout(number, 64, 1), LAYOUTS[:2])
         print("SAID", json.dumps({"case": ["batch", before, after], "differences": found[:5]}), flush=True)
