@@ -1,6 +1,7 @@
 """What may import what, so that the ledger needs no Ray, reading a batch no torch, and nothing Ray's private parts."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,10 +97,20 @@ def modules() -> dict[str, list[Path]]:
     return files
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """`ast.parse`, of each source once. CPython 3.11 counts the depth of a tree for all threads together and takes
+    another thread that parses for an error: then once more."""
+    try:
+        return ast.parse(source)
+    except SystemError:
+        return ast.parse(source)
+
+
 def package_imports(source: str, depth: int = 0) -> set[str]:
     """Modules of the package that are imported, by a file `depth` folders below the package."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.ImportFrom):
             name = node.module or ""
             if node.level == depth + 1:
@@ -115,7 +126,7 @@ def package_imports(source: str, depth: int = 0) -> set[str]:
 
 def outside_imports(source: str, lazy_too: bool) -> set[str]:
     """Other packages that are imported; those within functions only if `lazy_too`."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     nodes: Iterator[ast.AST] = ast.walk(tree) if lazy_too else at_import(tree)
     found = set()
     for node in nodes:
@@ -140,7 +151,7 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
 def private_ray(source: str) -> list[str]:
     """Uses of what Ray keeps to itself: `ray._x`, imports of it, underscore options of its calls."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Attribute) and private(node.attr) and ast.unparse(node.value).split(".")[0] == "ray":
             found.append(ast.unparse(node))
         elif isinstance(node, ast.Import):
@@ -185,7 +196,7 @@ def test_inside_the_batch_imports_make_no_circle():
     folder = PACKAGE / "batch"
     edges = {}
     for path in folder.glob("*.py"):
-        lines = ast.parse(path.read_text())
+        lines = parsed(path.read_text())
         eager = ast.Module([node for node in at_import(lines) if isinstance(node, (ast.Import, ast.ImportFrom))], [])
         edges[path.stem] = package_imports(ast.unparse(eager))
     while leaves := {name for name, inside in edges.items() if not inside & edges.keys()}:
@@ -299,7 +310,7 @@ def test_the_command_line_says_what_it_needs_and_nothing_else_loads_it():
 def test_the_facade_of_names_holds_names_only():
     source = (OVERLAY / "slime" / "utils" / "cross_job_utils.py").read_text()
     assert len(source.splitlines()) < 100
-    docstring, *rest = ast.parse(source).body
+    docstring, *rest = parsed(source).body
     assert isinstance(docstring, ast.Expr)
     *imports, exported = rest
     assert all(isinstance(node, ast.ImportFrom) for node in imports)
