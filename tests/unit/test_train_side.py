@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from slime.cross_job.settings import Settings
 
@@ -31,6 +32,30 @@ def test_the_gateway_may_wait_for_a_silent_broker_and_say_which(side, method):
 def test_a_call_that_waits_for_the_rollout_job_waits_as_long_as_that_works(side):
     side.ask("begin_update", wait=True)
     assert side.given_s == [math.inf]
+
+
+@pytest.mark.parametrize(
+    ("error", "while_training"),
+    [
+        (None, False),
+        (ray.exceptions.RayTaskError("train", "", ValueError("a poisoned rollout")), True),
+        (ray.exceptions.RayError("The actor died: SIGSEGV"), True),
+        (ray.exceptions.RayError("The actor died because its node has died. Node Id: 233e"), False),
+    ],
+)
+def test_a_lost_node_is_no_word_against_the_rollout(side, train_side, monkeypatch, error, while_training):
+    told = []
+    side.gateway = SimpleNamespace(fail=SimpleNamespace(remote=lambda *said: told.append(said)))
+    monkeypatch.setattr(train_side.ray, "is_initialized", lambda: True)
+
+    def get(ref, deadline, what):
+        if ref is side.steps and error is not None:
+            raise error
+
+    monkeypatch.setattr(train_side, "get", get)
+    side.args, side.trained, side.ended = SimpleNamespace(num_rollout=2), 0, False
+    side._end("it failed", False)
+    assert told == [("it failed", while_training)]
 
 
 def test_after_the_last_rollout_the_broker_is_told_as_long_as_it_takes(side, train_side, monkeypatch):

@@ -26,6 +26,7 @@ from .tracking import share_run
 logger = logging.getLogger(__name__)
 
 _QUICK_S = 120.0  # least deadline of a call that waits for nobody
+_NODE_DIED = "its node has died"  # as Ray says it of an actor
 
 
 class TrainSide:
@@ -137,6 +138,15 @@ class TrainSide:
             return False
         return True
 
+    def _failed_in_a_step(self) -> bool:
+        """Whether a training step was under way, and ended otherwise than with a node: a lost node says nothing of the
+        rollout."""
+        try:
+            get(self.steps, Deadline(1), "the training ranks")
+        except (CrossJobError, ray.exceptions.RayError) as error:
+            return _NODE_DIED not in str(error)
+        return False
+
     def _last_step_is_safe(self) -> bool:
         """Whether what was trained on last is, and is in a checkpoint, if there are any: for a script that fails."""
         if not self._last_step_is_done():
@@ -156,7 +166,7 @@ class TrainSide:
             get(
                 self.gateway.finish.remote()
                 if through
-                else self.gateway.fail.remote(reason, not self._last_step_is_done()),
+                else self.gateway.fail.remote(reason, self._failed_in_a_step()),
                 Deadline(self.settings.timeout_s + START_S if through else START_S),  # as Member._end
                 "the gateway",
             )
