@@ -61,7 +61,7 @@ def slime_arguments(
     prompts: str | Path,
     *,
     weight_dir: str | Path,
-    num_rollout: int = 3,
+    num_rollout: int | None = 3,
     rollout_batch_size: int = 8,
     n_samples_per_prompt: int = 8,
     global_batch_size: int | None = None,
@@ -74,7 +74,10 @@ def slime_arguments(
     load: str | Path | None = None,
     extra: tuple[str, ...] = (),
 ) -> list[str]:
-    """The arguments after train.py; one optimizer step a rollout unless global_batch_size says otherwise."""
+    """The arguments after train.py; one optimizer step a rollout unless global_batch_size says otherwise.
+
+    Where `num_rollout` is None, `extra` says how many.
+    """
     if pin not in PINS:
         raise ValueError(f"{pin!r} is none of {PINS}")
     options: dict[str, object] = {
@@ -103,6 +106,8 @@ def slime_arguments(
         "num-attention-heads": 4,
         "ffn-hidden-size": 128,
     }
+    if num_rollout is None:
+        del options["num-rollout"]
     if pin == "v0.3.1":
         options |= {
             "num-gpus-per-node": 4,
