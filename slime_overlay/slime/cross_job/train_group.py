@@ -81,6 +81,8 @@ class Updates:
             self.phase("weights", max(side.trained, 0))
             while True:
                 epoch = side.ask("begin_update", side.args.num_rollout, side.weight_version, wait=True)
+                if side.steps:  # the ranks are in a step, which may take any time: the update comes after it
+                    ray.wait(side.steps, num_returns=len(side.steps))
                 try:
                     with self._within(side.settings.update_timeout_s):
                         if epoch != self.connected:
