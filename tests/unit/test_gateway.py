@@ -68,6 +68,7 @@ def made(engines, gateway):
     gate._args = SimpleNamespace(job_id="exp", save="x", save_interval=1)
     gate._consumer, gate._unlocked, gate._first = Consumer(), 0, False
     gate._stamp, gate._carrying, gate._lock, gate._carry_lock = "", set(), threading.Lock(), threading.Lock()
+    gate._folders = set()
     return gate
 
 
@@ -194,6 +195,15 @@ def test_a_folder_of_a_job_that_is_gone_is_taken_over_and_one_of_a_living_job_is
     assert folders("exp2", 50) == 50
     with pytest.raises(WrongWeights, match="the folder /local on host50 holds the weights of job exp2, which runs"):
         folders("exp2", 50, alive=True)
+
+
+def test_a_folder_that_was_this_jobs_and_is_anothers_now_is_in_use(made, engines, tmp_path):
+    """As by a job of another namespace or cluster, of which this broker knows nothing."""
+    made._args.update_weight_disk_dir, made._args.update_weight_local_checkpoint_dir = str(tmp_path), None
+    assert made.newest_update() == made.newest_update() == 0
+    weight_folders.published(str(tmp_path), "exp2", "exp")
+    with pytest.raises(WrongWeights, match=f"the folder {tmp_path} on .* holds the weights of job exp2, which runs"):
+        made.newest_update()
 
 
 def test_a_host_that_nobody_can_look_into_is_refused(folders):

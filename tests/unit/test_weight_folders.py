@@ -58,6 +58,11 @@ def test_a_folder_is_of_who_came_first_until_that_job_is_gone(look, tmp_path):
     assert look(path, "exp").owner == "exp2"
 
 
+def test_a_mark_whose_writer_died_before_it_wrote_is_nobodys(tmp_path):
+    (tmp_path / ".slime-cross-job").write_text("")
+    assert [weight_folders.published(str(tmp_path), who).owner for who in ("exp", "exp2")] == ["exp", "exp"]
+
+
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"--update-weight-disk-dir \S+/file cannot be used on"):

@@ -53,6 +53,7 @@ class Gateway:
         self._stamp = ""  # of the last weight update, see engine_weights.py
         self._carrying: set[Any] = set()  # engines whose updates carry it
         self._carry_lock = threading.Lock()
+        self._folders: set[tuple[str, str]] = set()  # (host, path) of the folders of weights that are this job's
 
     def start(self) -> bool | None:
         """Attach to the broker; returns whether the GCS comes back when it ends, see ClusterWatch. Apart from
@@ -301,8 +302,9 @@ class Gateway:
         job_id = self._args.job_id
         found = look(job_id)
         for owner in {folder.owner for folder in found} - {"", job_id}:
-            if engine_weights.lives(self._consumer.link, owner):
-                theirs = next(folder for folder in found if folder.owner == owner)
+            theirs = next(folder for folder in found if folder.owner == owner)
+            taken = (theirs.host, theirs.path) in self._folders  # since, by who runs where our broker does not look
+            if taken or engine_weights.lives(self._consumer.link, owner):
                 raise WrongWeights(
                     f"the folder {theirs.path} on {theirs.host} holds the weights of job {owner}, which runs: its "
                     "engines and those of this job would load each other's weights. Give each experiment folders of "
@@ -314,6 +316,7 @@ class Gateway:
                 f"--update-weight-local-checkpoint-dir {unseen[0].path} lies on hosts of external engines, which this "
                 "job cannot look into: which update they have come to, nobody can tell. Leave it out"
             )
+        self._folders |= {(folder.host, folder.path) for folder in found}
         return [folder.newest or 0 for folder in found]
 
     def _make_ready(self, epoch: int, version: int) -> None:

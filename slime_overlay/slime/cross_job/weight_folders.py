@@ -82,8 +82,9 @@ def hosts(manager: Any) -> list[Any]:
 
 
 def _marked(mark: Path, job_id: str, gone: str) -> str:
-    """Whose mark it is, which is ours if there was none, or that of a job that is gone."""
-    if gone and mark.exists() and mark.read_text() == gone:
+    """Whose mark it is, which is ours if there was none, or that of a job that is gone. An empty one is nobody's: its
+    writer died before it wrote, or the disk was full."""
+    if mark.exists() and mark.read_text() in ("", gone):
         mark.unlink(missing_ok=True)
     with contextlib.suppress(FileExistsError), mark.open("x") as file:
         file.write(job_id)
