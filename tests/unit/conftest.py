@@ -1,6 +1,7 @@
 """A ledger, and a broker and a vault on an event loop, whose clocks the test moves; see ledger_hands, ray_stand_in."""
 
 import asyncio
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -21,6 +22,12 @@ from slime.cross_job.vault import Vault
 
 from .ledger_hands import Clock, attach
 from .ray_stand_in import NAMESPACE, VAULT, Hangs, Loop, RayStandIn
+
+
+def pytest_sessionfinish() -> None:
+    """Python 3.11 takes what it collects while it parses for an error of that (SystemError: AST constructor recursion
+    depth mismatch), and hypothesis is imported after this, for its summary: no event loop is left to collect then."""
+    gc.collect()
 
 
 @pytest.fixture
