@@ -483,3 +483,35 @@ def test_a_consumer_resumes_in_place_of_one_that_ray_calls_over(broker, run, ove
 
     run(test())
     assert asked == ["c", "c"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "crashes"),
+    [
+        ("its process 7 on host died", {4: 1}),
+        ("its actor a died; its Ray job is FAILED (CUDA error)", {4: 1}),
+        ("its actor a died; its Ray job is STOPPED", {}),
+        ("its node n1 (host) died; its actor a died; its Ray job is FAILED", {}),
+    ],
+)
+def test_a_train_job_that_ray_calls_over_crashed_unless_its_node_died_or_it_was_stopped(
+    broker, run, over, reason, crashes
+):
+    run(attach_both(broker))
+    run(broker.call("training", "c", 4))
+    over["c"] = reason
+    run(asyncio.sleep(60))
+    assert broker._ledger.clients["c"].reason.startswith(reason)
+    assert broker._ledger.jobs["exp"].crashes == crashes
+
+
+def test_what_is_trained_on_agreed_and_set_aside_is_in_a_vault_before_the_answer(broker, vault, run):
+    run(broker.vault_here(VAULT, vault._incarnation))
+    run(attach_both(broker))
+    run(broker.call("training", "c", 4))
+    kept = vault._snapshots["exp"][0]
+    assert [client.training for client in kept.clients if client.info.client_id == "c"] == [4]
+    run(broker.call("agree", "c", "wandb run id", "abc"))
+    assert vault._snapshots["exp"][0].job.agreed == {"wandb run id": "abc"}
+    run(broker.call("set_aside", "p", 5, "an object"))
+    assert [*vault._snapshots["exp"][0].job.dead_letters] == [5]

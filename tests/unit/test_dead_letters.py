@@ -187,3 +187,15 @@ def test_a_recorder_is_not_held_up(ledger):
     for number in range(3):
         die_in(ledger, number, 0)
     assert ledger.claim("cr").rollout_id == 0
+
+
+def test_who_ends_in_an_update_or_an_evaluation_after_it_blames_no_rollout(ledger):
+    attach(ledger, "p")
+    publish(ledger, 0)
+    for number in range(3):
+        name = trainer(ledger, number)
+        ledger.claim(name, 0)
+        ledger.training(name, 0)
+        ledger.begin_update(name)
+        ledger.end(name, "failed", "boom")
+    assert [ledger.jobs["exp"].crashes, *figures(ledger, "dead_letters")] == [{}, {}]

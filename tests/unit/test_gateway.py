@@ -211,3 +211,10 @@ def test_a_host_that_nobody_can_look_into_is_refused(folders):
         BadInput, match="--update-weight-local-checkpoint-dir /local lies on hosts of external engines"
     ):
         folders("", None)
+
+
+def test_what_the_driver_said_last_of_its_work_counts_in_whatever_order_it_arrives(made):
+    made._said_of_work = 0
+    for number, at_work in ((2, True), (1, False), (3, False)):
+        made.working(number, at_work)
+    assert made._consumer.calls == [("working", True), ("working", False)]

@@ -130,3 +130,9 @@ def test_whatever_slimes_parser_holds_is_compared_in_json_and_shows_no_secret():
 def test_thousands_of_arguments_are_within_what_the_broker_takes():
     args = SimpleNamespace(**{f"rollout_{number}": "x" * 1000 for number in range(700)})
     assert len(json.dumps(terms(args, True))) < MOST_META_BYTES
+
+
+@pytest.mark.parametrize("name", ["judge_api_key", "hf_token", "grader_password"])
+def test_what_may_be_a_secret_is_stated_to_nobody(name):
+    args = SimpleNamespace(**{name: "x1y2z3", "rm_url": "http://judge"})
+    assert "x1y2z3" not in json.dumps([terms(args, True), others(args, True), terms(args, False), others(args, False)])

@@ -84,6 +84,11 @@ def test_vaults_of_nodes_with_clients_stay_until_those_end_and_that_of_the_broke
     assert ray_stand_in.actors[HERE]._snapshots["exp"][0].job.producer.state == "stopped"
 
 
+def test_a_vault_that_a_client_needs_since_stays(broker, vaults, ray_stand_in, run):
+    assert not run(broker._keeper.retire(VAULT, 0.0, lambda: True))
+    assert VAULT in ray_stand_in.actors
+
+
 def test_several_vaults_that_are_idle_at_once_all_end(broker, vaults, ray_stand_in, run):
     for name in ("p", "c"):
         run(broker.call("end", name, "stopped", ""))

@@ -65,3 +65,19 @@ def test_after_the_last_rollout_the_broker_is_told_as_long_as_it_takes(side, tra
         side.ended = False
         side._end(reason, through)
         assert side.given_s.pop() == given_s
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_driver_that_fails_blames_the_rollout_only_while_the_ranks_train_on_it(side, train_side, monkeypatch, fails):
+    told = []
+
+    def get(refs, deadline, what):
+        if refs == ["step"] and fails:
+            raise train_side.CrossJobError("a rank failed")
+
+    side.gateway = SimpleNamespace(fail=SimpleNamespace(remote=lambda *args: told.append(args)))
+    side.args, side.trained, side.steps, side.ended = SimpleNamespace(num_rollout=9), 1, ["step"], False
+    monkeypatch.setattr(train_side.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(train_side, "get", get)
+    side._end("boom", through=False)
+    assert told == [("boom", fails)]
