@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from slime.cross_job.errors import WaitTimeout
 from slime.cross_job.settings import Settings
 
 
@@ -41,6 +42,7 @@ def test_a_call_that_waits_for_the_rollout_job_waits_as_long_as_that_works(side)
         (ray.exceptions.RayTaskError("train", "", ValueError("a poisoned rollout")), True),
         (ray.exceptions.RayError("The actor died: SIGSEGV"), True),
         (ray.exceptions.RayError("The actor died because its node has died. Node Id: 233e"), False),
+        (WaitTimeout("the training ranks did not answer within 1 s"), False),  # under way: something else failed
     ],
 )
 def test_a_lost_node_is_no_word_against_the_rollout(side, train_side, monkeypatch, error, while_training):
@@ -65,19 +67,3 @@ def test_after_the_last_rollout_the_broker_is_told_as_long_as_it_takes(side, tra
         side.ended = False
         side._end(reason, through)
         assert side.given_s.pop() == given_s
-
-
-@pytest.mark.parametrize("fails", [True, False])
-def test_a_driver_that_fails_blames_the_rollout_only_while_the_ranks_train_on_it(side, train_side, monkeypatch, fails):
-    told = []
-
-    def get(refs, deadline, what):
-        if refs == ["step"] and fails:
-            raise train_side.CrossJobError("a rank failed")
-
-    side.gateway = SimpleNamespace(fail=SimpleNamespace(remote=lambda *args: told.append(args)))
-    side.args, side.trained, side.steps, side.ended = SimpleNamespace(num_rollout=9), 1, ["step"], False
-    monkeypatch.setattr(train_side.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(train_side, "get", get)
-    side._end("boom", through=False)
-    assert told == [("boom", fails)]

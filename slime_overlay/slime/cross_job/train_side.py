@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import arguments, stopping
 from .cluster_watch import ClusterWatch
-from .errors import BadInput, CrossJobError, Drained, Stopped
+from .errors import BadInput, CrossJobError, Drained, Stopped, WaitTimeout
 from .gateway import Gateway
 from .jobs import log_to_stderr, tell
 from .link import START_S, Deadline, ensure_ray, get
@@ -139,10 +139,12 @@ class TrainSide:
         return True
 
     def _failed_in_a_step(self) -> bool:
-        """Whether a training step was under way, and ended otherwise than with a node: a lost node says nothing of the
-        rollout."""
+        """Whether a training step failed, and not with a node: a lost node says nothing of the rollout, nor does what
+        ends this process while the step goes on."""
         try:
             get(self.steps, Deadline(1), "the training ranks")
+        except WaitTimeout:
+            return False
         except (CrossJobError, ray.exceptions.RayError) as error:
             return _NODE_DIED not in str(error)
         return False
