@@ -41,6 +41,18 @@ def test_generation_that_goes_on_from_rollout_to_rollout(pin, new_run):
     assert max(partial_samples(rollout)) > 0, "nothing was aborted: there is nothing to go on with"
 
 
+@at_pins(again=("v0.3.1",))
+def test_what_images_and_experts_leave_in_a_rollout_comes_to_the_training_ranks(pin, new_run):
+    steps = {}
+    for name in ("single", "split"):
+        run = new_run(pin, name, options={"num_rollout": 2})
+        run.extra = ("--custom-generate-function-path", "more_columns.generate", "--use-rollout-routing-replay")
+        end_well(*([run.start("train.py", *run.extra)] if name == "single" else [run.rollout_job(), run.train_job()]))
+        steps[name] = run.steps(*FIGURES, "columns")
+    assert steps["split"] == steps["single"]
+    assert all({"multimodal_train_inputs", "rollout_routed_experts"} <= {*step[-1]} for step in steps["single"])
+
+
 def partial_samples(job):
     return [int(number) for number in re.findall(r"Collected (\d+) partial samples", job.logs)]
 

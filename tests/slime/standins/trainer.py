@@ -31,6 +31,7 @@ REFUSED = (
     "use_critic",
     "keep_old_actor",
 )
+MORE = ("multimodal_train_inputs", "rollout_routed_experts")  # not trained on here, but hashed
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -118,7 +119,7 @@ class Trainer:
     def train(self, rollout_id: int, data: dict) -> None:
         """Optimizer steps over one rollout's data of this rank."""
         batch = Batch(self.args, data, self.world)
-        tokens_digest = self._digest(batch)
+        tokens_digest = self._digest(batch, [data[name] for name in MORE if name in data])
         with torch.no_grad():
             for micro in (micro for step in batch.steps for micro in step):
                 batch.set_old_log_probs(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
@@ -135,6 +136,7 @@ class Trainer:
                 checksum=self.checksum(),
                 samples=batch.global_batch,
                 tokens=tokens_digest,
+                columns=sorted(data),
                 rollout_logprob_gap=batch.gap,
             )
 
@@ -156,12 +158,23 @@ class Trainer:
         self.adam.step()
         return total.item(), norm.item()
 
-    def _digest(self, batch: "Batch") -> str:
-        """SHA-256 of every rank's tokens and advantages: equal in two runs when the ranks got equal data."""
+    def _digest(self, batch: "Batch", more: list) -> str:
+        """SHA-256 of every rank's tokens, advantages, and columns of MORE: equal in two runs when the ranks got equal
+        data."""
         parts: list = [None] * self.world
         mine = hashlib.sha256(repr([(t.tolist(), a) for t, a in zip(batch.tokens, batch.advantages)]).encode())
+        mine.update(repr(plain(more)).encode() if more else b"")
         dist.all_gather_object(parts, mine.hexdigest())
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def plain(value: object) -> object:
+    """Tensors as their type and their values, also inside of lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list) else value
 
 
 class Batch:
