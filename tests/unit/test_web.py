@@ -118,7 +118,7 @@ def test_fifty_who_look_cost_the_broker_one_question_a_second(viewer):
         end = time.monotonic() + last_s
         looks = sum(pool.map(look_on, range(50)))
     asked = viewer.calls.count("look")
-    assert looks > 150  # the witness: they did look
+    assert looks > 5 * asked  # the witness: they looked far more often
     assert asked <= last_s / poll_s + 2
     assert len(viewer.calls) - asked <= 2  # the list of jobs
 
