@@ -158,6 +158,16 @@ def test_an_engine_that_dies_in_an_evaluation_ends_nothing_if_others_answered(ma
         made.eval(3)
 
 
+@pytest.mark.parametrize(("left", "stamped"), [([None, None], True), ([], False)], ids=["all dead", "a recording"])
+def test_engines_that_slime_will_start_anew_have_to_say_the_stamp(made, engines, monkeypatch, left, stamped):
+    epoch = made.begin_update(None, 3)
+    monkeypatch.setattr(made, "_engines", lambda epoch: left)
+    monkeypatch.setattr(engine_weights, "ask", lambda engines, what, *args: [])
+    made.end_update(3, epoch)
+    assert made._consumer.calls[-1] == ("end_update", 3, epoch, made._stamp)
+    assert bool(made._stamp) == stamped
+
+
 def test_what_could_not_be_announced_is_announced_again(made, monkeypatch):
     announce, made._told = made._consumer.announce, {}
     monkeypatch.setattr(made._consumer, "announce", lambda facts: (_ for _ in ()).throw(OSError()), raising=False)

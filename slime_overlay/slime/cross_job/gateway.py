@@ -168,7 +168,8 @@ class Gateway:
         Raises:
             WrongWeights: an engine does not say that it has these weights.
         """
-        answers = self._ask_engines(epoch, self._engines(epoch), engine_weights.said)
+        engines = self._engines(epoch)
+        answers = self._ask_engines(epoch, engines, engine_weights.said)
         engine_weights.check_loaded(self._stamp, answers, f"after the update to weights {version}")
         if silent := engine_weights.silent(answers):
             logger.warning(
@@ -176,7 +177,7 @@ class Gateway:
                 "what slime says; use an SGLang that reports its weight_version",
                 *(self._args.job_id, ", ".join(silent), version),
             )
-        if len(silent) == len(answers):
+        if len(silent) == len(answers) and (answers or not engines):  # else all are dead, and will have to say it
             self._stamp = ""
         self._consumer.end_update(version, epoch, self._stamp)
         logger.info("job %s: the engines have weights %d %s", self._args.job_id, version, self._stamp)

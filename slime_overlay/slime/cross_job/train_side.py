@@ -131,27 +131,23 @@ class TrainSide:
     def _at_exit(self) -> None:
         self._end("its driver ended before the last rollout")
 
-    def _last_step_is_done(self) -> bool:
+    def _error_of_the_step(self) -> Exception | None:
+        """What the last training step ended with; WaitTimeout: it goes on."""
         try:
             get(self.steps, Deadline(1), "the training ranks")
-        except (CrossJobError, ray.exceptions.RayError):
-            return False
-        return True
+        except (CrossJobError, ray.exceptions.RayError) as error:
+            return error
+        return None
 
     def _failed_in_a_step(self) -> bool:
         """Whether a training step failed, and not with a node: a lost node says nothing of the rollout, nor does what
         ends this process while the step goes on."""
-        try:
-            get(self.steps, Deadline(1), "the training ranks")
-        except WaitTimeout:
-            return False
-        except (CrossJobError, ray.exceptions.RayError) as error:
-            return _NODE_DIED not in str(error)
-        return False
+        error = self._error_of_the_step()
+        return error is not None and not isinstance(error, WaitTimeout) and _NODE_DIED not in str(error)
 
     def _last_step_is_safe(self) -> bool:
         """Whether what was trained on last is, and is in a checkpoint, if there are any: for a script that fails."""
-        if not self._last_step_is_done():
+        if self._error_of_the_step() is not None:
             return False
         saves = self.args.save is not None and self.args.save_interval is not None
         return not saves or self.saved >= self.trained

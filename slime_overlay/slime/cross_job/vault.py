@@ -167,9 +167,7 @@ class Vault:
         Calling again with the same token joins what is under way, or returns what it came to. `source` None: only
         that; raises PayloadLost where nothing was begun.
         """
-        if (left_s := self._retires_until - time.monotonic()) > 0:
-            await asyncio.sleep(left_s)  # unless it is ended meanwhile
-        self._used_at = time.monotonic()
+        await self._is_used()
         task = self._under_way.get(target.token)
         if task is None:
             if source is None:
@@ -187,9 +185,16 @@ class Vault:
             raise _anew(outcome.error)
         return outcome
 
+    async def _is_used(self) -> None:
+        """Before something is kept here: not while the broker ends this vault, and it is not idle then."""
+        if (left_s := self._retires_until - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)  # unless it is ended meanwhile
+        self._used_at = time.monotonic()
+
     async def keep_source(self, token: str, source: FromRefs) -> str:
         """Own where a source of prompts stands, of a consumer that resumes from a checkpoint; this vault as a Payload
         names it. The broker has it dropped."""
+        await self._is_used()
         try:
             self._held[f"{token}.source"] = [await _copy(ref) for ref in source.refs]
         except _FULL as error:

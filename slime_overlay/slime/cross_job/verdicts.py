@@ -111,9 +111,7 @@ def patience_left_s(verdict: dict[str, Any], timeout_s: float, grace_s: float) -
     kind, silent_s = verdict["kind"], verdict.get("silent_s", 0.0)
     if kind in ("alive", "slow", "full"):
         return timeout_s - max(silent_s, verdict.get("stalled_s", 0.0))
-    if kind == "paused":  # its operator wants it so
-        return timeout_s - silent_s
-    if kind == "silent":
+    if kind in ("silent", "paused"):  # that nobody is at work is what the operator of a paused job wants
         return timeout_s - silent_s
     if kind in ("stopped", "failed", "dead"):
         return timeout_s + grace_s - silent_s
