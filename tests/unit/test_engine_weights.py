@@ -136,6 +136,7 @@ class Manager:
     def __init__(self, **args: Any):
         self.args = SimpleNamespace(job_id="exp", **args)
         self.servers = {"default": None}
+        self.generate_rollout = lambda: None
 
     def _convert_samples_to_train_data(self, samples: Any) -> dict[str, Any]:
         return {"of": samples}
@@ -145,9 +146,11 @@ class Manager:
 def told(monkeypatch):
     """told(manager, samples' versions...): what is said of a rollout whose engines now say exp/4/a."""
     monkeypatch.setattr(engine_weights, "ask", lambda engines, what: [Said(URL, version) for version in engines])
+    monkeypatch.setattr(engine_weights.data_source, "buffer_of", lambda manager: [])
 
     def tell(manager: Manager, *versions: list[str], engines: Any = ("exp/4/a", "exp/4/a")) -> dict[str, Any]:
         engine_weights.watch(manager, engines)
+        manager.generate_rollout()
         samples = [[SimpleNamespace(weight_versions=one) for one in versions], SimpleNamespace()]
         assert manager._convert_samples_to_train_data(samples) == {"of": samples}
         return engine_weights.of_rollout(manager)
@@ -163,11 +166,21 @@ def test_a_rollout_carries_what_engines_and_samples_said(told):
     assert engine_weights.of_rollout(Manager()) == {}, "a job without a role"
 
 
-def test_older_weights_of_this_job_are_no_mismatch_in_a_partial_rollout_only(told):
-    old, strange = "exp/3/a", "exp2/3/a"
-    assert told(Manager(), [old]) == {"weights_said": [old, "exp/4/a"]}
-    found = told(Manager(partial_rollout=True), [old, "exp/4/a"], [strange])
-    assert found == {"weights_said": ["exp/4/a", strange], "weights_before": [old]}
+def test_older_weights_are_no_mismatch_only_in_samples_that_waited(told, monkeypatch):
+    """Of a partial rollout, or given back by a function of the user's own. Who else says so is an engine of before."""
+    waiting: Any = []
+    monkeypatch.setattr(engine_weights.data_source, "buffer_of", lambda manager: waiting)
+    old, older, strange = "exp/3/a", "exp/2/a", "exp2/3/a"
+    assert told(Manager(partial_rollout=True), [old]) == {"weights_said": [old, "exp/4/a"]}
+    manager = Manager()
+    waiting = [[SimpleNamespace(weight_versions=[old]), SimpleNamespace(weight_versions=[strange])]]
+    said = told(manager, [old, "exp/4/a"], [strange])
+    assert said == {"weights_said": ["exp/4/a", strange], "weights_before": [old]}
+    assert told(manager, [old, older]) == {"weights_said": [older, "exp/4/a"], "weights_before": [old]}
+    waiting = []
+    assert told(manager, [old]) == {"weights_said": [old, "exp/4/a"]}
+    waiting = None  # a custom source that keeps them itself
+    assert told(manager, [old], [strange]) == {"weights_said": ["exp/4/a", strange], "weights_before": [old]}
 
 
 def test_a_model_that_is_not_trained_keeps_the_stamp_it_was_started_with(told):

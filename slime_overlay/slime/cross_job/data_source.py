@@ -52,7 +52,7 @@ def state(manager: Any) -> Batch:
         about["files"], columns["file"] = [*files], [*files.values()]
     elif isinstance(metadata := getattr(source, "metadata", None), dict):
         about["metadata"] = metadata
-    if (buffer := _buffer(manager)) is not None:
+    if (buffer := buffer_of(manager)) is not None:
         about["groups"] = [len(group) for group in buffer]
         samples = [sample.to_dict() for group in buffer for sample in group]
         about["fields"] = kinds = [*dict.fromkeys(tuple(sample) for sample in samples)]
@@ -76,7 +76,7 @@ def state(manager: Any) -> Batch:
 
 def stands_at(manager: Any, state: Batch) -> bool:
     """Whether the source's position is that of `state`, as far as slime's sources have one."""
-    buffer = _buffer(manager)
+    buffer = buffer_of(manager)
     waiting = [] if buffer is None else [len(group) for group in buffer]
     return waiting == state.attrs.get("groups", []) and all(
         getattr(manager.data_source, name) == state.attrs[name] for name in _POSITION if name in state.attrs
@@ -99,7 +99,7 @@ def restore(manager: Any, state: Batch) -> None:
                 setattr(source, name, about[name])
         if getattr(source, "dataset", None) is not None and manager.args.rollout_shuffle:
             source.dataset.shuffle(source.epoch_id)
-    if (buffer := _buffer(manager)) is not None and "groups" in about:
+    if (buffer := buffer_of(manager)) is not None and "groups" in about:
         fields = {name: back(state[_FIELD + name].tolist()) for kind in about["fields"] for name in kind}
         rows = enumerate(state["fields"][: sum(about["groups"])])
         samples = iter([_sample({name: fields[name][row] for name in about["fields"][kind]}) for row, kind in rows])
@@ -233,7 +233,7 @@ def _with(manager: Any, **values: Any) -> Iterator[None]:
             vars(args).update(old)
 
 
-def _buffer(manager: Any) -> Any:
+def buffer_of(manager: Any) -> Any:
     """slime's list of groups of samples: of the manager itself up to 079dbcf, then of its data source. None: there is
     none, or one of another kind, which a custom source keeps itself."""
     from slime.utils.types import Sample

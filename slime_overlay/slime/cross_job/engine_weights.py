@@ -25,6 +25,7 @@ from typing import Any
 
 import ray
 
+from . import data_source
 from .errors import BadInput, RolloutNotFound, WaitTimeout, WrongWeights
 from .link import Deadline, Link, get
 from .types import WEIGHTS_SAID
@@ -154,38 +155,46 @@ def _open(request: urllib.request.Request) -> bytes:
 
 
 def watch(manager: Any, engines: Sequence[Any] | None) -> None:
-    """Note what the engines say of each sample, for `of_rollout`.
+    """Note what the engines say of each sample, for `of_rollout`, and what was said of those that wait in the source's
+    buffer when a generation begins: older weights have begun them.
 
     Args:
         engines: of this manager, at pins where it does not know them.
     """
     manager.cross_job_engines = engines
-    manager.cross_job_said = set()
-    convert = manager._convert_samples_to_train_data
+    manager.cross_job_said, manager.cross_job_waiting = set(), set()
+    convert, generate = manager._convert_samples_to_train_data, manager.generate_rollout
+
+    def begun(*args: Any, **kwargs: Any) -> Any:
+        waiting = data_source.buffer_of(manager)
+        manager.cross_job_waiting = None if waiting is None else _said_of(waiting)
+        return generate(*args, **kwargs)
 
     def noted(samples: Any, *args: Any, **kwargs: Any) -> Any:
-        manager.cross_job_said = {text for sample in _flat(samples) for text in _versions(sample)}
+        manager.cross_job_said = _said_of(samples)
         return convert(samples, *args, **kwargs)
 
     manager._convert_samples_to_train_data = noted
+    manager.generate_rollout = begun
 
 
 def of_rollout(manager: Any) -> dict[str, Any]:
     """What the engines say of the rollout that was generated last, and of themselves now, as `meta` of the rollout.
 
-    A partial rollout goes on with samples of older weights of this job: those stand apart, as `weights_before`.
+    What was said of samples that waited in the source's buffer before, as of those of partial rollouts, stands apart,
+    as `weights_before`, where it is of this job. Where a custom source keeps its samples itself, any older weights of
+    this job may have begun them.
     """
     if not hasattr(manager, "cross_job_said"):
         return {}
     now = {answer.version for answer in _of_the_living(manager) if answer.version is not None}
     if not now and not manager.cross_job_said:
         return {}
-    of_samples = {*manager.cross_job_said} - now
-    args, before = manager.args, set()
-    if getattr(args, "partial_rollout", False):
-        before = {text for text in of_samples if is_of(args.job_id, text)}
-    elif len(getattr(manager, "servers", ())) > 1:  # of a model that is not trained, and so never updated
-        of_samples = {text for text in of_samples if not text.startswith(f"{args.job_id}/{NEW}/")}
+    job_id, of_samples = manager.args.job_id, {*manager.cross_job_said} - now
+    waited = of_samples if manager.cross_job_waiting is None else of_samples & manager.cross_job_waiting
+    before = {text for text in waited if is_of(job_id, text)}
+    if len(getattr(manager, "servers", ())) > 1:  # of a model that is not trained, and so never updated
+        of_samples = {text for text in of_samples if not text.startswith(f"{job_id}/{NEW}/")}
     facts: dict[str, Any] = {WEIGHTS_SAID: sorted(now | (of_samples - before))}
     return {**facts, "weights_before": sorted(before)} if before else facts
 
@@ -210,8 +219,8 @@ def _flat(samples: Any) -> Iterable[Any]:
             yield sample
 
 
-def _versions(sample: Any) -> list[str]:
-    return [str(text) for text in getattr(sample, "weight_versions", None) or ()]
+def _said_of(samples: Any) -> set[str]:
+    return {str(text) for sample in _flat(samples) for text in getattr(sample, "weight_versions", None) or ()}
 
 
 # ---------------------------------------------------------------------- in either job
