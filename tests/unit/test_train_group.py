@@ -6,6 +6,7 @@
 import contextlib
 import importlib
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ class Group:
 
     def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
         self.did.append(f"{self.role} trains {rollout_id}")
-        return []
+        return [f"{self.role} {rollout_id}"]
 
     def save_model(self, rollout_id: int, force_sync: bool = False) -> None:
         self.did.append(f"{self.role} saves {rollout_id}" + " at once" * force_sync)
@@ -34,7 +35,7 @@ class Side:
         self.args = SimpleNamespace(use_critic=True, num_critic_only_steps=2, async_save=False, save="folder")
         vars(self.args).update(args)
         self.lock, self.trained, self.saved, self.acked = contextlib.nullcontext(), -1, -1, list[int]()
-        self.settings, self.save, self.steps = SimpleNamespace(traces="off"), None, list[Any]()
+        self.settings, self.save, self.steps, self.ended = SimpleNamespace(traces="off"), None, list[Any](), False
         self.at_work, self.began = dict[int, bool](), list[int]()
         nothing = SimpleNamespace(remote=lambda *_: None)
         self.gateway = SimpleNamespace(working=SimpleNamespace(remote=self.at_work.__setitem__), doing=nothing)
@@ -44,8 +45,11 @@ class Side:
 
 
 @pytest.fixture
-def train_group(train_side: ModuleType) -> Any:
-    yield importlib.import_module("slime.cross_job.train_group")
+def train_group(train_side: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A step ends at once, unless a test says otherwise."""
+    module = importlib.import_module("slime.cross_job.train_group")
+    monkeypatch.setattr(module.ray, "wait", lambda refs, **_: (refs, []))
+    yield module
     del sys.modules["slime.cross_job.train_group"]
 
 
@@ -119,6 +123,46 @@ def test_a_wish_to_stop_comes_between_rollouts_not_between_critic_and_actor(trai
     assert did == ["critic trains 0", "actor trains 0"]
 
 
+@pytest.fixture
+def ends(train_group, monkeypatch):
+    """ends(ref): the ranks are through with the step of this ref."""
+    waiting = dict[str, Any]()
+
+    def thread(target: Any, args: tuple[Any, ...], daemon: bool) -> Any:
+        return SimpleNamespace(start=lambda: waiting.update({args[0][0]: lambda: target(*args)}))
+
+    monkeypatch.setattr(train_group, "threading", SimpleNamespace(Thread=thread, Lock=threading.Lock))
+    return lambda ref: waiting[ref]()
+
+
+@pytest.mark.parametrize("role", ["critic", "actor"])
+def test_a_step_that_no_update_follows_ends_by_itself(train_group, ends, role):
+    """As with --update-weights-interval: the driver waits for the next rollout then, and a stuck job is to be seen."""
+    side = Side(num_critic_only_steps=0)
+    side.settings.traces, spans = "on", list[tuple[str, int]]()
+    side.gateway.add_span = SimpleNamespace(remote=lambda what, rollout_id, *_: spans.append((what, rollout_id)))
+    actor, critic = Group("actor", []), Group("critic", [])
+    train_group.adopt(actor, side, critic)
+    critic.async_train(0, "data")
+    if role == "actor":
+        actor.async_train(0, "data")
+        ends("critic 0")
+    assert [*side.at_work.values()][-1] is True, "the step goes on"
+    ends(f"{role} 0")
+    assert [*side.at_work.values()][-1] is False
+    assert spans[-1] == ("train", 0)
+
+
+def test_the_end_of_a_step_does_not_end_what_is_done_by_then(train_group, ends):
+    side = Side(use_critic=False)
+    actor = Group("actor", [])
+    train_group.adopt(actor, side)
+    actor.async_train(0, "data")
+    actor.cross_job.phase("weights", 0)
+    ends("actor 0")
+    assert [*side.at_work.values()][-1] is True
+
+
 class Updating(Group):
     """Stands in for slime's group of training actors, which numbers its updates over disk."""
 
@@ -141,7 +185,7 @@ class Asked(Side):
         super().__init__(use_critic=False, num_rollout=9, job_id="exp")
         self.settings.update_timeout_s = 3600.0
         self.answers, self.broken, self.died = answers, list[int](), list[BaseException]()
-        self.resources, self.weight_version, self.ended = SimpleNamespace(stop=lambda: None), 3, False
+        self.resources, self.weight_version = SimpleNamespace(stop=lambda: None), 3
         self.gateway.break_update = SimpleNamespace(remote=self.broken.append)
         self.gateway.unloaded = SimpleNamespace(remote=lambda *_: None)
         self.die = self.died.append

@@ -59,15 +59,32 @@ class Updates:
         self._watch: threading.Thread | None = None
         self._phase: tuple[str, int, float] | None = None  # what is done to a rollout now, since when
         self._said = 0  # how often the gateway was told whether this process is at work
+        self._saying = threading.Lock()
 
     def phase(self, what: str, rollout_id: int) -> None:
         """What was done before is over by now; from here on `what` is done to a rollout (empty: nothing)."""
+        with self._saying:
+            self._turn_to(what, rollout_id)
+
+    def _turn_to(self, what: str, rollout_id: int) -> None:
         before, now = self._phase, time.time()
         self._phase = (what, rollout_id, now) if what else None
         self._said += 1
         self.side.gateway.working.remote(self._said, bool(what))
         if before is not None and self.side.settings.traces == "on":
             self.side.gateway.add_span.remote(*before, now)
+
+    def step(self, refs: list[Any]) -> None:
+        """The ranks are in the step that these refs are of. With its end this process is at work no longer, also where
+        no weight update follows (--update-weights-interval)."""
+        self.side.steps = refs
+        threading.Thread(target=self._end_of_step, args=(refs, self._phase), daemon=True).start()
+
+    def _end_of_step(self, refs: list[Any], phase: tuple[str, int, float] | None) -> None:
+        ray.wait(refs, num_returns=len(refs), fetch_local=False)
+        with self._saying:
+            if self._phase is phase and not self.side.ended:  # else what is done now has an end of its own
+                self._turn_to("", 0)
 
     def run(self, connect: Callable[[], Any], push: Callable[[], Any]) -> None:
         """Update the weights of all engines of the rollout job that is alive; again if it dies in the middle.
@@ -181,7 +198,7 @@ class _BufferEra:
         with self.cross_job.side.lock:
             self.cross_job.training(rollout_id)
             refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
-        self.cross_job.side.steps = refs
+            self.cross_job.step(refs)
         return refs
 
     def async_save_model(self, step_id: int) -> list[Any]:
@@ -213,7 +230,7 @@ class _InParts:
         with self.cross_job.side.lock:
             self.cross_job.training(rollout_id)
             refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
-        self.cross_job.side.steps = refs
+            self.cross_job.step(refs)
         return refs
 
     def save_model(self, rollout_id: int, force_sync: bool = False) -> Any:
