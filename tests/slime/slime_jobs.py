@@ -128,9 +128,10 @@ class Run:
         )
         return {role: job.returncode for role, job in jobs.items()}
 
-    def steps(self, *what: str) -> list[tuple[Any, ...]]:
-        """One tuple of the named figures for each optimizer step that was logged, in order."""
-        return [tuple(line[name] for name in what) for line in single_job.read_log(self.folders.log, "train")]
+    def steps(self, *what: str, role: str = "actor") -> list[tuple[Any, ...]]:
+        """One tuple of the named figures for each optimizer step that was logged, in order; `role`: or critic."""
+        lines = single_job.read_log(self.folders.log, "train" if role == "actor" else "train_critic")
+        return [tuple(line[name] for name in what) for line in lines]
 
     def asked(self, address: str, *words: str) -> str:
         """What `python -m slime.cross_job` of the patched slime says of this run, on the cluster at `address`."""
@@ -149,6 +150,20 @@ class Run:
                 job.client.stop_job(job.id)
         for job in self.jobs:
             job.wait(60)
+
+
+def ppo(run: Run, critic_only: int, actor_load: Path | None = None) -> tuple[str, ...]:
+    """Flags of PPO. --save and --load of the run are the critic's: only it has a checkpoint while it trains alone. The
+    actor saves in the folder "actor" of the run, and loads `actor_load`."""
+    actor = f"save: {run.root}/actor" + (f", load: {actor_load}" if actor_load else "")
+    roles = run.root / "roles.yaml"
+    roles.write_text(
+        f"megatron:\n- {{role: actor, overrides: {{{actor}}}}}\n- {{role: critic, overrides: {{lr: 0.01}}}}\n"
+    )
+    return (
+        *("--advantage-estimator", "ppo", "--num-critic-only-steps", str(critic_only)),
+        *("--megatron-config-path", str(roles)),
+    )
 
 
 def while_they_move(condition: Callable[[], Any], *jobs: SubmittedJob) -> None:

@@ -3,7 +3,7 @@
 import re
 
 import sums
-from slime_jobs import FIGURES, at_pins, end_well, weights_that_generated
+from slime_jobs import FIGURES, at_pins, end_well, ppo, weights_that_generated
 
 ROLLOUTS = 5
 
@@ -51,6 +51,24 @@ def test_what_images_and_experts_leave_in_a_rollout_comes_to_the_training_ranks(
         steps[name] = run.steps(*FIGURES, "columns")
     assert steps["split"] == steps["single"]
     assert all({"multimodal_train_inputs", "rollout_routed_experts"} <= {*step[-1]} for step in steps["single"])
+
+
+@at_pins(again=("v0.3.1",))
+def test_ppo_with_steps_of_the_critic_alone(pin, new_run):
+    steps = {}
+    for name in ("single", "split"):
+        run = new_run(pin, name)
+        run.options = {"save": run.root / "critic", "save_interval": 2}
+        run.extra = ppo(run, critic_only=2)
+        jobs = [run.start("train.py", *run.extra)] if name == "single" else [run.rollout_job(), run.train_job()]
+        end_well(*jobs)
+        steps[name] = {role: run.steps(*FIGURES, role=role) for role in ("actor", "critic")}
+    assert steps["split"] == steps["single"]
+    assert [step[0] for step in steps["split"]["critic"]] == [0, 1, 2, 3, 4]
+    assert [step[0] for step in steps["split"]["actor"]] == [2, 3, 4]
+    weights = {step[-1] for told in steps["split"].values() for step in told}
+    assert len(weights) == 5 + 3, "a step changed nothing"
+    assert weights_that_generated(jobs[1]) == {step: step for step in range(ROLLOUTS)}
 
 
 def partial_samples(job):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ray_jobs import SubmittedJob
-from slime_jobs import FIGURES, ROLLOUTS, Run, at_pins, end_well, weights_that_generated, while_they_move
+from slime_jobs import FIGURES, ROLLOUTS, Run, at_pins, end_well, ppo, weights_that_generated, while_they_move
 
 KILLED_AT = 3  # while this rollout is being generated
 
@@ -102,6 +102,32 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path, cluster):
     for rollout_id in range(ROLLOUTS):
         assert times_published(rollout, rollout_id) == 1, "it was generated again"
     shown_as_it_was(run, cluster.address, dead="consumer")
+
+
+@at_pins(again=("v0.3.1",))
+def test_a_train_job_of_ppo_that_was_killed_while_only_the_critic_trained(pin, new_run, cluster):
+    """The critic's checkpoints are acked, and training goes on from them."""
+    steps = {}
+    for name in ("single", "split"):
+        run = new_run(pin, name)
+        run.options = {"save": run.root / "critic", "save_interval": 2}
+        run.extra = ppo(run, critic_only=KILLED_AT + 1)
+        if name == "single":
+            end_well(run.start("train.py", *run.extra))
+        else:
+            hold = stop_at(run, "rollout", KILLED_AT)
+            rollout, first = run.rollout_job(), run.train_job()
+            kill_there(hold, first, rollout, first)
+            status = json.loads(run.asked(cluster.address, "status", "--json"))
+            assert status["acked"] + status["covered"] == 2
+            run.extra = ppo(run, critic_only=KILLED_AT + 1, actor_load=run.folders.model)
+            end_well(rollout, run.train_job(load=run.root / "critic"))
+        steps[name] = {role: run.steps(*FIGURES, role=role) for role in ("actor", "critic")}
+    expected, critic = steps["single"]["critic"], steps["split"]["critic"]
+    assert [step[0] for step in critic] == [0, 1, 2, 2, 3, 4]
+    assert critic == [*expected[:3], *expected[2:]]
+    assert steps["split"]["actor"] == steps["single"]["actor"]
+    assert [step[0] for step in steps["split"]["actor"]] == [4]
 
 
 @at_pins(again=("079dbcf",))

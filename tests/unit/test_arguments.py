@@ -1,6 +1,7 @@
 """slime's arguments in a job of one role: what cannot work is refused, with the flag and the reason."""
 
 import argparse
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,41 @@ def test_a_job_without_a_role_may_be_any_slime_job():
 def test_what_cannot_work_is_refused(words, of_slime, said):
     with pytest.raises(BadInput, match=said):
         check_arguments(parse(*words, **of_slime))
+
+
+def ppo(monkeypatch, role="train", overrides=None, **of_slime):
+    """A job of PPO; `overrides` are those of --megatron-config-path, by role."""
+    of_role = lambda args, path, role: SimpleNamespace(**{**vars(args), **overrides.get(role, {})})  # noqa: E731
+    monkeypatch.setitem(sys.modules, "slime.utils.arguments", SimpleNamespace(parse_megatron_role_args=of_role))
+    given = {"use_critic": True, "num_critic_only_steps": 2, "num_rollout": 9, "save": "/saved", "load": None}
+    given |= {"megatron_config_path": overrides and "/roles.yaml", "finetune": False, "ckpt_step": None, **of_slime}
+    return parse(*SWITCH, "--cross-job-role", role, **given)
+
+
+@pytest.mark.parametrize("role", ["rollout", "train"])
+@pytest.mark.parametrize("overrides", [None, {"critic": {"lr": 1.0}}])
+def test_actor_and_critic_save_in_folders_of_their_own(role, overrides, monkeypatch):
+    """Else the checkpoint by which a rollout is acked is no actor's any more."""
+    with pytest.raises(BadInput, match="write its checkpoints over the actor's, in /saved"):
+        check_arguments(ppo(monkeypatch, role, overrides))
+    check_arguments(ppo(monkeypatch, role, overrides, save=None))
+    check_arguments(ppo(monkeypatch, role, overrides, num_critic_only_steps=9))
+    check_arguments(ppo(monkeypatch, role, {"actor": {"save": "/saved/actor"}}))
+
+
+def test_actor_and_critic_go_on_behind_the_same_rollout(monkeypatch, tmp_path):
+    """A job may end between the two checkpoints."""
+    for name, last in (("actor", "3"), ("critic", "1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "latest_checkpointed_iteration.txt").write_text(last)
+    actor, critic = str(tmp_path / "actor"), str(tmp_path / "critic")
+    own, of_critic = {"actor": {"save": actor, "load": actor}}, {"save": critic, "load": critic}
+    with pytest.raises(BadInput, match=r"actor .* behind rollout 3 .*critic .* behind rollout 1 .*--ckpt-step"):
+        check_arguments(ppo(monkeypatch, "train", own, **of_critic))
+    check_arguments(ppo(monkeypatch, "train", own, **of_critic, ckpt_step=1))
+    check_arguments(ppo(monkeypatch, "train", {"actor": {"save": actor, "load": "/sft"}}, **of_critic))
+    (tmp_path / "critic" / "latest_checkpointed_iteration.txt").write_text("3")
+    check_arguments(ppo(monkeypatch, "train", own, **of_critic))
 
 
 def test_engines_that_are_not_started_need_no_gpus():

@@ -1,6 +1,7 @@
 """Which of slime's arguments go together with cross-job, and which do not."""
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,49 @@ def check(args: Any, given: list[str]) -> None:
             "again. Use slime's own rollout function, with --cross-job-max-ahead 1 to generate while training"
         )
     without_engines = getattr(args, "debug_train_only", False) or getattr(args, "rollout_external", False)
+    if getattr(args, "use_critic", False):
+        _check_critic(args)
     if not args.rollout_num_gpus and not without_engines:
         raise BadInput(
             "--rollout-num-gpus is not set: give it to both jobs (the rollout job places its engines by it, the "
             "train job sizes the weight-update group)"
         )
+
+
+def _check_critic(args: Any) -> None:
+    """PPO, from v0.3 on: a checkpoint is one of the actor and one of the critic, and training goes on from both."""
+    roles = [args, args]
+    if args.megatron_config_path is not None:
+        of_role = importlib.import_module("slime.utils.arguments").parse_megatron_role_args
+        try:
+            roles = [of_role(args, args.megatron_config_path, role=role) for role in ("actor", "critic")]
+        except OSError:  # slime itself reads it in the train job only, and says it there
+            return
+    actor, critic = roles
+    actor_trains = args.num_rollout is None or args.num_critic_only_steps < args.num_rollout
+    if actor.save is not None and actor.save == critic.save and actor_trains:
+        raise BadInput(
+            f"PPO's critic would write its checkpoints over the actor's, in {actor.save}, and nothing could go on "
+            "from them: give the actor a `save` and a `load` of its own in --megatron-config-path. --save and "
+            "--load are the critic's then, which alone is saved in the first --num-critic-only-steps"
+        )
+    if args.cross_job_role == "train" and actor.load == actor.save:
+        last, last_of_critic = (_checkpoint(role) for role in roles)
+        if None not in (last, last_of_critic) and last != last_of_critic:
+            raise BadInput(
+                f"the actor would go on from a checkpoint behind rollout {last} ({actor.load}), the critic from one "
+                f"behind rollout {last_of_critic} ({critic.load}), as after a job that ended between the two: give "
+                "--ckpt-step the last one that both have"
+            )
+
+
+def _checkpoint(args: Any) -> int | None:
+    """The last rollout in the checkpoint that a role of slime loads; None: it goes on from none."""
+    if args.load is None or args.finetune:
+        return None
+    if args.ckpt_step is not None:
+        return int(args.ckpt_step)
+    try:
+        return int(Path(args.load, "latest_checkpointed_iteration.txt").read_text())
+    except (OSError, ValueError):
+        return None

@@ -28,7 +28,7 @@ class MegatronTrainRayActor(TrainRayActor):
         self.train_parallel_config = self._get_parallel_config()
         start = getattr(args, "update_weight_start_version", 0)
         self.weight_updater = SimpleNamespace(weight_version=start, rollout_engines=[])
-        self.trainer = Trainer(args)
+        self.trainer = Trainer(args, role)
         return self.trainer.load()
 
     def _get_parallel_config(self):
@@ -36,12 +36,13 @@ class MegatronTrainRayActor(TrainRayActor):
 
     def train(self, rollout_id, rollout_data_ref, external_data=None):
         if self.args.debug_rollout_only:
-            return
+            return None
         from slime.utils.data import process_rollout_data
 
         self._probe()
         data = process_rollout_data(self.args, rollout_data_ref, dist.get_rank(), dist.get_world_size())
-        self.trainer.train(rollout_id, data)
+        values = self.trainer.train(rollout_id, data, (external_data or {}).get("values"))
+        return {"values": values} if self.role == "critic" else None
 
     def _probe(self):
         """Before the first step after an update: only now have the engines loaded what update_weights wrote."""

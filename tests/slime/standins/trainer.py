@@ -1,10 +1,10 @@
-"""GRPO on the CPU for the training actors of all pins: stands for slime's Megatron loss, optimizer and checkpoint.
+"""GRPO and PPO on the CPU for the training actors of all pins: stands for slime's Megatron losses, optimizer, saving.
 
 Takes what slime's own process_rollout_data gives to a data-parallel rank. The loss is slime's default: the clipped
 policy-gradient loss, a mean over each response's tokens, then over the global batch; the old log-probs are the
 model's own before the first step (those of the rollout with --use-rollout-logprobs); the advantage of every token is
-the reward that slime has normalised. Sums have one order (one thread, micro-batches in turn, one all-reduce over the
-ranks), so equal inputs give equal bits.
+the reward that slime has normalised, or what PPO's critic makes of it (critic.py). Sums have one order (one thread,
+micro-batches in turn, one all-reduce over the ranks), so equal inputs give equal bits.
 
 Not here, and refused: KL terms, entropy bonus, TIS, dynamic batch sizes, learning-rate schedules, model parallelism.
 """
@@ -14,8 +14,11 @@ import json
 import math
 import os
 import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import critic
 import gpt
 import probe
 import torch
@@ -28,7 +31,7 @@ REFUSED = (
     "entropy_coef",
     "use_tis",
     "use_dynamic_batch_size",
-    "use_critic",
+    "normalize_advantages",
     "keep_old_actor",
 )
 MORE = ("multimodal_train_inputs", "rollout_routed_experts")  # not trained on here, but hashed
@@ -47,16 +50,18 @@ def log(event: str, **fields: object) -> None:
 
 
 class Trainer:
-    """One data-parallel rank; the default process group must be there."""
+    """One data-parallel rank, of the actor or of PPO's critic; the default process group must be there."""
 
-    def __init__(self, args) -> None:
+    def __init__(self, args, role: str = "actor") -> None:
         if wrong := [name for name in REFUSED if getattr(args, name, None)]:
             raise ValueError(f"the stand-in does not do {wrong}")
-        self.args, self.rank, self.world = args, dist.get_rank(), dist.get_world_size()
+        self.args, self.role, self.rank, self.world = args, role, dist.get_rank(), dist.get_world_size()
         gpt.use_cpu()
         gpt.join_parallel_groups()
         torch.manual_seed(args.seed)
         self.model = gpt.build(weights.read_config(args.hf_checkpoint))
+        if role == "critic":
+            self.model.output_layer = critic.ValueHead(self.model.config.hidden_size)
         self.params = [param for _, param in sorted(self.model.named_parameters())]
         self.adam = torch.optim.Adam(
             self.params, args.lr, (args.adam_beta1, args.adam_beta2), args.adam_eps, args.weight_decay, foreach=False
@@ -66,8 +71,9 @@ class Trainer:
         """Load the checkpoint of --load where it holds one, else the Hugging Face weights; gives start_rollout_id."""
         tracker = Path(self.args.load or "") / TRACKER
         if self.args.load is None or not tracker.exists():
-            gpt.load_named(self.model, weights.load_folder(self.args.hf_checkpoint))
-            log("init", start_rollout_id=0, checksum=self.checksum())
+            tensors = weights.load_folder(self.args.hf_checkpoint)
+            gpt.load_named(self.model, critic.with_head(tensors, self.model) if self.role == "critic" else tensors)
+            self.log("init", start_rollout_id=0)
             return 0
         rollout_id = self.args.ckpt_step if self.args.ckpt_step is not None else int(tracker.read_text())
         state = torch.load(iteration_folder(self.args.load, rollout_id) / "state.pt", weights_only=False)
@@ -77,7 +83,7 @@ class Trainer:
         if not self.args.no_load_rng:
             torch.set_rng_state(state["torch_rng"])
             random.setstate(state["python_rng"])
-        log("init", start_rollout_id=rollout_id + 1, checksum=self.checksum())
+        self.log("init", start_rollout_id=rollout_id + 1)
         return rollout_id + 1
 
     def save(self, rollout_id: int) -> None:
@@ -97,8 +103,11 @@ class Trainer:
             partial = tracker.with_suffix(".partial")
             partial.write_text(str(rollout_id))
             partial.replace(tracker)
-            log("save", rollout_id=rollout_id, checksum=self.checksum())
+            self.log("save", rollout_id=rollout_id)
         dist.barrier()
+
+    def log(self, event: str, **fields: object) -> None:
+        log(event, role=self.role, checksum=self.checksum(), **fields)
 
     def checksum(self) -> str:
         return weights.checksum(gpt.to_named(self.model))
@@ -116,18 +125,31 @@ class Trainer:
             log("probe", trainer_checksum=self.checksum(), servers=servers, **fields)
         dist.barrier()
 
-    def train(self, rollout_id: int, data: dict) -> None:
-        """Optimizer steps over one rollout's data of this rank."""
+    def train(self, rollout_id: int, data: dict, values: list | None = None) -> list | None:
+        """Optimizer steps over one rollout's data of this rank.
+
+        Args:
+            values: those of the critic, of each response token of each sample, for the actor's advantages.
+
+        Returns those values from the critic, as they were before its first step.
+        """
         batch = Batch(self.args, data, self.world)
         tokens_digest = self._digest(batch, [data[name] for name in MORE if name in data])
-        with torch.no_grad():
-            for micro in (micro for step in batch.steps for micro in step):
-                batch.set_old_log_probs(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+        if self.role == "critic":
+            values = critic.values(self.model, batch)
+            loss_of = critic.loss(self.args, self.model, batch, values)
+        else:
+            if values is not None:
+                batch.advantages, _ = critic.advantages_and_returns(self.args, batch, values)
+            with torch.no_grad():
+                for micro in batch.micros():
+                    batch.set_old_log_probs(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+            loss_of = partial(self._policy_loss, batch)
         raw = [float(reward) for reward in data["raw_reward"]]
         for index, step in enumerate(batch.steps):
-            loss, norm = self._step(batch, step)
+            loss, norm = self._step(step, loss_of)
             log(
-                "train",
+                "train" if self.role == "actor" else "train_critic",
                 rollout_id=rollout_id,
                 step=index,
                 loss=loss,
@@ -139,12 +161,16 @@ class Trainer:
                 columns=sorted(data),
                 rollout_logprob_gap=batch.gap,
             )
+        return values if self.role == "critic" else None
 
-    def _step(self, batch: "Batch", step: list[list[int]]) -> tuple[float, float]:
+    def _policy_loss(self, batch: "Batch", micro: list[int]) -> torch.Tensor:
+        return batch.loss(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+
+    def _step(self, step: list[list[int]], loss_of: Callable[[list[int]], torch.Tensor]) -> tuple[float, float]:
         self.adam.zero_grad(set_to_none=False)
         total = torch.zeros(1, dtype=torch.float64)
         for micro in step:
-            loss = batch.loss(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+            loss = loss_of(micro)
             loss.backward()
             total += loss.detach()
         dist.all_reduce(total)
@@ -159,10 +185,10 @@ class Trainer:
         return total.item(), norm.item()
 
     def _digest(self, batch: "Batch", more: list) -> str:
-        """SHA-256 of every rank's tokens, advantages, and columns of MORE: equal in two runs when the ranks got equal
+        """SHA-256 of every rank's tokens, rewards, and columns of MORE: equal in two runs when the ranks got equal
         data."""
         parts: list = [None] * self.world
-        mine = hashlib.sha256(repr([(t.tolist(), a) for t, a in zip(batch.tokens, batch.advantages)]).encode())
+        mine = hashlib.sha256(repr([(t.tolist(), a) for t, a in zip(batch.tokens, batch.rewards)]).encode())
         mine.update(repr(plain(more)).encode() if more else b"")
         dist.all_gather_object(parts, mine.hexdigest())
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -185,7 +211,8 @@ class Batch:
         self.tokens = [torch.as_tensor(t, dtype=torch.long) for t in data["tokens"]]
         self.lengths = [int(length) for length in data["response_lengths"]]
         self.masks = [torch.as_tensor(m, dtype=torch.float32) for m in data["loss_masks"]]
-        self.advantages = [float(reward) for reward in data["rewards"]]
+        self.rewards = [float(reward) for reward in data["rewards"]]
+        self.advantages: list = self.rewards  # of a sample, or one a response token
         self.old: list = [None] * len(self.tokens)
         self.rollout_log_probs = data.get("rollout_log_probs")
         self.gap = 0.0 if self.rollout_log_probs is not None else None
@@ -200,6 +227,10 @@ class Batch:
                 [list(range(at, min(at + size, start + per_step))) for at in range(start, start + per_step, size)]
                 for start in starts
             ]
+
+    def micros(self) -> Iterator[list[int]]:
+        """Every micro-batch of the rollout."""
+        return (micro for step in self.steps for micro in step)
 
     def inputs(self, micro: list[int]) -> tuple[list[torch.Tensor], list[int]]:
         return [self.tokens[i] for i in micro], [self.lengths[i] for i in micro]
@@ -220,5 +251,9 @@ class Batch:
         for i, new in zip(micro, log_probs, strict=True):
             ratio = (new - self.old[i]).exp()
             worse = torch.maximum(-ratio * self.advantages[i], -ratio.clamp(low, high) * self.advantages[i])
-            total = total + (worse * self.masks[i]).sum() / self.masks[i].sum().clamp(min=1)
+            total = total + self.mean(i, worse)
         return total / self.global_batch
+
+    def mean(self, i: int, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Over those tokens of a sample's response that are trained on."""
+        return (of_tokens * self.masks[i]).sum() / self.masks[i].sum().clamp(min=1)
