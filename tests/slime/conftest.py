@@ -40,7 +40,7 @@ def script(name: str, *args: object) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(num_cpus=24, num_gpus=4, object_store_bytes=800_000_000) as cluster:
+    with LocalCluster(num_cpus=24, num_gpus=5, object_store_bytes=800_000_000) as cluster:
         yield cluster
 
 

@@ -84,11 +84,12 @@ class Rank:
 
     def join(self, rank: int, address: str) -> None:
         import gpt
+        import layout
         import torch.distributed as dist
 
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
         gpt.use_cpu()
-        gpt.join_parallel_groups()
+        layout.join_parallel_groups()
         self.rank = rank
 
     def compare(

@@ -2,10 +2,17 @@
 
 import re
 
+import pytest
 import sums
 from slime_jobs import FIGURES, at_pins, end_well, ppo, weights_that_generated
 
 ROLLOUTS = 5
+_TP, _PP, _CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
+LAYOUTS = {  # name: (data-parallel ranks, flags of the train job, flags of both jobs)
+    "tp": (1, (_TP, "2"), ()),
+    "cp": (1, (_CP, "2"), ()),
+}
+"""How training ranks share the work; those of `standins/layout.py`."""
 
 
 @at_pins(again=("v0.3.1",))
@@ -69,6 +76,27 @@ def test_ppo_with_steps_of_the_critic_alone(pin, new_run):
     weights = {step[-1] for told in steps["split"].values() for step in told}
     assert len(weights) == 5 + 3, "a step changed nothing"
     assert weights_that_generated(jobs[1]) == {step: step for step in range(ROLLOUTS)}
+
+
+@at_pins(again=("v0.3.1",))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_model_parallel_layouts(pin, name, new_run, single, tmp_path):
+    """Two jobs go on from a single job's checkpoint as it does itself; it trains as plain data parallelism does."""
+    ranks, of_train, of_both = LAYOUTS[name]
+    alone = new_run(pin, "single", options={"num_rollout": 3, "save": tmp_path / "saved"})
+    end_well(alone.start("train.py", *of_train, *of_both))
+    split = new_run(pin, "split", options={"num_rollout": 3, "load": tmp_path / "saved"}, extra=of_both)
+    end_well(split.rollout_job(), split.train_job(*of_train, "--ckpt-step", "0"))
+    expected = alone.steps(*FIGURES)
+    assert split.steps(*FIGURES) == expected[1:]
+    for step, plain in zip(expected[:2], single(pin), strict=False):  # hashes differ: other ranks, and other bits
+        figures = [(a, b) for a, b in zip(step, plain, strict=True) if not isinstance(a, str)]
+        assert [a for a, _ in figures] == pytest.approx([b for _, b in figures], rel=1e-4, abs=1e-6)
+    sizes = [step[-1] for step in alone.steps("micro_batches")]
+    if of_both:
+        assert all(len(step) > 64 // ranks // 8 and len({*step}) > 1 for step in sizes), sizes
+    else:
+        assert sizes == [[8] * (64 // ranks // 8)] * 3
 
 
 def partial_samples(job):

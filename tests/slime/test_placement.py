@@ -33,10 +33,10 @@ def test_gpus_that_are_missing_are_named_and_the_job_ends(pin, new_run, role, mo
     run = new_run(pin, f"greedy-{role}")
     began = time.monotonic()
     job = getattr(run, f"{role}_job")(more, "8", "--cross-job-resources-s", "6")
-    while_they_move(lambda: f"this {role} job waits for 8 GPUs; 4 of the cluster's 4 are free" in job.logs, job)
+    while_they_move(lambda: f"this {role} job waits for 8 GPUs; 5 of the cluster's 5 are free" in job.logs, job)
     assert job.wait(60) == "FAILED", job.logs
     assert "a placement group of 8 bundles waits to be started: it needs" in job.logs
-    assert "8 GPU (4 of 4 free)" in job.logs
+    assert "8 GPU (5 of 5 free)" in job.logs
     assert job.client.get_job_info(job.id).driver_exit_code == NoResources.exit_code
     assert time.monotonic() - began < patient(90)
 

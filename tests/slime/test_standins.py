@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "standins"), str(HERE / "stubs")]
 
 import gpt  # noqa: E402
+import layout  # noqa: E402
 import mkmodel  # noqa: E402
 import probe  # noqa: E402
 import reward_gym  # noqa: E402
@@ -36,7 +37,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tiny):
     gpt.use_cpu()
-    gpt.join_parallel_groups()
+    layout.join_parallel_groups()
     model = gpt.build(weights.read_config(tiny))
     gpt.load_named(model, weights.load_folder(tiny))
     return model

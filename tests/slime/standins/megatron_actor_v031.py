@@ -25,22 +25,25 @@ class MegatronTrainRayActor(TrainRayActor):
 
         dist.init_process_group("gloo", timeout=timedelta(minutes=args.distributed_timeout_minutes))
         args.rank, args.world_size = dist.get_rank(), dist.get_world_size()
-        self.train_parallel_config = self._get_parallel_config()
         start = getattr(args, "update_weight_start_version", 0)
         self.weight_updater = SimpleNamespace(weight_version=start, rollout_engines=[])
         self.trainer = Trainer(args, role)
+        self.train_parallel_config = self._get_parallel_config()
         return self.trainer.load()
 
     def _get_parallel_config(self):
-        return {"dp_size": dist.get_world_size(), "cp_size": 1, "vpp_size": 1, "microbatch_group_size_per_vp_stage": 1}
+        import layout
+
+        return layout.parallel_config()
 
     def train(self, rollout_id, rollout_data_ref, external_data=None):
         if self.args.debug_rollout_only:
             return None
+        import layout
         from slime.utils.data import process_rollout_data
 
         self._probe()
-        data = process_rollout_data(self.args, rollout_data_ref, dist.get_rank(), dist.get_world_size())
+        data = process_rollout_data(self.args, rollout_data_ref, *layout.data_parallel())
         values = self.trainer.train(rollout_id, data, (external_data or {}).get("values"))
         return {"values": values} if self.role == "critic" else None
 

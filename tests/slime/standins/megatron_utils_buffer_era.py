@@ -49,8 +49,11 @@ class MegatronTrainRayActor(TrainRayActor):
         self.args = args
         if args.debug_rollout_only:
             return 0
+        import layout
         from trainer import Trainer  # needs torch, megatron: not in the processes that only name this class
 
+        if max(layout.sizes(args)) > 1:
+            raise ValueError("the stand-in trains with model parallelism only at v0.3.1")
         dist.init_process_group("gloo", timeout=timedelta(minutes=args.distributed_timeout_minutes))
         args.rank, args.world_size = dist.get_rank(), dist.get_world_size()
         self.rollout_engines, self.data_buffer, self.weight_version = None, None, 0

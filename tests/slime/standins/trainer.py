@@ -6,7 +6,8 @@ model's own before the first step (those of the rollout with --use-rollout-logpr
 the reward that slime has normalised, or what PPO's critic makes of it (critic.py). Sums have one order (one thread,
 micro-batches in turn, one all-reduce over the ranks), so equal inputs give equal bits.
 
-Not here, and refused: KL terms, entropy bonus, TIS, dynamic batch sizes, learning-rate schedules, model parallelism.
+Not here, and refused: KL terms, entropy bonus, TIS, learning-rate schedules; before v0.3.1 also model parallelism
+(layout.py), and dynamic batch sizes, which slime makes on the training side there.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import critic
 import gpt
+import layout
 import probe
 import torch
 import torch.distributed as dist
@@ -30,7 +32,6 @@ REFUSED = (
     "use_kl_loss",
     "entropy_coef",
     "use_tis",
-    "use_dynamic_batch_size",
     "normalize_advantages",
     "keep_old_actor",
 )
@@ -50,14 +51,16 @@ def log(event: str, **fields: object) -> None:
 
 
 class Trainer:
-    """One data-parallel rank, of the actor or of PPO's critic; the default process group must be there."""
+    """One rank (layout.py) of the actor or of PPO's critic; the default process group must be there."""
 
     def __init__(self, args, role: str = "actor") -> None:
         if wrong := [name for name in REFUSED if getattr(args, name, None)]:
             raise ValueError(f"the stand-in does not do {wrong}")
         self.args, self.role, self.rank, self.world = args, role, dist.get_rank(), dist.get_world_size()
         gpt.use_cpu()
-        gpt.join_parallel_groups()
+        layout.join_parallel_groups(*layout.sizes(args))
+        if max(layout.sizes(args)) > 1 and (role == "critic" or os.environ.get("SLIME_CPU_PROBE") == "1"):
+            raise ValueError("the stand-in's critic and its probe of engines need the whole model in one rank")
         torch.manual_seed(args.seed)
         self.model = gpt.build(weights.read_config(args.hf_checkpoint))
         if role == "critic":
@@ -79,7 +82,9 @@ class Trainer:
         state = torch.load(iteration_folder(self.args.load, rollout_id) / "state.pt", weights_only=False)
         gpt.load_named(self.model, state["model"])
         if not self.args.no_load_optim:
-            self.adam.load_state_dict(state["adam"])
+            if state["layout"] != layout.sizes(self.args)[:2]:
+                raise ValueError(f"the stand-in's optimizer state is of tensor, pipeline size {state['layout']}")
+            self.adam.load_state_dict(state["adam"][layout.shard()])
         if not self.args.no_load_rng:
             torch.set_rng_state(state["torch_rng"])
             random.setstate(state["python_rng"])
@@ -88,10 +93,12 @@ class Trainer:
 
     def save(self, rollout_id: int) -> None:
         """Write model, optimizer and generators; a reader of the tracker file finds a complete checkpoint."""
+        model, adam = gpt.to_named(self.model), layout.shards(self.adam.state_dict())
         if self.rank == 0:
             state = {
-                "model": gpt.to_named(self.model),
-                "adam": self.adam.state_dict(),
+                "model": model,
+                "layout": layout.sizes(self.args)[:2],
+                "adam": adam,
                 "torch_rng": torch.get_rng_state(),
                 "python_rng": random.getstate(),
             }
@@ -103,10 +110,11 @@ class Trainer:
             partial = tracker.with_suffix(".partial")
             partial.write_text(str(rollout_id))
             partial.replace(tracker)
-            self.log("save", rollout_id=rollout_id)
+        self.log("save", rollout_id=rollout_id)
         dist.barrier()
 
     def log(self, event: str, **fields: object) -> None:
+        """Every rank must call it, for the checksum."""
         log(event, role=self.role, checksum=self.checksum(), **fields)
 
     def checksum(self) -> str:
@@ -114,8 +122,9 @@ class Trainer:
 
     def export(self, folder: str | Path) -> None:
         """Rank 0 writes the weights as a Hugging Face folder; every rank returns when it is there."""
+        model = gpt.to_named(self.model)
         if self.rank == 0:
-            weights.save_folder(folder, gpt.to_named(self.model), like=self.args.hf_checkpoint)
+            weights.save_folder(folder, model, like=self.args.hf_checkpoint)
         dist.barrier()
 
     def probe(self, urls: list[str], **fields: object) -> None:
@@ -133,7 +142,7 @@ class Trainer:
 
         Returns those values from the critic, as they were before its first step.
         """
-        batch = Batch(self.args, data, self.world)
+        batch = Batch(self.args, data)
         tokens_digest = self._digest(batch, [data[name] for name in MORE if name in data])
         if self.role == "critic":
             values = critic.values(self.model, batch)
@@ -143,8 +152,11 @@ class Trainer:
                 batch.advantages, _ = critic.advantages_and_returns(self.args, batch, values)
             with torch.no_grad():
                 for micro in batch.micros():
-                    batch.set_old_log_probs(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+                    computed = gpt.response_log_probs(self.model, *batch.inputs(micro))
+                    if layout.is_last_stage():
+                        batch.set_old_log_probs(micro, computed)
             loss_of = partial(self._policy_loss, batch)
+        gap = None if batch.gap is None else layout.of_last_stage(batch.gap)
         raw = [float(reward) for reward in data["raw_reward"]]
         for index, step in enumerate(batch.steps):
             loss, norm = self._step(step, loss_of)
@@ -157,14 +169,16 @@ class Trainer:
                 raw_reward=math.fsum(raw) / len(raw),
                 checksum=self.checksum(),
                 samples=batch.global_batch,
+                micro_batches=[len(micro) for micro in step],
                 tokens=tokens_digest,
                 columns=sorted(data),
-                rollout_logprob_gap=batch.gap,
+                rollout_logprob_gap=gap,
             )
         return values if self.role == "critic" else None
 
     def _policy_loss(self, batch: "Batch", micro: list[int]) -> torch.Tensor:
-        return batch.loss(micro, gpt.response_log_probs(self.model, *batch.inputs(micro)))
+        computed = gpt.response_log_probs(self.model, *batch.inputs(micro))
+        return batch.loss(micro, computed) if layout.is_last_stage() else computed
 
     def _step(self, step: list[list[int]], loss_of: Callable[[list[int]], torch.Tensor]) -> tuple[float, float]:
         self.adam.zero_grad(set_to_none=False)
@@ -173,16 +187,17 @@ class Trainer:
             loss = loss_of(micro)
             loss.backward()
             total += loss.detach()
-        dist.all_reduce(total)
+        layout.sum_over_data(total)
         flat = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in self.params])
-        dist.all_reduce(flat)  # losses are divided by the global batch already
-        norm = torch.linalg.vector_norm(flat)
+        layout.sum_over_data(flat)  # losses are divided by the global batch already
+        grads = flat.split([p.numel() for p in self.params])
+        norm = layout.norm(self.params, grads)
         if self.args.clip_grad > 0:
-            flat *= min(1.0, self.args.clip_grad / (norm.item() + 1e-6))
-        for param, grad in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
+            flat *= min(1.0, self.args.clip_grad / (norm + 1e-6))
+        for param, grad in zip(self.params, grads, strict=True):
             param.grad = grad.view_as(param)
         self.adam.step()
-        return total.item(), norm.item()
+        return layout.of_last_stage(total.item()), norm
 
     def _digest(self, batch: "Batch", more: list) -> str:
         """SHA-256 of every rank's tokens, rewards, and columns of MORE: equal in two runs when the ranks got equal
@@ -206,7 +221,7 @@ def plain(value: object) -> object:
 class Batch:
     """One rank's samples of a rollout, and the micro-batches (lists of positions) of each optimizer step."""
 
-    def __init__(self, args, data: dict, world: int) -> None:
+    def __init__(self, args, data: dict) -> None:
         self.args = args
         self.tokens = [torch.as_tensor(t, dtype=torch.long) for t in data["tokens"]]
         self.lengths = [int(length) for length in data["response_lengths"]]
@@ -220,8 +235,10 @@ class Batch:
         if "micro_batch_indices" in data:  # v0.3.1 plans the steps on the rollout side
             micros = iter(data["micro_batch_indices"])
             self.steps = [[next(micros) for _ in range(count)] for count in data["num_microbatches"]]
+        elif getattr(args, "use_dynamic_batch_size", False):
+            raise ValueError("the stand-in does not do --use-dynamic-batch-size before v0.3.1")
         else:
-            size, per_step = args.micro_batch_size, args.global_batch_size // world
+            size, per_step = args.micro_batch_size, args.global_batch_size // layout.data_parallel()[1]
             starts = range(0, len(self.tokens), per_step)
             self.steps = [
                 [list(range(at, min(at + size, start + per_step))) for at in range(start, start + per_step, size)]
@@ -245,14 +262,14 @@ class Batch:
                     self.old[i] = theirs
 
     def loss(self, micro: list[int], log_probs: list[torch.Tensor]) -> torch.Tensor:
-        """This micro-batch's part of the mean over the global batch."""
+        """This rank's part of the mean over the global batch; its context-parallel ranks have the same samples."""
         total = torch.zeros(())
         low, high = 1 - self.args.eps_clip, 1 + self.args.eps_clip_high
         for i, new in zip(micro, log_probs, strict=True):
             ratio = (new - self.old[i]).exp()
             worse = torch.maximum(-ratio * self.advantages[i], -ratio.clamp(low, high) * self.advantages[i])
             total = total + self.mean(i, worse)
-        return total / self.global_batch
+        return total / (self.global_batch * layout.parallel_config()["cp_size"])
 
     def mean(self, i: int, of_tokens: torch.Tensor) -> torch.Tensor:
         """Over those tokens of a sample's response that are trained on."""
