@@ -1,5 +1,6 @@
 """Real slime at each pin, cloned and patched by the project's scripts, and a Ray cluster with logical GPUs."""
 
+import functools
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from local_cluster import LocalCluster
 from single_job import PINS
-from slime_jobs import FIGURES, ROLLOUTS, Run, end_as_upstream
+from slime_jobs import CRITIC_ONLY, FIGURES, ROLLOUTS, Run, end_as_upstream, end_well, ppo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,6 +60,25 @@ def single(
             assert [step[0] for step in steps] == list(range(ROLLOUTS))
             made[pin, script] = steps
         return made[pin, script]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def single_ppo(
+    cluster: LocalCluster, checkout: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, list[tuple[Any, ...]]]]:
+    """single_ppo(pin): FIGURES of each step of slime's PPO in one job, by role (`slime_jobs.ppo`); run once."""
+
+    @functools.cache
+    def get(pin: str) -> dict[str, list[tuple[Any, ...]]]:
+        run = Run(cluster.api, pin, checkout(pin), tmp_path_factory.mktemp("single") / "ppo")
+        end_well(run.start("train.py", *ppo(run), save=run.root / "critic", save_interval=2))
+        steps = {role: run.steps(*FIGURES, role=role) for role in ("actor", "critic")}
+        assert [step[0] for step in steps["critic"]] == list(range(ROLLOUTS))
+        assert [step[0] for step in steps["actor"]] == list(range(CRITIC_ONLY, ROLLOUTS))
+        assert len({step[-1] for of_role in steps.values() for step in of_role}) == 2 * ROLLOUTS - CRITIC_ONLY
+        return steps
 
     return get
 

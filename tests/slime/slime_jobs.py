@@ -19,6 +19,7 @@ from patience import patient, wait_for
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROUTER_019 = Path(sys.prefix) / "router-0.1.9"  # made by scripts/env.sh
 ROLLOUTS = 5
+CRITIC_ONLY = 2
 FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "checksum")
 """What is equal in equal trainings; `tokens` hashes every rank's samples, `checksum` the weights after the step."""
 SILENCE_S = 240.0
@@ -152,16 +153,16 @@ class Run:
             job.wait(60)
 
 
-def ppo(run: Run, critic_only: int, actor_load: Path | None = None) -> tuple[str, ...]:
-    """Flags of PPO. --save and --load of the run are the critic's: only it has a checkpoint while it trains alone. The
-    actor saves in the folder "actor" of the run, and loads `actor_load`."""
+def ppo(run: Run, actor_load: Path | None = None) -> tuple[str, ...]:
+    """Flags of PPO. --save and --load of the run are the critic's: only it has a checkpoint while it trains alone, in
+    the first CRITIC_ONLY rollouts. The actor saves in the folder "actor" of the run, and loads `actor_load`."""
     actor = f"save: {run.root}/actor" + (f", load: {actor_load}" if actor_load else "")
     roles = run.root / "roles.yaml"
     roles.write_text(
         f"megatron:\n- {{role: actor, overrides: {{{actor}}}}}\n- {{role: critic, overrides: {{lr: 0.01}}}}\n"
     )
     return (
-        *("--advantage-estimator", "ppo", "--num-critic-only-steps", str(critic_only)),
+        *("--advantage-estimator", "ppo", "--num-critic-only-steps", str(CRITIC_ONLY)),
         *("--megatron-config-path", str(roles)),
     )
 
