@@ -86,6 +86,16 @@ def test_actor_and_critic_save_in_folders_of_their_own(role, overrides, monkeypa
     check_arguments(ppo(monkeypatch, role, {"actor": {"save": "/saved/actor"}}))
 
 
+def test_who_gives_the_critic_a_folder_beside_save_hears_what_cannot_go_on(monkeypatch, caplog):
+    """slime begins anew where --load has no checkpoint, whatever the critic's own `load` says."""
+    check_arguments(ppo(monkeypatch, overrides={"critic": {"save": "/critic"}}, num_critic_only_steps=0))
+    check_arguments(ppo(monkeypatch, overrides={"actor": {"save": "/actor"}}))
+    assert caplog.messages == []
+    check_arguments(ppo(monkeypatch, overrides={"critic": {"save": "/critic"}}))
+    assert "ends in the first 2 rollouts" in caplog.text
+    assert "in /critic. Let --save and --load name that folder" in caplog.text
+
+
 def test_actor_and_critic_go_on_behind_the_same_rollout(monkeypatch, tmp_path):
     """A job may end between the two checkpoints."""
     for name, last in (("actor", "3"), ("critic", "1")):

@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInput
 from .settings import Settings
 from .types import check_job_id
+
+logger = logging.getLogger(__name__)
 
 PEER_GRACE_S = 1800.0
 """How long slime's jobs let each other be started again, where --cross-job-peer-grace-s does not say otherwise."""
@@ -102,6 +105,13 @@ def _check_critic(args: Any) -> None:
             f"PPO's critic would write its checkpoints over the actor's, in {actor.save}, and nothing could go on "
             "from them: give the actor a `save` and a `load` of its own in --megatron-config-path. --save and "
             "--load are the critic's then, which alone is saved in the first --num-critic-only-steps"
+        )
+    if critic.save != args.save and actor_trains and args.num_critic_only_steps > 0:
+        logger.warning(
+            "job %s: no train job can go on from one that ends in the first %d rollouts (--num-critic-only-steps): "
+            "slime looks for a checkpoint in --load, and only the critic has one then, in %s. Let --save and --load "
+            "name that folder, and give the actor a `save` and a `load` of its own in --megatron-config-path",
+            *(args.job_id, args.num_critic_only_steps, critic.save),
         )
     if args.cross_job_role == "train" and actor.load == actor.save:
         last, last_of_critic = (_checkpoint(role) for role in roles)
