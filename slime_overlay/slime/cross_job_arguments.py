@@ -48,7 +48,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
         str,
         "what happens where a rollout cannot be published for what it holds, or 3 train jobs in a row ended while "
         "training on it, stop: both jobs end and name it, until its operator decides, skip: it is replaced by one of "
-        "new prompts; `slime-cross-job quarantine` shows it (default: stop)",
+        "new prompts, once; `slime-cross-job quarantine` shows it (default: stop)",
     ),
     "store": (
         str,

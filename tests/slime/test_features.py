@@ -1,10 +1,19 @@
 """What slime's users switch on, whole: a single job and two jobs train on the same, see docs/slime-features.md."""
 
 import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import pytest
+import requests
 import sums
-from slime_jobs import FIGURES, at_pins, end_well, ppo, weights_that_generated
+from local_cluster import free_ports
+from slime_jobs import FIGURES, at_pins, end_well, ppo, weights_that_generated, while_they_move
+
+from patience import patient, wait_for
 
 ROLLOUTS = 5
 _TP, _PP, _CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
@@ -12,6 +21,8 @@ LAYOUTS = {  # name: (data-parallel ranks, flags of the train job, flags of both
     "dynamic-batch": (2, (), ("--use-dynamic-batch-size", "--max-tokens-per-gpu", "60")),
     "tp": (1, (_TP, "2"), ()),
     "cp": (1, (_CP, "2"), ()),
+    "pp": (1, (_PP, "2"), ()),
+    "tp-dp": (2, (_TP, "2", "--actor-num-gpus-per-node", "4"), ()),
 }
 """How training ranks share the work; those of `standins/layout.py`."""
 
@@ -90,6 +101,94 @@ def test_model_parallel_layouts(pin, name, new_run, single, tmp_path):
         assert all(len(step) > 64 // ranks // 8 for step in sizes), sizes
     else:
         assert sizes == [[8] * (64 // ranks // 8)] * 3
+
+
+@at_pins(again=("079dbcf", "v0.1.0"))
+def test_two_engines_take_the_weights_of_one_group(pin, new_run, single):
+    """Up to v0.1 their number sizes the group of processes that the weights go to."""
+    run = new_run(pin, "run", options={"engines": 2})
+    rollout, train = run.rollout_job(), run.train_job()
+    end_well(rollout, train)
+    assert run.steps(*FIGURES) == single(pin)
+    assert len(set(re.findall(r"http://[\d.]+:\d+", re.search(r"its engines: ([^\n]*)", rollout.logs)[1]))) == 2
+
+
+@at_pins(again=("v0.3.1",))
+def test_engines_that_the_job_did_not_start(pin, new_run, single):
+    """They serve the weights under this job's name, also to the rollout job's next life, and outlive both jobs."""
+    run = new_run(pin, "run", probe=True)
+    with toy_engine(run) as one, toy_engine(run) as other:
+        run.extra = ("--rollout-external-engine-addrs", one, other)
+        hold = run.root / "hold-rollout"
+        hold.write_text("2")
+        run.env["SLIME_CPU_HOLD_ROLLOUT"] = str(hold)
+        first, train = run.rollout_job(), run.train_job()
+        while_they_move(Path(f"{hold}.held").exists, first, train)
+        first.client.stop_job(first.id)
+        first.wait(patient(60))
+        hold.unlink()
+        end_well(run.rollout_job(), train)
+        versions = [said(address.rpartition(":")[2], "get_weight_version") for address in (one, other)]
+    assert run.steps(*FIGURES) == single(pin)
+    assert weights_that_generated(train) == {step: step for step in range(5)}
+    assert all(version["weight_version"].startswith(f"{run.name}/5/") for version in versions), versions
+
+
+@at_pins(again=("v0.3.1",))
+def test_an_engine_that_dies_is_started_again_and_takes_the_next_weights(pin, new_run, single):
+    run = new_run(pin, "run", options={"engines": 2})
+    run.extra = ("--use-fault-tolerance", "--rollout-health-check-interval", "1")
+    hold = run.root / "hold-rollout"
+    hold.write_text("2")
+    run.env["SLIME_CPU_HOLD_ROLLOUT"] = str(hold)
+    rollout, train = run.rollout_job(), run.train_job()
+    while_they_move(Path(f"{hold}.held").exists, rollout, train)
+    (killed, _), left = servers(run)
+    killed.kill()
+    while_they_move(lambda: "Successfully killed engine at index" in rollout.logs, rollout, train)
+    hold.write_text("4")
+    Path(f"{hold}.held").unlink()
+    while_they_move(Path(f"{hold}.held").exists, rollout, train)
+    now = servers(run)
+    assert left in now
+    assert len(now) == 2, "slime started none in its place"
+    assert len({said(port, "get_weight_version")["weight_version"] for _, port in now}) == 1
+    hold.unlink()
+    end_well(rollout, train)
+    assert run.steps(*FIGURES) == single(pin)
+
+
+@contextmanager
+def toy_engine(run):
+    """Address of an engine that no job has started."""
+    (port,) = free_ports(1)
+    engine = Path(__file__).with_name("standins") / "toy_engine.py"
+    command = [sys.executable, str(engine), "--model-path", str(run.folders.model), "--port", str(port)]
+    process = subprocess.Popen(command)
+    try:
+        wait_for(lambda: said(port, "health"), 60)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def servers(run):
+    """(process, port) of each toy engine that a run has started, the oldest first."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        words = process.info["cmdline"] or []
+        if str(run.folders.model) in words and any(word.endswith("toy_engine.py") for word in words[:2]):
+            found.append((process.info["create_time"], process.pid, int(words[words.index("--port") + 1])))
+    return [(psutil.Process(pid), port) for _, pid, port in sorted(found)]
+
+
+def said(port, what):
+    """What an engine on this machine answers; None where none answers."""
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/{what}", timeout=60).json()
+    except requests.RequestException:
+        return None
 
 
 def partial_samples(job):

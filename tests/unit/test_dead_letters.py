@@ -96,6 +96,23 @@ def test_with_skip_it_is_replaced_by_one_of_new_prompts(ledger):
     assert ledger.take_drops() == [("v1/a", "t0")]
 
 
+def test_where_train_jobs_end_in_the_replacement_too_skipping_ends(ledger):
+    """As where a step does not fit into the GPU: each skip would cost a rollout and three train jobs, for ever."""
+    attach(ledger, "p", on_poison="skip")
+    for generation in range(2):
+        publish(ledger, 0, token=f"t{generation}")
+        for number in range(3):
+            die_in(ledger, 3 * generation + number, 0)
+    assert letter(ledger, 0)["stuck"]
+    assert "So did those that trained on the rollout which it replaces" in letter(ledger, 0)["reason"]
+    passes = trainer(ledger, 9)
+    with pytest.raises(Poisoned, match="requeue 0"):
+        ledger.demand(passes, 0)
+    ledger.requeue("exp", 0)
+    ledger.demand(passes, 0)
+    assert ledger.claim(passes, 0).payload.token == "t1"
+
+
 def test_jobs_that_were_stopped_may_be_started_again_to_skip(ledger):
     attach(ledger, "p")
     publish(ledger, 0)

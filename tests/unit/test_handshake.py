@@ -67,6 +67,8 @@ def test_jobs_that_differ_in_slimes_arguments_are_told_which(checkpoint, ledger)
         ("rollout_num_gpus", 8, 16),
         ("rollout_num_gpus_per_engine", 1, 2),
         ("rollout_stop", ["</s>"], []),
+        ("eval_prompt_data", ["aime", "/data/aime.jsonl"], None),
+        ("n_samples_per_eval_prompt", 16, 1),
     ],
 )
 def test_what_rollouts_or_the_way_of_the_weights_depend_on_is_refused(ledger, name, mine, theirs):

@@ -59,6 +59,9 @@ MUST_AGREE = (
     *("rewards_normalization", "grpo_std_normalization", "loss_mask_type", "mask_offpolicy_in_partial_rollout"),
     *("use_rollout_*", "use_tis", "custom_tis_function_path", "use_opd", "opd_type", "use_opsm"),
     *("get_mismatch_metrics", "calculate_per_token_loss", "balance_data", "use_critic"),
+    # what an evaluation means: the train job says when, the rollout job does it by its own arguments
+    *("eval_datasets", "eval_prompt_data", "eval_config", "eval_function_path", "eval_*_key", "eval_temperature"),
+    *("eval_top_*", "eval_max_*", "eval_min_*", "n_samples_per_eval_prompt"),
     # how weights come to the engines
     *("update_weight_mode", "update_weight_transport", "update_weight_disk_dir", "update_weight_delta_*"),
     *("update_weight_local_checkpoint_dir", "use_fault_tolerance"),

@@ -170,7 +170,10 @@ class Pacing(Shelf):
         job.crashes[rollout_id] = number = job.crashes.get(rollout_id, 0) + 1
         if number >= _CRASHES:
             words = f"{number} train jobs in a row ended while they trained on it, the last one: {reason}"
-            self._set_aside(job, rollout_id, words)
+            replacement = rollout_id in job.dead_letters  # which nobody has passed: it is not the rollout's fault
+            if replacement:
+                words += ". So did those that trained on the rollout which it replaces: look for the cause elsewhere"
+            self._set_aside(job, rollout_id, words, stuck=replacement)
 
     def _set_aside(self, job: Job, rollout_id: int, reason: str, stuck: bool = False) -> None:
         newest = job.rollouts[rollout_id][-1] if rollout_id in job.rollouts else None

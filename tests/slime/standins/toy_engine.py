@@ -107,6 +107,7 @@ class Engine:
             "max_total_num_tokens": 8192,
             "tp_size": 1,
             "dp_size": 1,
+            "enable_memory_saver": False,
             "disaggregation_mode": "null",
             "version": "toy",
         }
