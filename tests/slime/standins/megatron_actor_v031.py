@@ -4,6 +4,7 @@ Run it with `--update-weight-transport disk --update-weight-mode full --update-w
 DIR/weight_vNNNNNN as slime's UpdateWeightFromDisk does, and slime's own RayTrainGroup makes the engines load it.
 """
 
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -49,7 +50,8 @@ class MegatronTrainRayActor(TrainRayActor):
 
     def _probe(self):
         """Before the first step after an update: only now have the engines loaded what update_weights wrote."""
-        if not self.args.debug_train_only and self.args.update_weights_interval == 1:
+        asked = os.environ.get("SLIME_CPU_PROBE") == "1"  # else the engines are let alone: one may have died since
+        if asked and not self.args.debug_train_only and self.args.update_weights_interval == 1:
             urls = ray.get([engine.get_url.remote() for engine in self.weight_updater.rollout_engines])
             self.trainer.probe(urls, version=self.weight_updater.weight_version)
 
