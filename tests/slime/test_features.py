@@ -128,7 +128,7 @@ def test_engines_that_the_job_did_not_start(pin, new_run, single):
         first.wait(patient(60))
         hold.unlink()
         end_well(run.rollout_job(), train)
-        versions = [said(address.rpartition(":")[2], "get_weight_version") for address in (one, other)]
+        versions = [said(address, "get_weight_version") for address in (one, other)]
     assert run.steps(*FIGURES) == single(pin)
     assert weights_that_generated(train) == {step: step for step in range(5)}
     assert all(version["weight_version"].startswith(f"{run.name}/5/") for version in versions), versions
@@ -152,7 +152,7 @@ def test_an_engine_that_dies_is_started_again_and_takes_the_next_weights(pin, ne
     now = servers(run)
     assert left in now
     assert len(now) == 2, "slime started none in its place"
-    assert len({said(port, "get_weight_version")["weight_version"] for _, port in now}) == 1
+    assert len({said(address, "get_weight_version")["weight_version"] for _, address in now}) == 1
     hold.unlink()
     end_well(rollout, train)
     assert run.steps(*FIGURES) == single(pin)
@@ -166,7 +166,7 @@ def toy_engine(run):
     command = [sys.executable, str(engine), "--model-path", str(run.folders.model), "--port", str(port)]
     process = subprocess.Popen(command)
     try:
-        wait_for(lambda: said(port, "health"), 60)
+        wait_for(lambda: said(f"127.0.0.1:{port}", "health"), 60)
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
@@ -174,19 +174,20 @@ def toy_engine(run):
 
 
 def servers(run):
-    """(process, port) of each toy engine that a run has started, the oldest first."""
+    """(process, address) of each toy engine that a run has started, the oldest first."""
     found = []
     for process in psutil.process_iter(["cmdline", "create_time"]):
         words = process.info["cmdline"] or []
         if str(run.folders.model) in words and any(word.endswith("toy_engine.py") for word in words[:2]):
-            found.append((process.info["create_time"], process.pid, int(words[words.index("--port") + 1])))
-    return [(psutil.Process(pid), port) for _, pid, port in sorted(found)]
+            host, port = (words[words.index(flag) + 1] for flag in ("--host", "--port"))
+            found.append((process.info["create_time"], process.pid, f"{host}:{port}"))
+    return [(psutil.Process(pid), address) for _, pid, address in sorted(found)]
 
 
-def said(port, what):
-    """What an engine on this machine answers; None where none answers."""
+def said(address, what):
+    """What an engine answers; None where none does."""
     try:
-        return requests.get(f"http://127.0.0.1:{port}/{what}", timeout=60).json()
+        return requests.get(f"http://{address}/{what}", timeout=60).json()
     except requests.RequestException:
         return None
 
