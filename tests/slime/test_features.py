@@ -125,7 +125,7 @@ def test_engines_that_the_job_did_not_start(pin, new_run, single):
         first, train = run.rollout_job(), run.train_job()
         while_they_move(Path(f"{hold}.held").exists, first, train)
         first.client.stop_job(first.id)
-        first.wait(patient(60))
+        assert first.wait(patient(60)) in ("STOPPED", "SUCCEEDED"), "the fault did not happen"
         hold.unlink()
         end_well(run.rollout_job(), train)
         versions = [said(address, "get_weight_version") for address in (one, other)]

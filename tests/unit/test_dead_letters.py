@@ -113,6 +113,22 @@ def test_where_train_jobs_end_in_the_replacement_too_skipping_ends(ledger):
     assert ledger.claim(passes, 0).payload.token == "t1"
 
 
+def test_what_replaces_a_rollout_that_could_not_be_published_is_skipped_as_any_other(ledger):
+    """Nobody has trained on that one: three ends say nothing of a cause elsewhere yet."""
+    attach(ledger, "p", on_poison="skip")
+    asks = trainer(ledger, 9)
+    ledger.demand(asks, 0)
+    assert ledger.next_demand("p") == 0
+    assert ledger.set_aside("p", 0, "an object") == "skip"
+    publish(ledger, 0)
+    ledger.end(asks, "stopped")
+    for number in range(3):
+        die_in(ledger, number, 0)
+    assert letter(ledger, 0)["replaced"]
+    assert not letter(ledger, 0)["stuck"]
+    assert "So did those" not in letter(ledger, 0)["reason"]
+
+
 def test_jobs_that_were_stopped_may_be_started_again_to_skip(ledger):
     attach(ledger, "p")
     publish(ledger, 0)

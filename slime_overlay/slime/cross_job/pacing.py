@@ -170,8 +170,9 @@ class Pacing(Shelf):
         job.crashes[rollout_id] = number = job.crashes.get(rollout_id, 0) + 1
         if number >= _CRASHES:
             words = f"{number} train jobs in a row ended while they trained on it, the last one: {reason}"
-            replacement = rollout_id in job.dead_letters  # which nobody has passed: it is not the rollout's fault
-            if replacement:
+            before = job.dead_letters.get(rollout_id)
+            replacement = before is not None and before["version"] > 0  # of one that was published and trained on, too
+            if replacement:  # then it is not the rollout's fault
                 words += ". So did those that trained on the rollout which it replaces: look for the cause elsewhere"
             self._set_aside(job, rollout_id, words, stuck=replacement)
 

@@ -14,13 +14,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, param_is_not_tensor_parallel_duplicate
-
-SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+from megatron_arguments_v031 import MODEL_PARALLEL
 
 
 def sizes(args: object) -> tuple[int, int, int]:
     """Tensor, pipeline and context parallel size that slime's arguments ask for."""
-    return tuple(getattr(args, name, 1) for name in SIZES)
+    return tuple(getattr(args, name, 1) for name in MODEL_PARALLEL)
 
 
 def join_parallel_groups(tensor: int = 1, pipeline: int = 1, context: int = 1) -> None:
