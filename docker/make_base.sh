@@ -8,6 +8,7 @@
 #
 # Needs root, debootstrap, and Python 3.11 (PYTHON). What it made it does not make again. Prints the image's name.
 set -euo pipefail
+case " $* " in *" --help "* | *" -h "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/slime-cross-job
 python=${PYTHON:-python3}

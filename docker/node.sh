@@ -8,6 +8,7 @@
 #
 # Variables: REDIS_PASSWORD_FILE (no password), CPUS (4), GPUS (what Ray finds), OBJECT_STORE_BYTES (half of /dev/shm).
 set -euo pipefail
+[ "${1:-}" != --help ] || exec sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
 token=${RAY_AUTH_TOKEN_PATH:-}
 
 main() {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Applies the patches and the overlay to a slime checkout, or checks, verifies, reverses or ports them:
-# scripts/apply.sh SLIME_DIR [--check | --reverse | --verify] [--pin NAME] [--port]
+# scripts/apply.sh SLIME_DIR [--check | --reverse | --verify] [--pin NAME] [--port [--anyway]]
 # Needs git and Python 3.10 or newer (PYTHON names another than python3), no virtual environment.
 set -euo pipefail
 command -v "${PYTHON:-python3}" >/dev/null || {
     echo "error: no ${PYTHON:-python3} here: install Python 3.10 or newer, or set PYTHON to an interpreter" >&2
     exit 2
 }
-exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/patchset.py" apply "$@"
+exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/patchset" apply "$@"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+
 from local_cluster import LocalCluster, begin_without, says_why
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,9 +26,8 @@ sys.path.insert(0, str(OVERLAY))
 import bench_batch  # noqa: E402
 import bench_broker  # noqa: E402
 from bench_report import figure, machine, targets_table  # noqa: E402
-
+from slime.cross_job.client.jobs import run  # noqa: E402
 from slime.cross_job.errors import BadInput  # noqa: E402
-from slime.cross_job.jobs import run  # noqa: E402
 
 _MB = 1_000_000
 _STORE_BYTES = {"full": 8_000 * _MB, "quick": 2_000 * _MB}

@@ -13,8 +13,8 @@ import ray
 import torch
 
 from slime.cross_job.batch import Batch
-from slime.cross_job.consumer import Consumer, Rollout
-from slime.cross_job.producer import returned
+from slime.cross_job.client.consumer import Consumer, Rollout
+from slime.cross_job.client.producer import returned
 
 DICTS, TENSORS, PACKED, CROSS_JOB, FLOOR = "dict of lists", "tensors", "packed", "cross-job", "floor"
 """The ways to hand a batch over: slime at 079dbcf, slime v0.3.1, a batch through plain Ray, cross-job end to end."""

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any
 
 import ray
+
 from bench_actors import CROSS_JOB, DICTS, FLOOR, PACKED, TENSORS, Maker, Reader, batch_of
 from bench_report import Target, figure, spread, summary, table
-
-from slime.cross_job.producer import Producer
+from slime.cross_job.client.producer import Producer
 
 WAYS = (DICTS, TENSORS, FLOOR, PACKED, CROSS_JOB)
 SAMPLES = 512

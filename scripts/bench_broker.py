@@ -6,21 +6,20 @@ broker of its own (a namespace each), so that they can be measured in turns.
 """
 
 import gc
-import os
 import random
-import resource
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
-from bench_report import Target, figure, spread, summary, table
 
-from slime.cross_job.consumer import Consumer
-from slime.cross_job.link import Deadline, Link
-from slime.cross_job.producer import Producer
+from bench_report import Target, figure, spread, summary, table
+from slime.cross_job.client.connection import Connection
+from slime.cross_job.client.consumer import Consumer
+from slime.cross_job.client.producer import Producer
+from slime.cross_job.deadline import Deadline
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME, Payload
 
 RETAINED = (10, 1_000, 10_000)
@@ -36,10 +35,10 @@ class Load:
         self.count = count
         self.producer = Producer(job_id, namespace=namespace)
         self.consumer = Consumer(job_id, namespace=namespace)
-        self.link = Link(namespace)
+        self.connection = Connection(namespace)
         self.broker = ray.get_actor(BROKER_NAME, namespace=namespace)
         node_id = self.producer.info.node_id
-        incarnation = ray.get(self.link.vault_on(node_id).hello.remote())["incarnation"]
+        incarnation = ray.get(self.connection.vault_on(node_id).hello.remote())["incarnation"]
         self.vault = f"{VAULT_NAME}_{node_id}/{incarnation}"  # the broker watches over it
         self.claim_ms: list[float] = []
         self.next_ms: list[float] = []
@@ -58,7 +57,9 @@ class Load:
         """Claim a rollout by id, then the lowest free one; each is given back, untimed."""
         for asked, into in ((rollout_id, self.claim_ms), (None, self.next_ms)):
             start = time.perf_counter()
-            found = self.link.wait(Deadline(60), "claim", self.consumer.info.client_id, asked, token=uuid.uuid4().hex)
+            found = self.connection.wait(
+                Deadline(60), "claim", self.consumer.info.client_id, asked, token=uuid.uuid4().hex
+            )
             into.append(1e3 * (time.perf_counter() - start))
             self.consumer.release(found.rollout_id)
 
@@ -68,7 +69,7 @@ class Load:
 
         def ask(me: int) -> None:
             while time.perf_counter() < end:
-                self.link.call("get", self.producer.job_id, (me + done[me]) % self.count)
+                self.connection.call("get", self.producer.job_id, (me + done[me]) % self.count)
                 done[me] += 1
 
         threads = [threading.Thread(target=ask, args=(me,), daemon=True) for me in range(callers)]
@@ -171,4 +172,4 @@ def _payload(rollout_id: int, vault: str) -> Payload:
 def _resident_bytes(broker: Any) -> int:
     """Runs in the broker's process."""
     gc.collect()
-    return int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * resource.getpagesize()
+    return psutil.Process().memory_info().rss

@@ -1,7 +1,7 @@
 """Whether a store that holds much is slow: claims, listings of ids and publishing with 10,000 rollouts of 100 KB,
 and publishing while 9,000 of them are freed. Run by itself: `scripts/bench.sh --lifecycle [--quick] [--json FILE]`.
 
-Two processes, without Ray. One is the broker: its own ledger, keeper and books, with a journal in the store, asked
+Two processes, without Ray. One is the broker: its own ledger and replicas, with a journal in the store, asked
 over a socket; there are no vaults, which would keep a copy of each change. The other is the vault's part and the
 clients': it writes payloads (durably, with checksums) and asks. What Ray adds, hops of 1 to 2 ms, is in neither.
 Publishing is a payload in the store and its entry in the journal.
@@ -26,13 +26,12 @@ from typing import Any
 
 from bench_report import Target, figure, machine, table, targets_table
 from bench_stores import own_redis
-
-from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
-from slime.cross_job.books import Books
-from slime.cross_job.keeper import Keeper
+from slime.cross_job.broker.durability import Durability
+from slime.cross_job.broker.replicas import Replicas
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.stores import open_store
+from slime.cross_job.storage import open_store
+from slime.cross_job.storage.payloads import Archive, new_name
 from slime.cross_job.types import ClientInfo, Payload
 
 _JOB = "bench"
@@ -41,13 +40,13 @@ _WRITERS = 8  # that fill the store
 
 
 class BrokerProcess:
-    """What broker.py does around a ledger, for one job; `serve` is the whole life of a process."""
+    """What broker/actor.py does around a ledger, for one job; `serve` is the whole life of a process."""
 
     def __init__(self, uri: str):
         self._uri = uri
         self._ledger = Ledger()
-        self._books = Books(self._ledger, "bench")
-        self._keeper = Keeper("bench", self._ledger, self._books)
+        self._durability = Durability(self._ledger, "bench")
+        self._replicas = Replicas("bench", self._ledger, self._durability)
         self._freeing: asyncio.Task[None] | None = None
         self._freed_s = 0.0
 
@@ -70,31 +69,33 @@ class BrokerProcess:
                 threading.Thread(target=answer, args=(listener.accept(),), daemon=True).start()
 
     async def begin(self) -> None:
-        await self._books.open(_JOB, self._uri)
+        await self._durability.open(_JOB, self._uri)
         for name, role, group in (("p", "producer", ""), ("c", "consumer", "train")):
-            self._ledger.attach(ClientInfo(name, _JOB, role, group=group), max_ahead=1_000_000, store=self._uri)
-        await self._keeper.keep(_JOB)
+            self._ledger.membership.attach(
+                ClientInfo(name, _JOB, role, group=group), max_ahead=1_000_000, store=self._uri
+            )
+        await self._replicas.keep(_JOB)
 
     async def call(self, operation: str, *args: Any) -> Any:
         if operation == "publish_all":  # nobody is told of one before the other
             for rollout_id, payload in args[0]:
                 self._ledger.publish("p", rollout_id, payload)
-            await self._keeper.keep(_JOB)
+            await self._replicas.keep(_JOB)
             return None
         if operation == "freed_s":  # None: not yet
             done = self._freeing is None or self._freeing.done()
-            return self._freed_s if done and not self._books.may_free else None
+            return self._freed_s if done and not self._durability.may_free else None
         answer = getattr(self._ledger, operation)(*args)
         if operation not in _READS:
-            await self._keeper.keep(_JOB)
-            self._ledger.take_drops()
-            if self._books.may_free and (self._freeing is None or self._freeing.done()):
+            await self._replicas.keep(_JOB)
+            self._ledger.garbage.take_drops()
+            if self._durability.may_free and (self._freeing is None or self._freeing.done()):
                 self._freeing = asyncio.get_running_loop().create_task(self._free())
         return answer
 
     async def _free(self) -> None:
         began = time.perf_counter()
-        await self._books.free()
+        await self._durability.free()
         self._freed_s = time.perf_counter() - began
 
 

@@ -19,11 +19,11 @@ from typing import Any
 from bench_report import Target, figure, machine, table, targets_table
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "cluster"), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from compose import ComposeCluster, daemon  # noqa: E402
-from namespaces import NamespaceCluster  # noqa: E402
-from node_cluster import NodeCluster  # noqa: E402
+from tests.support.compose import ComposeCluster, daemon  # noqa: E402
+from tests.support.namespaces import NamespaceCluster  # noqa: E402
+from tests.support.node_cluster import NodeCluster  # noqa: E402
 
 _MB, _GB = 1_000_000, 1 << 30
 _PROGRAM = ROOT / "tests" / "cluster" / "measured.py"

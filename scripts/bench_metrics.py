@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import ray
+
 from bench_report import Target, figure, machine, spread, summary, table, targets_table
 from local_cluster import LocalCluster, begin_without, says_why
-
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.batch import Batch
+from slime.cross_job.broker.exporter import EVERY_S, Exporter
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.metrics import EVERY_S, Exporter, Latencies
+from slime.cross_job.metrics import Latencies
 from slime.cross_job.types import ClientInfo, Payload
 
 OVERLAY = Path(__file__).resolve().parent.parent / "slime_overlay"
@@ -46,8 +47,8 @@ def rounds_ms(jobs: int, count: int) -> list[float]:
     """Milliseconds of one round of the export, of so many jobs of which each has moved since the last."""
     ledger = Ledger()
     for job in range(jobs):
-        ledger.attach(ClientInfo(f"p{job}", f"bench{job}", "producer"))
-        ledger.attach(ClientInfo(f"c{job}", f"bench{job}", "consumer", group="train"))
+        ledger.membership.attach(ClientInfo(f"p{job}", f"bench{job}", "producer"))
+        ledger.membership.attach(ClientInfo(f"c{job}", f"bench{job}", "consumer", group="train"))
     for rollout_id in range(_RETAINED):
         move(ledger, jobs, rollout_id)
     exporter, samples = Exporter(ledger), []

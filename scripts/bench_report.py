@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 @dataclass(frozen=True)
 class Target:
@@ -60,12 +62,12 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 def machine() -> dict[str, Any]:
     """CPU, memory, versions and load: what the figures are to be read with."""
     cpu = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo")}
+    memory = psutil.virtual_memory()
     return {
         "cpu": cpu[0] if cpu else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(memory["MemTotal"] / 1e9, 1),
-        "memory_available_gb": round(memory["MemAvailable"] / 1e9, 1),
+        "memory_gb": round(memory.total / 1e9, 1),
+        "memory_available_gb": round(memory.available / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("ray", "pyarrow", "numpy", "torch")},

@@ -11,12 +11,11 @@ import time
 from dataclasses import dataclass, replace
 
 from bench_report import figure, table
-
-from slime.cross_job import vault
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.records import TABLES
-from slime.cross_job.snapshot import gathered, listing, restore, snapshot
+from slime.cross_job.ledger.snapshot import gathered, listing, restore, snapshot
+from slime.cross_job.ledger.state import TABLES
 from slime.cross_job.types import ClientInfo, Located, Payload
+from slime.cross_job.vault import actor as vault
 
 _JOB = "bench"
 
@@ -35,8 +34,8 @@ class Restart:
 def measure(rollouts: int) -> Restart:
     """Restart a broker whose only job has so many rollouts."""
     ledger, held = Ledger(), list[Located]()
-    ledger.attach(ClientInfo("p", _JOB, "producer"), max_ahead=rollouts)
-    ledger.attach(ClientInfo("c", _JOB, "consumer", group="train"))
+    ledger.membership.attach(ClientInfo("p", _JOB, "producer"), max_ahead=rollouts)
+    ledger.membership.attach(ClientInfo("c", _JOB, "consumer", group="train"))
     for rollout_id in range(rollouts):
         payload = Payload(f"{rollout_id:032x}", f"{'f' * 56}/1", 20_000, num_samples=512, weight_version=rollout_id)
         payload = replace(payload, columns=("tokens", "mask"), source={"next": 512 * rollout_id})

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from bench_actors import columns_of, tensors_of
 from bench_report import Target, spread, summary, table, targets_table
-
-from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
-from slime.cross_job.stores import open_store
+from slime.cross_job.storage import open_store
+from slime.cross_job.storage.payloads import Archive, new_name
 
 _MB = 1_000_000
 
@@ -187,8 +187,8 @@ def _packed(value: Any) -> bytes:
 @contextlib.contextmanager
 def own_redis() -> Iterator[str | None]:
     """URI of a redis-server of our own, where there is one; its persistence is off, as for the plain way."""
-    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-    from redis_server import RedisServer, program
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from tests.support.redis_server import RedisServer, program
 
     if not program():
         yield None

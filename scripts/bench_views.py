@@ -2,7 +2,7 @@
 the live view and a `top` at 2 Hz cost the broker; and a hand-over with traces on and off. Run by itself:
 `scripts/bench.sh --views [--quick] [--json FILE]`.
 
-The broker's time is its process's, as the kernel counts it (/proc/PID/stat), in percent of one core, beside what it
+The broker's time is its process's, as the kernel counts it, in percent of one core, beside what it
 takes when nobody looks. Viewers are browsers' requests: each asks the server once a second what is new since its last
 answer; a rollout is published, claimed and acked twice a second meanwhile, so that there is always something new.
 """
@@ -21,11 +21,11 @@ from typing import Any
 
 import aiohttp
 import ray
+from ray.util.state import list_actors
+
 from bench_metrics import Way
 from bench_report import Target, figure, machine, spread, summary, table, targets_table
 from local_cluster import LocalCluster, begin_without, cpu_s, says_why
-from ray.util.state import list_actors
-
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.ops.viewer import Viewer
 from slime.cross_job.ops.web import WebView
@@ -41,7 +41,7 @@ def fill(producer: Producer, count: int) -> None:
     for rollout_id in range(count):
         meta = {"reward": rollout_id / count, "generate_s": 1.0}
         payload = Payload(f"t{rollout_id}", "", 1000, num_samples=64, weight_version=rollout_id, meta=meta)
-        producer.link.call("publish", producer.info.client_id, rollout_id, payload)
+        producer.connection.call("publish", producer.info.client_id, rollout_id, payload)
 
 
 def times_ms(work: Callable[[], Any], count: int) -> list[float]:

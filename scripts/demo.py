@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from job_api import job_client
-from local_cluster import CREDENTIALS, LocalCluster, begin_without, says_why
 from ray.job_submission import JobStatus, JobSubmissionClient
 from tqdm import tqdm
+
+from job_api import job_client, probe_http
+from local_cluster import CREDENTIALS, LocalCluster, begin_without, says_why
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERLAY = ROOT / "slime_overlay"
@@ -32,9 +34,10 @@ sys.path[:0] = [str(OVERLAY), str(EXAMPLE)]
 
 from recipe import Recipe  # noqa: E402
 
+from slime.cross_job.client.connection import Connection, ensure_ray, find_address, probe  # noqa: E402
+from slime.cross_job.client.jobs import run  # noqa: E402
 from slime.cross_job.errors import BadInput, ClusterUnreachable, CrossJobError  # noqa: E402
-from slime.cross_job.jobs import run  # noqa: E402
-from slime.cross_job.link import Link, ensure_ray, find_address  # noqa: E402
+from slime.cross_job.ledger.state import CLAIMED, PUBLISHED  # noqa: E402
 from slime.cross_job.ops.report import write_report  # noqa: E402
 from slime.cross_job.ops.viewer import Viewer  # noqa: E402
 from slime.cross_job.types import check_job_id  # noqa: E402
@@ -42,6 +45,7 @@ from slime.cross_job.types import check_job_id  # noqa: E402
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 _SAMPLE_S = 0.25  # between two looks at the broker
 _LINE_S = 5.0  # between two lines where there is no terminal
+_LISTENS_S, _ANSWERS_S = 4.0, 8.0  # for a cluster that was named to take a connection, and to say something
 _FREED_S = 20.0  # without anything freed, after which the object store counts as what it is
 
 
@@ -55,6 +59,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--job-id", default="demo", help="name of the experiment (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for logs, figures and picture (default: a new one in out/)")
     parser.add_argument("--json", type=Path, help="write the summary there, machine-readable")
+    parser.add_argument("--device", default="cpu", help="where both models are: cpu or cuda (default: %(default)s)")
+    parser.add_argument("--num-gpus", type=float, default=0, help="GPUs of each job, also a share (default: none)")
+    parser.add_argument(
+        "--tensors", action="store_true", help="publish rollouts from tensors of the device, not lists"
+    )
     parser.add_argument("--keep-cluster", action="store_true", help="leave the Ray cluster running, to look around")
     parser.add_argument(
         "--address",
@@ -90,12 +99,16 @@ def runtime_env() -> dict[str, Any]:
 
 def submit(client: JobSubmissionClient, script: str, name: str, args: argparse.Namespace) -> None:
     options = ["--rollouts", args.rollouts, "--seed", args.seed, "--job-id", args.job_id, "--out", args.out]
-    command = [sys.executable, EXAMPLE / script, *options, "--cross-job-max-ahead", args.max_ahead]
+    options += ["--device", args.device, "--cross-job-max-ahead", args.max_ahead]
     role = script.removesuffix("_job.py")
+    if role == "rollout":  # its sampler has the model, in the train job the driver
+        options += ["--num-gpus", args.num_gpus, *(["--tensors"] if args.tensors else [])]
+    command = [sys.executable, EXAMPLE / script, *options]
     client.submit_job(
         entrypoint=shlex.join(map(str, command)),
         submission_id=name,
         entrypoint_resources={role: 0.01} if role in ray.cluster_resources() else None,
+        entrypoint_num_gpus=args.num_gpus if role == "train" and args.num_gpus else None,
         runtime_env=runtime_env(),
     )
 
@@ -127,13 +140,21 @@ def end_on_signals() -> None:
         signal.signal(number, end)
 
 
-def connect(address: str) -> tuple[str, JobSubmissionClient]:
-    """Become a driver of the cluster there; the address of its job API, and a client of that."""
+def connect(address: str, theirs: bool) -> tuple[str, JobSubmissionClient]:
+    """Become a driver of the cluster there; the address of its job API, and a client of that. `theirs`: it is not one
+    that was started here, and may not answer."""
+    if theirs:
+        try:
+            probe(address, _LISTENS_S, _ANSWERS_S)
+        except TimeoutError as error:
+            raise ClusterUnreachable(f"no Ray cluster answers at {address}: {error}; check the address") from None
     context = ensure_ray(address, logging_level=logging.ERROR, runtime_env=runtime_env())
     if not context.dashboard_url:
         raise ClusterUnreachable(f"the Ray cluster at {address} has no dashboard, hence takes no jobs")
     api = f"http://{context.dashboard_url}"
     try:
+        if theirs:
+            probe_http(f"{api}/api/version", _ANSWERS_S)
         return api, job_client(api)
     except (OSError, RuntimeError) as error:
         raise ClusterUnreachable(f"no Ray job API answers at {api}: {error}") from None
@@ -149,7 +170,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def watch(
-    client: JobSubmissionClient, jobs: dict[str, str], link: Link, args: argparse.Namespace
+    client: JobSubmissionClient, jobs: dict[str, str], connection: Connection, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Show progress until both jobs are over; returns what the broker said over time."""
     seen: list[dict[str, Any]] = []
@@ -158,7 +179,7 @@ def watch(
     bar = tqdm(total=args.rollouts, unit="rollout", disable=not terminal)
     while True:
         over = all(client.get_job_status(job) in _OVER for job in jobs.values())
-        status = link.call("status").get(args.job_id)
+        status = connection.call("status").get(args.job_id)
         if status is not None:
             trained = lines(args.out / "train.jsonl")
             rewards = [line["reward"] for line in trained[-5:]]
@@ -184,8 +205,9 @@ def watch(
         time.sleep(_SAMPLE_S)
 
 
-def audit(out: Path, broker: dict[str, Any]) -> dict[str, Any]:
-    """Count from the two jobs' own records; what the broker counted must agree with them, see `finish`."""
+def audit(out: Path, broker: dict[str, Any], held: set[int]) -> dict[str, Any]:
+    """Count from the two jobs' own records; what the broker counted must agree with them, see `finish`. What was
+    published and not trained on is lost, unless the broker knows that it is `held`."""
     published, trained = lines(out / "rollout.jsonl"), lines(out / "train.jsonl")
     times = Counter(line["rollout_id"] for line in trained)
     rewards = [line["reward"] for line in trained]
@@ -193,7 +215,8 @@ def audit(out: Path, broker: dict[str, Any]) -> dict[str, Any]:
         "published": len(published),
         "claimed": broker.get("claimed", 0),  # the only figure that the jobs' own records do not hold
         "acked": len(trained),
-        "lost": len({line["rollout_id"] for line in published} - set(times)),
+        "lost": len({line["rollout_id"] for line in published} - set(times) - held),
+        "not_acked": len(({line["rollout_id"] for line in published} & held) - set(times)),
         "duplicated": sum(n - 1 for n in times.values()),
         "reward_first5": statistics.fmean(rewards[:5]) if rewards else None,
         "reward_last5": statistics.fmean(rewards[-5:]) if rewards else None,
@@ -234,7 +257,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         cluster = None
         if address is None:
-            cluster = LocalCluster(outlives_us=args.keep_cluster)
+            cluster = LocalCluster(outlives_us=args.keep_cluster, num_gpus=math.ceil(2 * args.num_gpus))
             if args.keep_cluster:
                 cluster.start()
                 kept = f"the cluster stays: dashboard {cluster.api}; end it with `kill {cluster.pid}`"
@@ -242,18 +265,18 @@ def main() -> None:
             else:
                 stack.enter_context(cluster)
             address = cluster.address
-        api, client = connect(address)
+        api, client = connect(address, theirs=cluster is None)
         stack.callback(ray.shutdown)
         print(f"Ray cluster at {address}, dashboard {api}; output in {args.out}", flush=True)
         end_on_signals()  # ray.init has put a handler of its own in place, which ends without cleaning up
-        link = Link()
+        connection = Connection()
         before = store_bytes()
         jobs = {role: f"demo-{role}-{uuid.uuid4().hex[:12]}" for role in ("rollout", "train")}
         stack.callback(stop, client, jobs.values())  # where we are interrupted
         for role, name in jobs.items():
             submit(client, f"{role}_job.py", name, args)
         print("submitted two Ray jobs: " + ", ".join(f"{role} {job}" for role, job in jobs.items()), flush=True)
-        seen = watch(client, jobs, link, args)
+        seen = watch(client, jobs, connection, args)
         after = store_bytes()
         deadline = time.monotonic() + _FREED_S
         while after > 1.05 * before and time.monotonic() < deadline:
@@ -261,8 +284,12 @@ def main() -> None:
             last, after = after, store_bytes()
             if after < last:
                 deadline = time.monotonic() + _FREED_S
+        held: set[int] = set()
         if seen:
-            write_report(Viewer(), args.job_id, args.out / "report.html")
+            viewer = Viewer()
+            write_report(viewer, args.job_id, args.out / "report.html")
+            rows = viewer.look(args.job_id)["progress"]
+            held = {row["rollout_id"] for row in rows if row["state"] in (PUBLISHED, CLAIMED)}
         states = {role: client.get_job_status(job).value for role, job in jobs.items()}
         for role, job in jobs.items():
             (args.out / f"{role}.log").write_text(client.get_job_logs(job))
@@ -273,7 +300,7 @@ def main() -> None:
         "rollouts": args.rollouts,
         "seed": args.seed,
         "max_ahead": args.max_ahead,
-        **audit(args.out, seen[-1] if seen else {}),
+        **audit(args.out, seen[-1] if seen else {}, held),
         "object_store_bytes_before": before,
         "object_store_bytes_after": after,
         "wall_s": round(time.monotonic() - started, 1),
@@ -287,19 +314,24 @@ def finish(args: argparse.Namespace, summary: dict[str, Any], seen: list[dict[st
     (args.out / "summary.json").write_text(text + "\n")
     if args.json:
         args.json.write_text(text + "\n")
-    draw(args.out / "demo.png", args.out, seen, f"{args.job_id}: seed {args.seed}, max-ahead {args.max_ahead}")
     for key, value in summary.items():
         print(f"{key:27} {value}")
-    print(f"picture: {args.out / 'demo.png'}")
+    try:
+        draw(args.out / "demo.png", args.out, seen, f"{args.job_id}: seed {args.seed}, max-ahead {args.max_ahead}")
+        print(f"picture: {args.out / 'demo.png'}")
+    except ImportError as error:
+        print(f"picture: none ({error})")
     if seen:
         print(f"report: {args.out / 'report.html'}")
     wrong = [f"the {role} job is {state}: see {args.out}/{role}.log" for role, state in summary["states"].items()]
     wrong = [text for text in wrong if "SUCCEEDED" not in text]
-    wrong += [f"{summary[k]} rollouts {k}" for k in ("lost", "duplicated") if summary[k]]
+    wrong += [
+        f"{summary[k]} rollouts {k.replace('_', ' ')}" for k in ("lost", "duplicated", "not_acked") if summary[k]
+    ]
     counted = {k: seen[-1][k] if seen else 0 for k in ("published", "claimed", "acked")}
     if not wrong and any(summary[k] != args.rollouts or counted[k] != args.rollouts for k in counted):
-        own = {k: summary[k] for k in counted}
-        wrong.append(f"of {args.rollouts} rollouts the jobs count {own} and the broker {counted}")
+        own, brokers = (", ".join(f"{of[k]} {k}" for k in counted) for of in (summary, counted))
+        wrong.append(f"of {args.rollouts} rollouts the jobs count {own}; the broker counts {brokers}")
     before, after = summary["object_store_bytes_before"], summary["object_store_bytes_after"]
     if not wrong and after > 1.05 * before:
         wrong.append(f"the object store holds {after} bytes, {before} at the start")

@@ -3,5 +3,6 @@
 # small language model together. Makes its environment first. Options: see --help.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
+case " $* " in *" --help "* | *" -h "*) exec "${PYTHON:-python3}" "$here/usage.py" "$here/demo.py" ;; esac
 python=$(. "$here/env.sh" && echo "$VENV/bin/python") # apart: with --address, the caller's token counts
 exec "$python" "$here/demo.py" "$@"

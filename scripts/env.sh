@@ -2,6 +2,7 @@
 #
 # Environments live in ${XDG_CACHE_HOME:-~/.cache}/slime-cross-job, keyed by the hash of their requirements and of the
 # interpreter, so that checkouts share them. PYTHON names the interpreter (default: python3, 3.10 to 3.12).
+# MAKE=no: exit code 3 where there is none.
 # ENVIRONMENT=slime chooses the one that also holds what slime, SGLang and megatron-core need on a CPU (Python 3.11).
 # shellcheck shell=bash
 
@@ -53,6 +54,7 @@ _make_environment() {
     exec 9>"$VENV.lock"
     flock 9 # one set-up at a time; the others wait for it
     if [ ! -e "$VENV/.ready" ]; then
+        [ "${MAKE:-}" != no ] || exit 3
         echo "making the Python environment $VENV (once; some minutes)" >&2
         rm -rf "$VENV"
         "$PYTHON" -m venv "$VENV" || die "$PYTHON -m venv failed: on Debian install python3-venv"

@@ -6,4 +6,4 @@ command -v "${PYTHON:-python3}" >/dev/null || {
     echo "error: no ${PYTHON:-python3} here: install Python 3.10 or newer, or set PYTHON to an interpreter" >&2
     exit 2
 }
-exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/patchset.py" export "$@"
+exec "${PYTHON:-python3}" "$(dirname "${BASH_SOURCE[0]}")/patchset" export "$@"

@@ -8,6 +8,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,14 @@ def job_client(address: str, **how: Any) -> JobSubmissionClient:
     avoid_proxy(address)
     with exactly(address):
         return JobSubmissionClient(address, **how)
+
+
+def probe_http(address: str, timeout_s: float) -> None:
+    """Raise OSError where nobody answers at `address` (http://HOST:PORT/PATH) within `timeout_s` seconds: Ray's client
+    would wait without end."""
+    avoid_proxy(address)
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(address, timeout=timeout_s):
+        pass
 
 
 def avoid_proxy(address: str) -> None:

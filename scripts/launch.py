@@ -6,21 +6,25 @@ answers. With --stop: 1 when it had not ended in time.
 """
 
 import argparse
+import difflib
+import functools
 import importlib.util
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 from launch_environment import environment
 
 SCRIPTS = {"rollout": "cross_job_rollout.py", "train": "train.py"}
-_FLAGS = Path(__file__).resolve().parents[1] / "slime_overlay" / "slime" / "cross_job_arguments.py"
+_FLAGS = Path(__file__).resolve().parents[1] / "slime_overlay" / "slime" / "cross_job_settings.py"
 _VERIFY_S = 300.0
-_STORES = ("redis", "rediss", "unix", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # what stores/ opens
+_STORES = ("redis", "rediss", "unix", "s3", "gs", "az", "abfs", "abfss")  # what stores/ opens
 
 
 def main(role: str, words: list[str]) -> int:
@@ -112,10 +116,7 @@ def _check_submission(
 ) -> None:
     if "--" not in words:
         parser.error("no -- before slime's arguments")
-    if wrong := [word for word in rest[::2] if not word.startswith("--cross-job-") or word == "--cross-job-role"]:
-        parser.error(f"{wrong[0]} is no option here: slime's own arguments go behind --")
-    if len(rest) % 2:
-        parser.error(f"{rest[-1]} needs a value")
+    _check_settings(parser, rest)
     if any("=" not in text for text in options.env):
         parser.error("an --env without =: give NAME=VALUE")  # not shown: it may be a secret
     _refuse_passwords(parser, options, words, rest)
@@ -125,15 +126,42 @@ def _check_submission(
         parser.error(f"--image-checkout {options.image_checkout}: give an absolute path, on the nodes")
 
 
+@functools.cache
+def _table() -> types.ModuleType:
+    """The overlay's table of the cross-job flags, which is there also where slime is not."""
+    spec = importlib.util.spec_from_file_location("cross_job_settings", _FLAGS)
+    assert spec is not None
+    assert spec.loader is not None
+    table = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclass looks itself up there
+    spec.loader.exec_module(table)
+    return table
+
+
+def _check_settings(parser: argparse.ArgumentParser, rest: list[str]) -> None:
+    """Exits with the reason if these words are not cross-job flags of the table, with values that may be."""
+    table = _table()
+    reader = argparse.ArgumentParser(prog=parser.prog, usage=parser.usage, allow_abbrev=False, add_help=False)
+    given, wrong = table.add_settings(reader).parse_known_args(rest)
+    if wrong:
+        word = wrong[0].partition("=")[0]  # its value may be a secret
+        known = [table.flag(name) for name in (*table.ABOUT, *table.STORE_SOURCES)]
+        meant = difflib.get_close_matches(word, known, n=1, cutoff=0.85)
+        parser.error(f"{word} is no option here: " + (f"{meant[0]}?" if meant else "slime's arguments go behind --"))
+    for name, about in table.ABOUT.items():
+        value = getattr(given, f"cross_job_{name}")
+        if value is None:
+            continue
+        if about["choices"] and value not in about["choices"]:
+            parser.error(f"{table.flag(name)} {value} is none of {', '.join(about['choices'])}")
+        if about["kind"] is not str and not about["least"] <= value < math.inf:
+            parser.error(f"{table.flag(name)} {value} must be {about['least']} or more")
+
+
 def _refuse_passwords(
     parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], rest: list[str]
 ) -> None:
     """Ray shows a job's command line and its variables to all who may list jobs, and keeps them."""
-    spec = importlib.util.spec_from_file_location("cross_job_arguments", _FLAGS)
-    assert spec is not None
-    assert spec.loader is not None
-    flags = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(flags)
+    flags = _table()
     named, option, found = set(), "", []
     for word in (*rest, *words[words.index("--") + 1 :]):
         option, _, value = word.partition("=") if word.startswith("--") else (option, "", word)

@@ -13,11 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 from launch_cluster_texts import ROLES, STOP_WAIT_S, commands, slurm
-from local_cluster import CREDENTIALS, LocalCluster, NotStarted, processes_of
+from local_cluster import CREDENTIALS, LocalCluster, NotStarted, is_alive, processes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "docker" / "docker-compose.yml"
@@ -102,6 +103,8 @@ def start_local(options: argparse.Namespace) -> None:
         fail(f"it runs already, at {record['api']}: end it first, with --stop")
     if not Path(sys.executable).with_name("ray").exists():
         fail(f"no ray beside {sys.executable}: activate the environment that slime runs in")
+    if find_spec("psutil") is None:
+        fail("it needs psutil, which slime's environment has: pip install psutil")
     wanted = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
     stop_wait_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", STOP_WAIT_S)
     cluster = LocalCluster(
@@ -161,7 +164,7 @@ def _processes(record: dict) -> list[int]:
     """Process ids of the cluster: those of its head's session, and those that have its marker (drivers of jobs)."""
     head, marker = record["pid"], record["marker"]
     known = processes_of(marker, -1)
-    reused = Path(f"/proc/{head}").exists() and head not in known  # its number is another's by now
+    reused = is_alive(head) and head not in known  # its number is another's by now
     return known if reused else processes_of(marker, head)
 
 

@@ -17,11 +17,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from job_api import exactly, job_client, proxy_of
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails
 from ray.util import state
 from ray.util.state.exception import RayStateApiException
+
+from job_api import exactly, job_client, proxy_of
 
 JOB_ID, ROLE = "cross_job_id", "cross_job_role"  # in the metadata of the jobs
 ANSWER_S = 60.0

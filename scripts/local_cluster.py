@@ -178,7 +178,11 @@ class LocalCluster:
     def check(self) -> None:
         """Raise NotStarted where its head has ended."""
         if self._process is None or self._process.poll() is not None:
-            raise NotStarted(f"the local Ray cluster at {self.address} has ended: its machine may be overloaded")
+            log = self.folder / "start.log"
+            said = log.read_text(errors="replace")[-2000:].strip() if log.exists() else "nothing"
+            raise NotStarted(
+                f"the local Ray cluster at {self.address} has ended: its machine may be overloaded. Ray said:\n{said}"
+            )
 
     def pids(self) -> list[int]:
         """Process ids of the cluster and of everything that runs in it.
@@ -218,14 +222,33 @@ class LocalCluster:
 
 def processes_of(marker: str, session: int) -> list[int]:
     """Ids of the living processes that have this marker, or are of this session; but for this one."""
-    marked, found = f"{MARKER}={marker}".encode(), []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        with contextlib.suppress(OSError):
-            ours = os.getsid(pid) == session or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            alive = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if ours and alive and pid != os.getpid():
-                found.append(pid)
+    import psutil  # here: who only prints how to start a cluster needs none
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            ours = os.getsid(process.pid) == session or process.environ().get(MARKER) == marker
+            if ours and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(process.pid)
     return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended, and of which its parent has not heard yet, is not alive."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def command_of(pid: int) -> list[str]:
+    """Its command line, or the title that it gave itself; [""] where it has ended."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).cmdline() or [""]
+    return [""]
 
 
 def wait_started(
@@ -253,12 +276,14 @@ def wait_started(
 
 def cpu_s(pids: list[int]) -> float:
     """Seconds of processor time that those of these processes have taken that live."""
-    ticks = 0
+    import psutil
+
+    taken_s = 0.0
     for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            taken_s += times.user + times.system
+    return taken_s
 
 
 def end_with_parent(by: int = signal.SIGTERM) -> None:

@@ -21,13 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slime.cross_job import debug_files
-from slime.cross_job.arguments import PEER_GRACE_S
+from slime.cross_job.adapter import debug_files
+from slime.cross_job.adapter.arguments import PEER_GRACE_S
+from slime.cross_job.client.jobs import run
 from slime.cross_job.errors import BadInput, PayloadDamaged
-from slime.cross_job.jobs import run
-from slime.cross_job.recording import IMPORTED, Header, Recording, ids_text, is_recording, recordings
 from slime.cross_job.settings import COMPRESSIONS, Settings, add_arguments, store_uri
-from slime.cross_job.stores import Store, open_store
+from slime.cross_job.storage import Store, open_store
+from slime.cross_job.storage.recording import IMPORTED, Header, Recording, ids_text, is_recording, recordings
 from slime.cross_job.types import Ids, check_job_id
 
 
@@ -112,7 +112,7 @@ def _store(options: argparse.Namespace) -> Store:
 
 
 def _record(options: argparse.Namespace) -> None:
-    from slime.cross_job.replay import record
+    from slime.cross_job.adapter.replay import record
 
     settings = _connected(options)
     name = options.recording or f"{options.job_id}.recording"
@@ -121,7 +121,7 @@ def _record(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from slime.cross_job.replay import serve, terms_of
+    from slime.cross_job.adapter.replay import serve, terms_of
 
     recording = Recording(_store(options), options.recording)
     free = tuple(name if name in recording.terms else f"--{name}" for name in options.free)
@@ -179,7 +179,7 @@ def _summary(recording: Recording) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from slime.cross_job.conversion import MISSING, to_samples
+    from slime.cross_job.adapter.conversion import MISSING, to_samples
 
     recording = Recording(_store(options), options.recording)
     chosen = [recording.find(rollout_id) for rollout_id in options.rollouts or recording.ids]
@@ -211,8 +211,8 @@ def _import(options: argparse.Namespace, rest: list[str]) -> None:
     samples = {rollout_id: debug_files.read(files[rollout_id], rollout_id) for rollout_id in chosen}
     args = _slime_arguments(rest)
 
-    from slime.cross_job.conversion import by_slime
-    from slime.cross_job.handshake import terms
+    from slime.cross_job.adapter.conversion import by_slime
+    from slime.cross_job.adapter.handshake import terms
 
     made = {rollout_id: by_slime(args, found, options.ranks) for rollout_id, found in samples.items()}
     stated = terms(args, in_parts=any("split" in meta for _, meta in made.values()))
@@ -237,7 +237,7 @@ def _slime_arguments(words: list[str]) -> Any:
 
 def _connected(options: argparse.Namespace) -> Settings:
     """The settings of a client, after this process has joined the cluster."""
-    from slime.cross_job.link import ensure_ray
+    from slime.cross_job.client.connection import ensure_ray
 
     check_job_id(options.job_id)
     if options.cross_job_peer_grace_s is None:

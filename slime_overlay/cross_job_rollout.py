@@ -4,11 +4,11 @@ python cross_job_rollout.py --enable-cross-job-communication --job-id NAME --cro
 python train.py             --enable-cross-job-communication --job-id NAME --cross-job-role train   ARGUMENTS
 """
 
-from slime.cross_job.jobs import run
+from slime.cross_job.client.jobs import run
 
 if __name__ == "__main__":
     from slime.utils.arguments import parse_args
 
-    from slime.cross_job.rollout_side import main
+    from slime.cross_job.adapter.rollout_driver import main
 
     run(lambda: main(parse_args()))

@@ -1,14 +1,18 @@
-"""Shared by all tests: Redis servers, and a table of what was not run and why."""
+"""Shared by all tests: Redis servers, a table of what was not run and why, and a file of outcomes."""
 
 import contextlib
+import datetime
+import json
+import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from local_cluster import forget_ray
 
-from redis_server import RedisServer, program
+from local_cluster import forget_ray
+from tests.support.redis_server import RedisServer, program
 
 forget_ray()  # tests meet clusters of their own only
 
@@ -72,6 +76,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     _not_reached.update(dict.fromkeys(item.nodeid for item in session.items))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    """Where workers run the tests, only they collect."""
+    _not_reached.update(dict.fromkeys(ids))
+
+
 def pytest_runtest_logfinish(nodeid: str) -> None:
     _not_reached.pop(nodeid, None)
 
@@ -79,19 +89,27 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """End with a table of what was not run; .ci/run ends with those of all suites."""
     skipped = terminalreporter.stats.get("skipped", [])
-    again = [item.nodeid for item in _deselected if item.get_closest_marker("again")]
     not_reached = [] if config.option.collectonly else [*_not_reached]
     terminalreporter.section("not run")
     if not (skipped or _deselected or not_reached):
         terminalreporter.write_line("everything that was selected was run")
-    for nodeids, words in (
-        (not_reached, "that the run had not come to when it was ended"),
-        (again, "that show at another pin, or in another way, what others show (again)"),
-    ):
-        if nodeids:
-            terminalreporter.write_line(f"{len(nodeids)} tests {words}:")
-        for nodeid in nodeids:
-            terminalreporter.write_line(f"    {nodeid}")
+    if _deselected:
+        terminalreporter.write_line(f"{len(_deselected)} tests that were not selected")
+    if not_reached:
+        terminalreporter.write_line(f"{len(not_reached)} tests that the run had not come to when it was ended:")
+    for nodeid in not_reached:
+        terminalreporter.write_line(f"    {nodeid}")
     for report in skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         terminalreporter.write_line(f"{report.nodeid:80} {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add a line for each test that ran to the file that SLIME_OUTCOMES names: tests/slime/features.py merges it."""
+    path = os.environ.get("SLIME_OUTCOMES")
+    if not path or "PYTEST_XDIST_WORKER" in os.environ:  # a worker's reports come to the controller, too
+        return
+    if report.when == "call" or report.failed:
+        line = {"test": report.nodeid.removeprefix("tests/"), "outcome": report.outcome, "s": round(report.duration)}
+        with Path(path).open("a") as file:
+            file.write(json.dumps({**line, "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}) + "\n")

@@ -21,6 +21,8 @@ from slime.cross_job.errors import (
     WaitTimeout,
 )
 
+_LOOK_S = 2.0  # of one claim
+
 
 class Archiver:
     """In a thread of its own, until the stream ends. `error` is what ended it otherwise."""
@@ -28,29 +30,36 @@ class Archiver:
     def __init__(self, job_id: str, folder: Path, **settings: object):
         self.error: Exception | None = None
         self.through = threading.Event()
+        self._leaving = threading.Event()
         self._path = folder / "archived.jsonl"
         self._named = (job_id, settings)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; after `lost`, go on."""
+        """Begin; after `leave`, go on."""
         self.error = None
         self.through.clear()
+        self._leaving.clear()
         self._thread = threading.Thread(target=self._run, name="archiver", daemon=True)
         self._thread.start()
 
-    def lost(self) -> None:
-        """Its cluster is gone (ray.shutdown was called): it ends with an error, which is none."""
+    def leave(self) -> None:
+        """Its cluster is about to be lost, and with it this consumer, which tells nobody. No thread may wait for Ray
+        while another calls ray.shutdown: ray.get then never returns, whatever its timeout (Ray 2.60, now and then)."""
         if self._thread is not None:
+            self._leaving.set()
             self._thread.join(90)
-            assert not self._thread.is_alive(), "the archiver waits in a cluster that is gone"
+            assert not self._thread.is_alive(), "the archiver does not come out of its claim"
 
     def _run(self) -> None:
         job_id, settings = self._named
         try:
-            with Consumer(job_id, group="archive", **settings) as consumer, self._path.open("a") as log:  # type: ignore[arg-type]
+            with contextlib.ExitStack() as until, self._path.open("a") as log:
+                consumer = until.enter_context(Consumer(job_id, group="archive", **settings))  # type: ignore[arg-type]
                 while self._archive_next(consumer, log):
-                    pass
+                    if self._leaving.is_set():
+                        until.pop_all()
+                        return
         except Exception as error:
             self.error = error
         finally:
@@ -59,8 +68,8 @@ class Archiver:
     def _archive_next(self, consumer: Consumer, log: TextIO) -> bool:
         """False: there is nothing more to come."""
         try:
-            rollout = consumer.claim()
-        except WaitTimeout:  # the run itself says when it takes too long
+            rollout = consumer.claim(timeout_s=_LOOK_S)
+        except (WaitTimeout, Unreachable):  # the run itself says when it takes too long
             return True
         except (EndOfStream, PayloadLost):  # what is lost, and has taken effect, is not generated for an archive
             return False

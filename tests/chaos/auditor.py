@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from policy import PROMPTS, RANKS, first_weights, generate, gradient, step
+
+from tests.chaos.policy import PROMPTS, RANKS, first_weights, generate, gradient, step
 
 WATCHER_LOG = "watcher.log"
 DARK_S = 45.0  # that a view may be without an answer, on a quiet machine: brokers and heads restart in a third of it

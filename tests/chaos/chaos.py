@@ -7,6 +7,7 @@ that every rollout and every prompt took effect exactly once, as in a run withou
 import argparse
 import collections
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -24,24 +25,26 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OVERLAY = ROOT / "slime_overlay"
-sys.path[:0] = [str(OVERLAY), str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests" / "cluster"), str(HERE)]
+sys.path[:0] = [str(ROOT), str(OVERLAY), str(ROOT / "scripts")]
 
 from local_cluster import NotStarted, end_with_parent, forget_ray  # noqa: E402
 
+faulthandler.enable()  # Ray has threads of its own in this process
 forget_ray()
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a thread that asks while the cluster is lost starts one of its own
 
 import ray  # noqa: E402
-from archiver import Archiver  # noqa: E402
-from auditor import DARK_S, WATCHER_LOG, audit, lines  # noqa: E402
-from faults import FAULTS, Fault, Run, Taken  # noqa: E402
-from machine_faults import NODE_FAULTS  # noqa: E402
-from machines import ArchiveThere, Observer, SupervisorOutside, cluster_of  # noqa: E402
-from nodes import Cluster, wait_until  # noqa: E402
-from supervisor import JOB_ID, NAMESPACE, PENDING_S, SETTINGS, Supervisor  # noqa: E402
-from watcher import ENOUGH  # noqa: E402
 
-from redis_server import RedisServer  # noqa: E402
+from tests.chaos.archiver import Archiver  # noqa: E402
+from tests.chaos.auditor import DARK_S, WATCHER_LOG, audit, lines  # noqa: E402
+from tests.chaos.faults import FAULTS, Fault, Run, Taken  # noqa: E402
+from tests.chaos.machine_faults import NODE_FAULTS  # noqa: E402
+from tests.chaos.machines import ArchiveThere, Observer, SupervisorOutside, cluster_of  # noqa: E402
+from tests.chaos.nodes import Cluster, wait_until  # noqa: E402
+from tests.chaos.supervisor import JOB_ID, NAMESPACE, PENDING_S, SETTINGS, Supervisor  # noqa: E402
+from tests.chaos.watcher import ENOUGH  # noqa: E402
+from tests.support.object_stores import ACCESS, ObjectStore  # noqa: E402
+from tests.support.redis_server import RedisServer  # noqa: E402
 
 RECOVER_S = 90.0  # after which a run that makes no step hangs,
 _STARTS = 8  # or after as many times what its jobs took to their first step, where the machine is slow
@@ -143,17 +146,20 @@ def main() -> int:
 @contextlib.contextmanager
 def own_store(args: argparse.Namespace, folder: Path) -> Iterator[None]:
     """A durable store of the run's own, where that was asked for."""
-    if args.store == "file":
-        args.store = f"file://{folder}/store"
-    if args.store != "redis":
+    with contextlib.ExitStack() as until:
+        if args.store == "file":
+            args.store = f"file://{folder}/store"
+        elif args.store == "redis":
+            server = RedisServer(durable=True)
+            until.callback(server.stop)
+            args.store = server.uri
+        elif args.store == "s3":
+            objects = ObjectStore("s3")
+            until.callback(objects.stop)
+            key, _, secret = ACCESS.partition(":")
+            os.environ |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}  # of all that is started here
+            args.store = objects.uri("chaos").replace(f"{ACCESS}@", "")
         yield
-        return
-    server = RedisServer(durable=True)
-    args.store = server.uri
-    try:
-        yield
-    finally:
-        server.stop()
 
 
 def end_on_signals() -> None:
@@ -255,10 +261,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--faults",
         default="",
-        help=f"only these, comma-separated: {', '.join(FAULTS)}; of machines: {', '.join(NODE_FAULTS)}",
+        help="only these, comma-separated (a wrong name lists them; default: all that fit --on and --store)",
     )
     parser.add_argument(
-        "--store", default="", help="the jobs' durable store: file, redis (of the run's own), or a URI (default: none)"
+        "--store",
+        default="",
+        help="the jobs' durable store: file, redis or s3 (of the run's own), or a URI (default: none)",
     )
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument("--out", type=Path, help="new folder for what the jobs leave (default: one in out/)")

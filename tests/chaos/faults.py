@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
-from nodes import Node, state_of, wait_until
-from points import arm, disarm, jump
 from ray.util import state
-from supervisor import JOB_ID, LEASE_S, NAMESPACE, Incarnation, Supervisor
 
-from redis_server import program
+from local_cluster import is_alive
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+from tests.chaos.nodes import Node, wait_until
+from tests.chaos.points import arm, disarm, jump
+from tests.chaos.supervisor import JOB_ID, LEASE_S, NAMESPACE, Incarnation, Supervisor
+from tests.support.redis_server import program
 
 _PATIENCE_S = 20.0  # for a victim to come to the place where it is to fail
 
@@ -66,14 +68,14 @@ def fault(name: str) -> Callable[[Fault], Fault]:
 def kill(pid: int, victim: str) -> Taken:
     at = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: state_of(pid) in ("", "Z"), 10), f"{victim} (pid {pid}) outlived SIGKILL"
+    assert wait_until(lambda: not is_alive(pid), 10), f"{victim} (pid {pid}) outlived SIGKILL"
     return Taken(at, f"{victim} pid {pid}", "SIGKILL: the process is gone")
 
 
 def driver(run: Run, role: str) -> tuple[int, Incarnation] | None:
     """The driver that the broker knows as the live client of this role."""
     found, job = run.supervisor.client(role), run.supervisor.current(role)
-    if found.get("state") != "live" or found["submission_id"] != job.submission_id or not state_of(found["pid"]):
+    if found.get("state") != "live" or found["submission_id"] != job.submission_id or not is_alive(found["pid"]):
         return None
     return found["pid"], job
 
@@ -114,7 +116,7 @@ def stopped_driver(run: Run, role: str) -> Taken | None:
     pid, job = found
     at = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    assert wait_until(lambda: state_of(pid) == "T", 5), f"pid {pid} did not stop"
+    assert wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5), f"pid {pid} did not stop"
 
     def replaced() -> bool:
         """The supervisor starts another one as soon as its lease is over; a train job takes the place by `resume`."""
@@ -151,7 +153,7 @@ def paused_actor(name: str, victim: str, seconds: float) -> Taken | None:
         return None
     at = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    assert wait_until(lambda: state_of(pid) == "T", 5), f"pid {pid} did not stop"
+    assert wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5), f"pid {pid} did not stop"
     time.sleep(seconds)
     os.kill(pid, signal.SIGCONT)
     return Taken(at, f"{victim} pid {pid}", f"SIGSTOP for {seconds:g} s: the process was stopped")
@@ -284,14 +286,22 @@ def _(run: Run, name: str) -> Taken | None:
     """The broker's wall clock jumps by an hour; back when it is restarted."""
     broker: Any = ray.get_actor(BROKER_NAME, namespace=NAMESPACE)
     forward = 3600.0 if int(name.split("-")[-1]) % 2 else -3600.0
-    at = time.monotonic()
+
+    def published() -> dict[tuple[int, int], float]:
+        found = run.supervisor.connection.call("catalog", JOB_ID)
+        return {(located.rollout_id, located.version): located.published_at for located in found}
+
+    before, at = published(), time.monotonic()
     off = ray.get(broker.__ray_call__.remote(jump, forward), timeout=20)
 
     def look(alone: bool) -> str:
-        newest = max(run.supervisor.link.call("catalog", JOB_ID), key=lambda located: located.rollout_id)
-        seen = newest.published_at - time.time()
+        since = {known: when for known, when in published().items() if known not in before}
+        if not since:
+            return "the next step was one on a rollout of before"
+        newest, when = max(since.items())
+        seen = when - time.time()
         assert not alone or abs(seen - forward) < 60, f"what is published is off by {seen:.0f} s, not {forward:.0f}"
-        return f"rollout {newest.rollout_id} counts as published {seen:.0f} s from now"
+        return f"rollout {newest[0]} counts as published {seen:.0f} s from now"
 
     return Taken(at, "broker's clock", f"it is off by {off:.0f} s", after=look)
 
@@ -300,7 +310,7 @@ def _gcs(run: Run, name: str) -> Taken | None:
     """The head's GCS dies, whose tables are in Redis, and is away for 3 s."""
     at = time.monotonic()
     old, new = run.cluster.head.restart_gcs(3.0)
-    assert wait_until(lambda: state_of(old) in ("", "Z"), 10), f"the GCS (pid {old}) outlived SIGKILL"
+    assert wait_until(lambda: not is_alive(old), 10), f"the GCS (pid {old}) outlived SIGKILL"
     return Taken(at, f"GCS pid {old}", f"SIGKILL: the process is gone; now {new}", felt=time.monotonic())
 
 
@@ -316,9 +326,9 @@ def _(run: Run, name: str) -> Taken | None:
     at = time.monotonic()
     with run.supervisor.connected:
         run.supervisor.all_are_lost()
+        run.archiver.leave()
         ray.shutdown()
         killed = run.cluster.kill_and_begin_anew()
-        run.archiver.lost()
         ray.init(address=run.cluster.head.address, log_to_driver=False, logging_level="ERROR")
         run.supervisor.connect(run.cluster.head.api)
     run.archiver.start()

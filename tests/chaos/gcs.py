@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
-from local_cluster import LocalCluster, end_with_parent
+import psutil
 
-from redis_server import RedisServer, program
+from local_cluster import LocalCluster, command_of, end_with_parent
+from tests.support.redis_server import RedisServer, program
 
 _killed_with_parent = functools.partial(end_with_parent, signal.SIGKILL)
 
@@ -39,17 +39,20 @@ class Head(LocalCluster):
         ids. Raises LookupError when there is no GCS.
         """
         old = self._gcs()
-        command = Path(f"/proc/{old}/cmdline").read_text().split("\0")[:-1]
+        process = psutil.Process(old)
         port = self.address.rpartition(":")[2]  # it was told to choose one; the next is to have the same
-        command = [f"--gcs_server_port={port}" if part.startswith("--gcs_server_port=") else part for part in command]
-        environ = Path(f"/proc/{old}/environ").read_text().split("\0")
+        command = [
+            f"--gcs_server_port={port}" if part.startswith("--gcs_server_port=") else part
+            for part in process.cmdline()
+        ]
+        environ = process.environ()
         os.kill(self.pid, signal.SIGSTOP)
         os.kill(old, signal.SIGKILL)
         time.sleep(away_s)
         with (self.folder / "gcs.log").open("ab") as out:
             new = subprocess.Popen(
                 command,
-                env=dict(entry.split("=", 1) for entry in environ if "=" in entry),
+                env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -59,7 +62,6 @@ class Head(LocalCluster):
 
     def _gcs(self) -> int:
         for pid in self.pids():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/gcs_server"):
-                    return pid
+            if command_of(pid)[0].endswith("/gcs_server"):
+                return pid
         raise LookupError("the head has no GCS")

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from subprocess import CalledProcessError
 
-from auditor import lines
-from faults import Fault, Run, Taken
-from nodes import wait_until
+from tests.chaos.auditor import lines
+from tests.chaos.faults import Fault, Run, Taken
+from tests.chaos.nodes import wait_until
 
 NODE_FAULTS: dict[str, Fault] = {}
 _SEEN_S = 60.0  # for Ray to notice

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compose import ComposeCluster, daemon
 from job_api import job_client
-from node_cluster import NodeCluster, read_json
-from nodes import wait_until
-from supervisor import Supervisor
+from tests.chaos.nodes import wait_until
+from tests.chaos.supervisor import Supervisor
+from tests.support.compose import ComposeCluster, daemon
+from tests.support.node_cluster import NodeCluster, read_json
 
 _FRESH_S = 3.0
 _OBSERVED_S = 60.0
@@ -105,7 +105,7 @@ def cluster_of(kind: str, folder: Path) -> Iterator[NodeCluster]:
             stack.enter_context(daemon(folder / "dockerd.log"))
             cluster: NodeCluster = ComposeCluster(folder, SHM_SIZE="300m")
         else:
-            from namespaces import NamespaceCluster
+            from tests.support.namespaces import NamespaceCluster
 
             cluster = NamespaceCluster(folder)
         stack.enter_context(cluster)

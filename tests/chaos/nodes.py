@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from gcs import Head
-from local_cluster import LocalCluster, end_with_parent, free_ports, wait_started
-
-from patience import patient
+from local_cluster import LocalCluster, command_of, end_with_parent, free_ports, is_alive, processes_of, wait_started
+from tests.chaos.gcs import Head
+from tests.support.patience import patient
 
 QUICK = {  # a dead node is noticed in some 5 s, not in 30
     "RAY_health_check_initial_delay_ms": "5000",
@@ -65,9 +64,8 @@ class Node:
     def raylet(self) -> int:
         """Process id of its raylet. Raises LookupError when it has none."""
         for pid in self._pids():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
-                    return pid
+            if command_of(pid)[0].endswith("/raylet"):
+                return pid
         raise LookupError(f"node {self.name} has no raylet")
 
     def end(self) -> None:
@@ -81,12 +79,7 @@ class Node:
 
     def _pids(self) -> list[int]:
         """All of `ray start`'s session."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and self._process and os.getsid(int(entry.name)) == self._process.pid:
-                    found.append(int(entry.name))
-        return found
+        return processes_of("", self._process.pid) if self._process else []
 
 
 class Cluster:
@@ -105,7 +98,7 @@ class Cluster:
     def kill_and_begin_anew(self) -> int:
         """SIGKILL everything that runs in it, at once, and start another one; how many processes that was."""
         victims = self.head.kill()
-        gone = wait_until(lambda: not any(state_of(pid) not in ("", "Z") for pid in victims), 20)
+        gone = wait_until(lambda: not any(map(is_alive, victims)), 20)
         assert gone, "processes of the cluster outlived SIGKILL"
         self.__exit__()
         self._make()
@@ -128,13 +121,6 @@ class Cluster:
         with contextlib.suppress(AssertionError, ProcessLookupError):
             os.kill(self.head.pid, signal.SIGCONT)  # restart_gcs has stopped it
         self.head.stop()
-
-
-def state_of(pid: int) -> str:
-    """The process's state as Linux shows it (T: stopped, Z: ended); empty when it is gone."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return ""
 
 
 def wait_until(condition: object, timeout_s: float, every_s: float = 0.05) -> bool:

@@ -14,14 +14,14 @@ import ray
 from archiver import Archiver
 from supervisor import JOB_ID, NAMESPACE, SETTINGS
 
+from slime.cross_job.client.connection import Connection
 from slime.cross_job.errors import CrossJobError
-from slime.cross_job.link import Link
 
 _NODE = ("NodeID", "Alive", "NodeManagerAddress", "DeathReasonMessage")
 
 
-def observe(link: Link, archiver: Archiver) -> dict[str, Any]:
-    status = link.call("status", timeout_s=20).get(JOB_ID, {})
+def observe(connection: Connection, archiver: Archiver) -> dict[str, Any]:
+    status = connection.call("status", timeout_s=20).get(JOB_ID, {})
     nodes = [{key: node[key] for key in _NODE} for node in ray.nodes()]
     error = None if archiver.error is None else repr(archiver.error)
     return {"status": status, "nodes": nodes, "archive": {"through": archiver.through.is_set(), "error": error}}
@@ -33,12 +33,12 @@ def main() -> None:
     parser.add_argument("--store", default="")
     args = parser.parse_args()
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    link = Link(NAMESPACE)
+    connection = Connection(NAMESPACE)
     archiver = Archiver(JOB_ID, args.folder, **SETTINGS, **({"store": args.store} if args.store else {}))
     archiver.start()
     while not (args.folder / "observed-enough").exists():
         try:
-            seen = {"at": time.monotonic(), **observe(link, archiver)}
+            seen = {"at": time.monotonic(), **observe(connection, archiver)}
         except (CrossJobError, ray.exceptions.RayError) as error:  # nobody answers: what was written grows old
             print(f"{time.monotonic():.1f} {error!r}", flush=True)
             continue

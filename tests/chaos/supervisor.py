@@ -12,9 +12,9 @@ from typing import Any
 import ray
 from ray.job_submission import JobDetails, JobStatus
 
+from slime.cross_job.client.connection import Connection
 from slime.cross_job.errors import CrossJobError
-from slime.cross_job.link import Link
-from slime.cross_job_arguments import flag
+from slime.cross_job_settings import flag
 
 JOBS = Path(__file__).parent / "jobs"
 JOB_ID = "chaos"
@@ -71,7 +71,7 @@ class Supervisor:
         from job_api import job_client  # an observer on a machine has no scripts/, and asks for names only
 
         self._client = job_client(api)
-        self.link = Link(NAMESPACE)
+        self.connection = Connection(NAMESPACE)
 
     def all_are_lost(self) -> None:
         for job in self.jobs:
@@ -89,7 +89,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """What the broker says of the job; {} while nobody has attached or the broker does not answer."""
         try:
-            return self.link.call("status", timeout_s=20).get(JOB_ID, {})
+            return self.connection.call("status", timeout_s=20).get(JOB_ID, {})
         except (CrossJobError, ray.exceptions.RayError):
             return {}
 

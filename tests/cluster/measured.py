@@ -17,7 +17,7 @@ import numpy as np
 import ray
 
 from slime.cross_job import Batch, Consumer, Producer
-from slime.cross_job.link import Link
+from slime.cross_job.client.connection import Connection
 
 NAMESPACE = "measured"
 _SECONDS = 300.0
@@ -129,9 +129,9 @@ def follow(args: argparse.Namespace) -> dict[str, Any]:
     meet(args)
     for thread in threads:
         thread.start()
-    link = Link(NAMESPACE)
+    connection = Connection(NAMESPACE)
     while any(thread.is_alive() for thread in threads):
-        depth.append(max((job["queue_depth"] for job in link.call("status").values()), default=0))
+        depth.append(max((job["queue_depth"] for job in connection.call("status").values()), default=0))
         time.sleep(2)
     return {"counted": counted, "depth": depth}
 

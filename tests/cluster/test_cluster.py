@@ -7,13 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import compose
-import namespaces
 import pytest
-from machine_faults import NODE_FAULTS
-from node_cluster import ROOT, NodeCluster
 
-from patience import patient
+from tests.chaos.machine_faults import NODE_FAULTS
+from tests.support import compose, namespaces
+from tests.support.node_cluster import ROOT, NodeCluster
+from tests.support.patience import patient
 
 FEW = [
     *("rollout machine killed", "rollout machine cut off for 60 s"),
@@ -43,9 +42,7 @@ def kind(tmp_path_factory) -> Iterator[str]:
 
 
 # first: it has machines of its own, and two clusters at once are too much for two cores
-@pytest.mark.parametrize(
-    "faults", [pytest.param(FEW, id="few"), pytest.param(MORE, marks=pytest.mark.again, id="more")]
-)
+@pytest.mark.parametrize("faults", [pytest.param(FEW, id="few"), pytest.param(MORE, id="more")])
 def test_whatever_happens_to_a_machine_or_its_network_loses_and_repeats_nothing(kind, tmp_path, faults):
     """Each fault of machine_faults.py once, each with its witness; then the auditor of the chaos suite."""
     report, count = tmp_path / "report.json", str(len(faults))
@@ -69,6 +66,7 @@ def machines(kind, tmp_path_factory) -> Iterator[NodeCluster]:
         yield cluster
 
 
+@pytest.mark.ci
 def test_the_jobs_of_the_demo_train_on_separate_machines(machines, kind):
     out, home = machines.folder / "demo", {"compose": "/opt/slime-cross-job"}.get(kind, str(ROOT))
     words = [machines.python, f"{home}/scripts/demo.py", "--address", "auto", "--rollouts", "6", "--out", str(out)]
@@ -82,9 +80,9 @@ def test_the_broker_is_on_the_head(machines):
     what = """
 import ray
 from ray.util import state
-from slime.cross_job.link import Link
+from slime.cross_job.client.connection import Connection
 ray.init("auto", logging_level="ERROR")
-Link("placed")
+Connection("placed")
 filters = [("ray_namespace", "=", "placed"), ("class_name", "=", "Broker")]
 address = ray.get_runtime_context().gcs_address
 (broker,) = state.list_actors(address=address, filters=filters, timeout=30)

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import crd_schema
 import pytest
 import yaml  # type: ignore[import-untyped]
-from crd_schema import RULES_FOLDER, TAG, Document, Schema, faults, load
 
 from slime.cross_job_arguments import add_arguments
+from tests.cluster import crd_schema
+from tests.cluster.crd_schema import RULES_FOLDER, TAG, Document, Schema, faults, load
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "docker" / "k8s"

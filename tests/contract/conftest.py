@@ -1,6 +1,7 @@
 """Every store, as the contract suite sees it: where it lies, how it is opened again, and how it is stopped in between
 any two of its system calls or commands."""
 
+import contextlib
 import random
 import subprocess
 import uuid
@@ -10,25 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import fs
 
-import object_stores
-from object_stores import ObjectStore
-from redis_server import RedisServer
-from slime.cross_job.stores import Store, open_store
-from slime.cross_job.stores import redis as redis_module
-from slime.cross_job.stores.filesystem import Disk, FileStore
-from slime.cross_job.stores.remote import RemoteStore
-from tls_proxy import Authority, TlsProxy
+from slime.cross_job.storage import Store, open_store
+from slime.cross_job.storage import redis as redis_module
+from slime.cross_job.storage.file import Disk, FileStore
+from tests.support import object_stores
+from tests.support.object_stores import ObjectStore
+from tests.support.redis_server import RedisServer
+from tests.support.tls_proxy import Authority, TlsProxy
 
-KINDS = ("memory", "file", "remote", "s3", "gcs", "redis", "rediss")
+KINDS = ("memory", "file", "s3", "gcs", "redis", "rediss")
 OBJECT_STORES = ("s3", "gcs")
-COMPARE_AND_SET = ("memory", "file", "redis", "rediss")
-"""Not pyarrow's filesystems, see remote.py."""
 
 
 class Crash(BaseException):
     """The process dies here: nothing of it runs any more."""
+
+
+class Death(contextlib.AbstractContextManager["Death"]):
+    """Whether what is done in the block died of a Crash, which is not raised any further."""
+
+    died = False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self.died = kind is Crash
+        return self.died
+
+
+def deaths() -> Iterator[tuple[int, Death]]:
+    """(after how many calls to die, the block that dies) until that comes to its end."""
+    for after in range(200):
+        death = Death()
+        yield after, death
+        if not death.died:
+            assert after, "nothing died: nothing was tested"
+            return
+    pytest.fail("it never came to its end")
 
 
 class CrashingDisk(Disk):
@@ -65,8 +83,6 @@ class Place:
     server: RedisServer | None = None
 
     def open(self) -> Store:
-        if self.kind == "remote":
-            return RemoteStore(self.uri, fs.LocalFileSystem(), self.uri.removeprefix("file://"))
         return open_store(self.uri, timeout_s=20.0)
 
     def open_crashing(self, after: int) -> Store:
@@ -139,14 +155,11 @@ def value(seed: int, nbytes: int) -> bytes:
 
 @pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "redis":
+    if request.param in ("redis", "rediss"):
         server = request.getfixturevalue("redis_server")
-        open_store(server.uri)._redis.flushall()  # type: ignore[attr-defined]
-        return Place("redis", server.uri, server)
-    if request.param == "rediss":
-        uri = request.getfixturevalue("tls_redis")
+        uri = server.uri if request.param == "redis" else request.getfixturevalue("tls_redis")
         open_store(uri)._redis.flushall()  # type: ignore[attr-defined]
-        return Place("rediss", uri, request.getfixturevalue("redis_server"))
+        return Place(request.param, uri, server)
     if request.param in OBJECT_STORES:
         running = request.getfixturevalue(request.param)
         return Place(request.param, running.uri(uuid.uuid4().hex))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from slime.cross_job.archive import Archive, new_name
 from slime.cross_job.batch import Batch
 from slime.cross_job.errors import BadInput, PayloadDamaged, RolloutNotFound
-from slime.cross_job.journal import Journal
-from slime.cross_job.recording import IMPORTED, RECORDED, Header, Recording, ids_text, is_recording, recordings
-from slime.cross_job.records import Client, Job
+from slime.cross_job.ledger.state import Client, Job
+from slime.cross_job.storage.payloads import Archive, new_name
+from slime.cross_job.storage.recording import IMPORTED, RECORDED, Header, Recording, ids_text, is_recording, recordings
+from slime.cross_job.storage.wal import Journal
 from slime.cross_job.types import ClientInfo
 
 HEADER = Header("exp", RECORDED, {"--num-rollout": 3})
@@ -116,7 +116,7 @@ def test_what_a_job_keeps_itself_is_read_as_a_recording_and_not_written_to(store
 
 def test_the_terms_of_a_job_that_keeps_its_rollouts_itself_are_in_its_journal(store):
     info = ClientInfo("p", "job1", "producer")
-    producer = Client(info, 1, 30.0, 0.0, 0.0, 0.0, terms={"--num-rollout": 7})
+    producer = Client(info, 1, 30.0, 0.0, 0.0, terms={"--num-rollout": 7})
     Archive(store, "job1").save(new_name("t0"), parts(4), {"rollout_id": 4})
     Journal(store, "job1").entry(Job("job1", producer=producer), [producer]).write()
     assert Recording(store, "job1").terms == {"--num-rollout": 7}

@@ -5,14 +5,14 @@ import time
 
 import pytest
 import redis
-from local_cluster import free_ports
 
-from patience import patient
+from local_cluster import free_ports
 from slime.cross_job.errors import BadInput, NotStored, StoreFull, StoreRefused, StoreUnreachable
-from slime.cross_job.ops.doctor_store import look_at_store
-from slime.cross_job.stores import open_store
-from slime.cross_job.stores import redis as redis_module
-from tls_proxy import Authority, TlsProxy
+from slime.cross_job.ops.doctor.stores import look_at_store
+from slime.cross_job.storage import open_store
+from slime.cross_job.storage import redis as redis_module
+from tests.support.patience import patient, within
+from tests.support.tls_proxy import Authority, TlsProxy
 
 from .conftest import value
 
@@ -61,10 +61,8 @@ def test_a_server_that_stays_away_is_an_error_within_the_deadline(own_redis):
     server = own_redis()
     store = open_store(server.uri, timeout_s=1.0)
     server.kill()
-    began = time.monotonic()
-    with pytest.raises(StoreUnreachable, match="does not answer for 1 s, at a/b"):
+    with within(5), pytest.raises(StoreUnreachable, match="does not answer for 1 s, at a/b"):
         store.put("a/b", b"v")
-    assert time.monotonic() - began < patient(5)
     server.start()
 
 
@@ -79,7 +77,7 @@ def test_a_server_that_evicts_is_refused_and_doctor_says_why(own_redis, policy):
     for one in (server.uri, uri):
         with pytest.raises(StoreRefused, match=words):
             open_store(one)
-    (finding,) = look_at_store(uri, 5.0)
+    finding = look_at_store(uri, 5.0)
     assert (finding.severity, words in finding.what) == ("error", True)
     client.config_set("maxmemory-policy", "noeviction")
     open_store(uri).put("a/b", b"v")
@@ -187,10 +185,8 @@ def test_a_server_whose_certificate_nobody_vouches_for_is_refused_at_once(own_re
     uri = f"rediss://127.0.0.1:{behind_tls(own_redis().port)}/0"
     foreign = Authority(tmp_path, "another").ca
     for options in (f"?ssl_ca_certs={foreign}{more}", f"?{more[1:]}"):
-        began = time.monotonic()
-        with pytest.raises(StoreRefused, match=r"do not trust each other: .*check the certificates"):
+        with within(5), pytest.raises(StoreRefused, match=r"do not trust each other: .*check the certificates"):
             open_store(uri + options, timeout_s=30)
-        assert time.monotonic() - began < patient(5)
 
 
 def test_whom_to_trust_is_said_in_the_uri(own_redis, behind_tls, authority):
@@ -208,10 +204,9 @@ def test_whom_to_trust_is_said_in_the_uri(own_redis, behind_tls, authority):
 
 
 def test_tls_that_meets_a_server_without_is_refused_at_once(own_redis):
-    began = time.monotonic()
-    with pytest.raises((StoreRefused, StoreUnreachable)):
-        open_store(f"rediss://127.0.0.1:{own_redis().port}/0", timeout_s=1)
-    assert time.monotonic() - began < patient(5)
+    port = own_redis().port
+    with within(5), pytest.raises((StoreRefused, StoreUnreachable)):
+        open_store(f"rediss://127.0.0.1:{port}/0", timeout_s=1)
 
 
 def test_a_sentinel_and_its_server_are_both_spoken_to_with_tls(own_redis, behind_tls, authority, tmp_path):
@@ -221,10 +216,8 @@ def test_a_sentinel_and_its_server_are_both_spoken_to_with_tls(own_redis, behind
     store = open_store(f"{at}&ssl_ca_certs={authority.ca}", timeout_s=20)
     store.put("a/b", value(1, 5000))
     assert store.get("a/b").to_pybytes() == value(1, 5000)
-    began = time.monotonic()
-    with pytest.raises(StoreRefused, match="do not trust each other"):
+    with within(5), pytest.raises(StoreRefused, match="do not trust each other"):
         open_store(at, timeout_s=30)
-    assert time.monotonic() - began < patient(5)
 
 
 def test_thousands_are_deleted_without_holding_up_the_server(own_redis):

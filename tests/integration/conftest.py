@@ -3,13 +3,15 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+
 from job_api import job_client
 from local_cluster import LocalCluster
-from ray_jobs import PYTHONPATH, Job
+from tests.support.ray_jobs import PYTHONPATH, Job
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,7 @@ def submit(cluster: LocalCluster) -> Iterator[Callable[..., Job]]:
     client = job_client(cluster.api)
     jobs: list[Job] = []
 
-    def start(script: str, *args: Any) -> Job:
+    def start(script: str | Path, *args: Any) -> Job:
         jobs.append(Job(client, script, *args))
         return jobs[-1]
 

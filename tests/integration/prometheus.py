@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_cluster import end_with_parent, free_ports
 
-from patience import patient
+from local_cluster import end_with_parent, free_ports
+from tests.support.patience import patient
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 CONFIG, RULES = DOCKER / "prometheus.yml", DOCKER / "alerts.yml"

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 from local_cluster import LocalCluster
-from ray_jobs import PYTHONPATH
+from tests.support.ray_jobs import PYTHONPATH
 
 TOKEN = "t" * 32
 SHIFT_S = 90.0

@@ -7,27 +7,26 @@ import time
 import numpy as np
 import pytest
 import ray
-from ray_jobs import wait_for
-from speak import columns
 
 from slime.cross_job import Consumer, Producer
-from slime.cross_job.broker import Broker
+from slime.cross_job.broker.actor import Broker
+from slime.cross_job.client.connection import Connection
+from slime.cross_job.client.producer import returned
 from slime.cross_job.errors import (
     ActorLost,
     BadInput,
     BatchError,
     EndOfStream,
     Fenced,
-    JobIdTaken,
     PeerFailed,
     ProtocolMismatch,
     RolloutNotFound,
     WaitTimeout,
 )
-from slime.cross_job.link import Link
-from slime.cross_job.producer import returned
 from slime.cross_job.types import BROKER_NAME
 from slime.utils.cross_job_utils import DataProducer, setup_cross_job_communication
+from tests.integration.jobs.speak import columns
+from tests.support.ray_jobs import wait_for
 
 pytestmark = pytest.mark.usefixtures("driver")
 
@@ -66,6 +65,7 @@ def pair(job_id):
         yield producer, consumer
 
 
+@pytest.mark.core
 def test_the_same_content_is_the_same_version_and_other_content_the_next(pair):
     producer, consumer = pair
     generator = Generator.remote()
@@ -80,9 +80,11 @@ def test_the_same_content_is_the_same_version_and_other_content_the_next(pair):
     with pytest.raises(RolloutNotFound, match="versions 1, 2, 3, not 4"):
         consumer.get(0, version=4)
     node = ray.get_runtime_context().get_node_id()
-    stats = ray.get(producer.link.vault_on(node).stats.remote())
+    stats = ray.get(producer.connection.vault_on(node).stats.remote())
     consumer.ack(0)
-    wait_for(lambda: ray.get(producer.link.vault_on(node).stats.remote())["payloads"] == stats["payloads"] - 3, 10)
+    wait_for(
+        lambda: ray.get(producer.connection.vault_on(node).stats.remote())["payloads"] == stats["payloads"] - 3, 10
+    )
 
 
 def test_parts_and_rows_are_read_by_other_processes(pair):
@@ -99,6 +101,7 @@ def test_parts_and_rows_are_read_by_other_processes(pair):
     assert rows == {name: values[1::2] for name, values in columns(1).items()}
 
 
+@pytest.mark.ci
 def test_a_method_that_fails_or_dies_publishes_nothing_and_the_job_goes_on(pair):
     producer, consumer = pair
     generator = Generator.remote()
@@ -121,6 +124,7 @@ def test_a_slow_method_ends_with_a_verdict_and_is_published_when_it_returns(pair
     assert consumer.claim(0).batch.to_pydict() == {"a": [1]}
 
 
+@pytest.mark.ci
 def test_work_longer_than_the_limit_on_silence_is_waited_for_by_both_sides(job_id):
     limit_s, work_s = 1.0, 5.0
     with Producer(job_id, timeout_s=limit_s) as producer, Consumer(job_id, timeout_s=limit_s) as consumer:
@@ -134,6 +138,7 @@ def test_work_longer_than_the_limit_on_silence_is_waited_for_by_both_sides(job_i
             producer.publish_from(1, Generator.remote(), "slow", work_s, timeout_s=limit_s)
 
 
+@pytest.mark.ci
 def test_bad_columns_and_ids_are_refused_and_nothing_is_lost(pair):
     producer, consumer = pair
     producer.publish(0, columns(0))
@@ -151,6 +156,7 @@ def test_bad_columns_and_ids_are_refused_and_nothing_is_lost(pair):
     assert consumer.claim(0).batch == columns(0)
 
 
+@pytest.mark.ci
 def test_a_wait_ends_with_a_verdict(pair):
     producer, consumer = pair
     with pytest.raises(WaitTimeout, match=r"no rollout 5 of job .* within 0.5 s: the producer .*doing: ") as raised:
@@ -160,11 +166,7 @@ def test_a_wait_ends_with_a_verdict(pair):
         producer.next_demand(timeout_s=0.5)
 
 
-def test_nobody_there_is_said(job_id):
-    with Consumer(job_id) as consumer, pytest.raises(WaitTimeout, match="no rollout job has attached"):
-        consumer.claim(0, timeout_s=0.3)
-
-
+@pytest.mark.core
 @pytest.mark.parametrize("max_ahead", [0, 1])
 def test_going_ahead(job_id, max_ahead):
     with Producer(job_id, max_ahead=max_ahead) as producer, Consumer(job_id) as consumer:
@@ -177,6 +179,7 @@ def test_going_ahead(job_id, max_ahead):
             producer.next_demand(0.3)
 
 
+@pytest.mark.core
 def test_every_group_gets_every_rollout(job_id):
     with Producer(job_id) as producer, Consumer(job_id) as train, Consumer(job_id, group="archive") as archive:
         producer.publish(0, columns(0))
@@ -193,9 +196,10 @@ def test_an_exception_gives_the_rollout_back_and_fails_the_job(job_id):
             raise ValueError("nan")
         assert other.claim(0, timeout_s=5).batch == columns(0)
         other.ack(0)
-    assert producer.link.call("status", job_id)[job_id]["requeued"] == 1
+    assert producer.connection.call("status", job_id)[job_id]["requeued"] == 1
 
 
+@pytest.mark.ci
 def test_the_end_of_the_stream_and_its_failure_are_told_apart(job_id):
     with Consumer(job_id, timeout_s=10) as consumer:
         with Producer(job_id) as producer:
@@ -223,11 +227,12 @@ def test_a_newer_producer_of_the_same_ray_job_fences_the_older(job_id):
         newer.publish(0, columns(0))
 
 
+@pytest.mark.ci
 def test_the_newest_weights_win_and_older_ones_are_freed(pair):
     producer, consumer = pair
     assert producer.weights() is None
     node = ray.get_runtime_context().get_node_id()
-    before = ray.get(producer.link.vault_on(node).stats.remote())["payloads"]
+    before = ray.get(producer.connection.vault_on(node).stats.remote())["payloads"]
     for version in range(3):
         consumer.publish_weights(version, {"w": np.full(1000, version, np.float32), "b": np.array(version)})
     weights = producer.weights()
@@ -235,7 +240,7 @@ def test_the_newest_weights_win_and_older_ones_are_freed(pair):
     assert weights["w"].tolist() == [2.0] * 1000
     assert not weights["w"].flags.writeable  # a view of shared memory
     assert producer.weights(newer_than=2, timeout_s=0.2) is None
-    wait_for(lambda: ray.get(producer.link.vault_on(node).stats.remote())["payloads"] == before + 1, 10)
+    wait_for(lambda: ray.get(producer.connection.vault_on(node).stats.remote())["payloads"] == before + 1, 10)
     assert weights["w"].tolist() == [2.0] * 1000
 
 
@@ -247,6 +252,7 @@ def owner_died(ref):
     return False
 
 
+@pytest.mark.core
 def test_the_names_of_the_proposal(job_id):
     maker = Generator.remote()
     ref = ray.get(maker.put.remote(columns(0)))[0]
@@ -268,18 +274,10 @@ def test_the_names_of_the_proposal(job_id):
         data.get_data_ref("other")
 
 
+@pytest.mark.ci
 def test_a_broker_of_another_protocol_is_refused(job_id):
     options = {"name": BROKER_NAME, "namespace": job_id, "num_cpus": 0}
     broker = ray.remote(Broker).options(**options).remote(job_id, protocol=999)
     with pytest.raises(ProtocolMismatch, match=r"speaks protocol 999, this client \d+: give both jobs the same"):
-        Link(job_id)
+        Connection(job_id)
     ray.kill(broker)
-
-
-def test_a_second_ray_job_is_refused_and_the_first_goes_on(pair, submit, job_id):
-    producer, consumer = pair
-    second = submit("produce.py", job_id)
-    assert second.wait() == "FAILED"
-    assert JobIdTaken.__name__ in second.logs
-    producer.publish(0, columns(0))
-    assert consumer.claim(0).batch == columns(0)

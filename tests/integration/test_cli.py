@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import ray
-from ray_jobs import PYTHONPATH
 from typer.testing import CliRunner
 
-from patience import patient
 from slime.cross_job import Batch, Consumer, Producer
-from slime.cross_job.errors import CrossJobError, Drained, EndOfStream, HeldBack, NotOwner
+from slime.cross_job.errors import CrossJobError, Drained, EndOfStream, HeldBack, NotOwner, PayloadDamaged
 from slime.cross_job.ops import cli, export, steer  # noqa: F401  they add their commands
 from slime.cross_job.ops.app import app
+from tests.support.patience import patient
+from tests.support.ray_jobs import PYTHONPATH
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 <script>alert(1)</script> \u202e [bold]"
@@ -75,6 +75,7 @@ def asked(*words: Any) -> Any:
     return json.loads(ask(*words, "--json"))
 
 
+@pytest.mark.ci
 def test_reading(a_run, tmp_path):
     run, here = a_run, ("--job-id", a_run.job_id)
     before = (ray.util.list_named_actors(True), steady(run.consumer.status()))
@@ -157,6 +158,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": PYTHONPATH, "COLUMNS": "160"}
 
 
+@pytest.mark.ci
 def test_steering(a_run):
     run, here = a_run, ("--job-id", a_run.job_id)
     assert "add --yes" in ask("pause", *here, code=2)
@@ -223,6 +225,7 @@ def on_a_terminal(words: list[str], answer: bytes) -> str:
     return said.decode()
 
 
+@pytest.mark.ci
 def test_what_is_wrong_is_one_line_and_an_exit_code(driver, job_id):
     def end(*words: str, **env: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "slime.cross_job", *words]
@@ -256,6 +259,9 @@ def test_what_is_damaged_can_be_looked_at_and_removed(driver, job_id, tmp_path):
         (part,) = [p for p in tmp_path.rglob("*") if p.is_file() and damaged(p, job_id, consumer)]
         part.write_bytes(b"x" + part.read_bytes()[1:])
         assert "checksum" in ask("peek", 0, "--job-id", job_id, code=4)
+        assert asked("quarantine", "--job-id", job_id) == {}  # to look at it changes nothing
+        with pytest.raises(PayloadDamaged, match="checksum"):
+            assert consumer.get(0).batch is None
         found = asked("quarantine", "--job-id", job_id)
         assert len(found) == 1
         assert "is not in quarantine" in ask("quarantine", "--delete", "x", "--yes", "--job-id", job_id, code=2)

@@ -5,23 +5,23 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
-from ray.util import state
-from ray_jobs import wait_for
-from speak import columns
 
-from patience import patient
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.batch import Batch
+from slime.cross_job.client.connection import Connection
+from slime.cross_job.client.producer import returned
 from slime.cross_job.errors import EndOfStream, HeldBack, NoResources, NotOwner, Refused, RolloutNotFound, WaitTimeout
-from slime.cross_job.link import Link
-from slime.cross_job.producer import returned
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+from tests.integration.jobs.speak import columns
+from tests.support.actors import kill, pid_of
+from tests.support.patience import patient, within
+from tests.support.ray_jobs import wait_for
 
 pytestmark = pytest.mark.usefixtures("driver")
 
@@ -40,28 +40,7 @@ def pair(job_id):
         yield producer, consumer
 
 
-def pid_of(namespace: str, name: str) -> int:
-    address = ray.get_runtime_context().gcs_address
-    filters: Any = [("ray_namespace", "=", namespace), ("state", "=", "ALIVE")]
-    found = [a.pid for a in state.list_actors(address=address, filters=filters) if str(a.name).startswith(name)]
-    assert len(found) == 1, f"{name} in {namespace}: {found}"
-    return found[0]
-
-
-def kill(namespace: str, name: str) -> None:
-    """SIGKILL, and see that another process took its place."""
-    pid = pid_of(namespace, name)
-    os.kill(pid, signal.SIGKILL)
-
-    def replaced() -> bool:
-        try:
-            return pid_of(namespace, name) != pid
-        except AssertionError:
-            return False
-
-    wait_for(replaced, 30)
-
-
+@pytest.mark.core
 def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
     producer, consumer = pair
     for rollout_id in range(3):
@@ -72,11 +51,9 @@ def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
     consumer.claim(1).ack()
     before = consumer.status()
     os.kill(pid_of(job_id, BROKER_NAME), signal.SIGKILL)
-    killed = time.monotonic()
-    claimed = consumer.claim(2)
-    took_s = time.monotonic() - killed
+    with within(10):  # from the broker's death to the next claim
+        claimed = consumer.claim(2)
     assert claimed.batch.to_pydict() == columns(2)
-    assert took_s < patient(10), "from the broker's death to the next claim"
     claimed.release()
     after = consumer.status()
     changing = {"claimed", "requeued", "producer", "consumers", "events", "bytes", "idle_s", "oldest_queued_s"}
@@ -93,6 +70,7 @@ def test_a_broker_that_is_killed_forgets_nothing(pair, job_id):
     assert producer.publish(3, columns(3)).version == 1
 
 
+@pytest.mark.core
 def test_a_broker_that_was_ended_for_good_is_made_again_with_its_memory(pair, job_id):
     producer, consumer = pair
     producer.publish(0, columns(0))
@@ -100,22 +78,21 @@ def test_a_broker_that_was_ended_for_good_is_made_again_with_its_memory(pair, jo
     assert consumer.claim(0).batch.to_pydict() == columns(0)
 
 
-@pytest.mark.again
 def test_a_thousand_rollouts_are_known_again_within_5_s(job_id):
     with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as consumer:
         for rollout_id in range(1000):
             producer.publish(rollout_id, {"a": [rollout_id]})
         pid = pid_of(job_id, BROKER_NAME)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10)
+        wait_for(lambda: not psutil.pid_exists(pid), 10)
         # the process itself takes a second or two to be there
-        began = time.monotonic()
-        assert len(consumer.catalog()) == 1000
-        assert consumer.rollout_ids() == [*range(1000)]
-        assert time.monotonic() - began < patient(5)
+        with within(5):
+            assert len(consumer.catalog()) == 1000
+            assert consumer.rollout_ids() == [*range(1000)]
         assert consumer.claim().batch["a"].tolist() == [0]
 
 
+@pytest.mark.core
 def test_a_vault_that_dies_takes_its_payloads_only_and_they_are_generated_again(pair, job_id, caplog):
     producer, consumer = pair
     generator = Generator.remote()
@@ -138,6 +115,7 @@ def test_a_vault_that_dies_takes_its_payloads_only_and_they_are_generated_again(
     assert consumer.status()["lost"] == [2]
 
 
+@pytest.mark.ci
 def test_what_a_consumer_cannot_read_is_demanded_by_itself(pair, job_id, caplog):
     producer, consumer = pair
     producer.publish(0, columns(0))
@@ -150,6 +128,7 @@ def test_what_a_consumer_cannot_read_is_demanded_by_itself(pair, job_id, caplog)
     assert consumer.claim(0).version == 2
 
 
+@pytest.mark.core
 def test_a_consumer_that_was_killed_loses_its_lease_within_5_s(submit, job_id):
     with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as second:
         producer.publish(0, columns(0))
@@ -158,12 +137,12 @@ def test_a_consumer_that_was_killed_loses_its_lease_within_5_s(submit, job_id):
         with pytest.raises(WaitTimeout, match="it is leased"):
             second.claim(0, timeout_s=0.1)
         os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        second.claim(0, timeout_s=20)
-        assert time.monotonic() - killed < patient(5)
+        with within(5):
+            second.claim(0, timeout_s=20)
         second.ack(0)
 
 
+@pytest.mark.core
 def test_a_consumer_that_stalls_loses_its_lease_and_is_fenced_when_it_wakes(submit, job_id):
     lease_s = 3.0
     with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as second:
@@ -182,6 +161,7 @@ def test_a_consumer_that_stalls_loses_its_lease_and_is_fenced_when_it_wakes(subm
         second.ack(0)
 
 
+@pytest.mark.core
 def test_a_job_that_is_asked_to_stop_ends_well_and_keeps_what_it_has(submit, job_id):
     with Producer(job_id, namespace=job_id) as producer:
         producer.publish(0, columns(0))
@@ -193,6 +173,7 @@ def test_a_job_that_is_asked_to_stop_ends_well_and_keeps_what_it_has(submit, job
         assert producer.status()["complete"] is False
 
 
+@pytest.mark.core
 def test_going_back_to_an_older_checkpoint(job_id):
     names = {"namespace": job_id}
     with Producer(job_id, retain=2, **names) as producer:
@@ -217,11 +198,12 @@ def test_going_back_to_an_older_checkpoint(job_id):
                 second.ack(0) or second.ack(17)
 
 
+@pytest.mark.core
 def test_pause_and_drain(pair, job_id):
     producer, consumer = pair
-    link = Link(job_id)
+    connection = Connection(job_id)
     producer.publish(0, columns(0))
-    assert link.call("control", job_id, "paused") == "running"
+    assert connection.call("control", job_id, "paused") == "running"
     consumer.demand(1)
     with pytest.raises(HeldBack, match="is paused") as paused:
         producer.next_demand(0.5)
@@ -229,22 +211,23 @@ def test_pause_and_drain(pair, job_id):
     with pytest.raises(WaitTimeout, match="is paused"):
         consumer.claim(1, timeout_s=0.5)
     assert consumer.claim(0).rollout_id == 0, "what is published can be claimed"
-    link.call("control", job_id, "running")
+    connection.call("control", job_id, "running")
     assert producer.next_demand(5) == 1
-    link.call("control", job_id, "draining")
+    connection.call("control", job_id, "draining")
     with pytest.raises(EndOfStream, match="drained"):
         producer.next_demand(5)
     producer.finish()
     with pytest.raises(EndOfStream, match="drained"):
         consumer.claim(1, timeout_s=5)
     consumer.finish()
-    status = link.call("status", job_id)[job_id]
+    status = connection.call("status", job_id)[job_id]
     assert (status["complete"], status["producer"]["state"]) == (False, "stopped")
     with Consumer(job_id, namespace=job_id) as later:  # with other resources, say
         assert later.status()["control"] == "running"
         assert later.claim(0).batch.to_pydict() == columns(0)
 
 
+@pytest.mark.core
 def test_jobs_that_disagree_are_told_both_values_before_anything_is_generated(job_id):
     with Producer(job_id, terms={"samples": 8, "tokenizer": "abc", "mine": 1}):
         with pytest.raises(Refused, match=r"samples is 4 here and 8 there; tokenizer is 'xyz' here and 'abc' there"):
@@ -253,6 +236,7 @@ def test_jobs_that_disagree_are_told_both_values_before_anything_is_generated(jo
             pass
 
 
+@pytest.mark.ci
 def test_columns_that_are_missing_are_named(job_id):
     with Producer(job_id) as producer, Consumer(job_id, columns=["tokens", "log_probs"], timeout_s=5) as consumer:
         producer.publish(0, columns(0))
@@ -260,6 +244,7 @@ def test_columns_that_are_missing_are_named(job_id):
             consumer.claim(0)
 
 
+@pytest.mark.ci
 def test_a_producer_waits_for_room_and_says_so(job_id):
     with Producer(job_id, max_bytes=300_000, max_ahead=9) as producer, Consumer(job_id, timeout_s=5) as consumer:
         consumer.demand(0)
@@ -311,6 +296,7 @@ def test_an_actor_that_no_node_can_hold_is_named_to_both_sides_within_30_s(job_i
         assert caplog.text.count(text) == 1
 
 
+@pytest.mark.ci
 def test_an_actor_whose_place_others_hold_is_waited_for(job_id):
     with Producer(job_id, namespace=job_id, resources_s=0) as producer:
         holder = Generator.options(num_cpus=8).remote()
@@ -322,6 +308,7 @@ def test_an_actor_whose_place_others_hold_is_waited_for(job_id):
         assert producer.publish_from(0, late, "generate", rollout_id=0, source=0, timeout_s=60).version == 1
 
 
+@pytest.mark.ci
 def test_what_a_claim_was_granted_after_its_deadline_is_handed_out_first(pair):
     producer, consumer = pair
     with pytest.raises(WaitTimeout):
@@ -329,11 +316,12 @@ def test_what_a_claim_was_granted_after_its_deadline_is_handed_out_first(pair):
     for rollout_id in range(2):
         producer.publish(rollout_id, columns(rollout_id))
     (token,) = consumer._tokens.open
-    granted = consumer.link.call("claim", consumer.info.client_id, token=token)  # nobody hears the answer
+    granted = consumer.connection.call("claim", consumer.info.client_id, token=token)  # nobody hears the answer
     assert granted.rollout_id == 0
     assert [consumer.claim().rollout_id for _ in range(2)] == [0, 1]
 
 
+@pytest.mark.ci
 def test_a_large_source_of_a_checkpoint_reaches_the_producer_past_the_broker(job_id):
     """100 MB are more than one message to the broker may take in the memory of its vaults at every change."""
     source = Batch.pack({"tokens": [np.full(50_000, row, np.int32) for row in range(500)]}, {"seen": {3: (1, 2)}})

@@ -7,7 +7,7 @@ another version, which stands for a machine with another Ray; it is Ray's own ch
 import contextlib
 import http.server
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -15,29 +15,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from job_api import job_client
-from ray.util import state
-from ray_jobs import JOBS, Job, wait_for
-from sick_cluster import STORE_BYTES, TOKEN, SickCluster
 
-from patience import patient
-from slime.cross_job.archive import Archive
-from slime.cross_job.broker import Broker
+from job_api import job_client
+from local_cluster import command_of
+from slime.cross_job.broker.actor import Broker
 from slime.cross_job.errors import PayloadDamaged
-from slime.cross_job.ops.doctor import CHECKS, diagnose
-from slime.cross_job.ops.doctor_checks import Finding
-from slime.cross_job.ops.doctor_store import look_at_store
+from slime.cross_job.ops.doctor import CHECKS, Finding, diagnose
+from slime.cross_job.ops.doctor.stores import look_at_store
 from slime.cross_job.ops.viewer import Viewer
-from slime.cross_job.stores import open_store
+from slime.cross_job.storage import open_store
+from slime.cross_job.storage.payloads import Archive
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+from tests.integration.sick_cluster import STORE_BYTES, TOKEN, SickCluster
+from tests.support.actors import pid_of, stopped
+from tests.support.patience import patient, within
+from tests.support.ray_jobs import JOBS, Job, wait_for
 
 NOWHERE = "127.0.0.1:1"  # nobody listens there: what needs no cluster is looked at all the same
-FEW = {name for name, _ in CHECKS} - {"versions", "slime", "cluster", "durable store"}
+FEW = {*CHECKS} - {"versions", "slime", "cluster", "durable store"}
 
 
 def of(found: list[Finding], check: str) -> list[Finding]:
@@ -54,8 +53,8 @@ def shown(found: list[Finding]) -> str:
 
 
 def helpful(one: Finding) -> bool:
-    """Whoever reads it knows what is the case, why it matters, and what to do."""
-    return all([one.what, one.why, one.do])
+    """Whoever reads it knows what is the case, and what to do."""
+    return all([one.what, one.do])
 
 
 # ------------------------------------------------------------------ no cluster
@@ -90,6 +89,7 @@ def assert_no_cluster(found: list[Finding], words: str) -> None:
     assert worst(found, "versions").severity in ("ok", "warning")
 
 
+@pytest.mark.ci
 def test_where_nobody_listens():
     assert_no_cluster(diagnose(NOWHERE, "ns"), "nobody listens there")
 
@@ -103,18 +103,18 @@ def test_somebody_who_is_no_ray():
 
 
 def test_somebody_who_begins_like_ray_and_hangs():
-    began = time.monotonic()
-    with listener(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) as address:
-        assert_no_cluster(diagnose(address, "ns", timeout_s=10), "Ray does not come through")
-    assert time.monotonic() - began < patient(15)
+    with within(30), listener(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) as address:
+        assert_no_cluster(diagnose(address, "ns"), "no answer within 15 s")
 
 
-def test_the_time_of_all_is_kept_and_what_was_not_looked_at_is_said():
-    began = time.monotonic()
-    with listener(b"") as address:
-        found = diagnose(address, "ns", timeout_s=2.5)
-    assert time.monotonic() - began < patient(8)
-    assert "the time of 2.5 s was over" in worst(found, "cluster").what, shown(found)
+def test_the_time_of_all_is_kept_and_what_was_not_looked_at_is_said(tmp_path, monkeypatch):
+    (tmp_path / "ray.py").write_text("import time\ntime.sleep(600)\n")  # stands for whatever hangs
+    monkeypatch.syspath_prepend(tmp_path)
+    limit_s, began = min(patient(10), 13.0), time.monotonic()  # the check itself is given up after 15 s
+    found = diagnose(NOWHERE, "ns", timeout_s=limit_s)
+    assert time.monotonic() - began < limit_s + patient(8)
+    assert f"the time of {limit_s:g} s was over" in worst(found, "cluster").what, shown(found)
+    assert worst(found, "cluster").severity == "error"
     assert worst(found, "versions").severity in ("ok", "warning"), "what it had found by then is lost"
 
 
@@ -126,13 +126,13 @@ def test_a_namespace_without_a_broker_and_those_that_have_one(driver, job_id):
     there = [actor["namespace"] for actor in named if actor["name"] == BROKER_NAME]
     if not there:  # this test runs alone
         ray.remote(Broker).options(name=BROKER_NAME, namespace=f"{job_id}-other", num_cpus=0, lifetime="detached")
-    found = diagnose(None, job_id)  # of the cluster that this process is connected to
+    found = diagnose(driver.address, job_id)
     broker = worst(found, "broker")
     assert broker.severity == "error"
     assert helpful(broker)
     assert job_id in broker.what
     assert all(namespace in broker.what for namespace in there)
-    assert worst(found, "peers").severity == "note"
+    assert worst(found, "jobs").severity == "note"
     assert worst(found, "nodes").severity == "ok", shown(found)
     after = ray.util.list_named_actors(all_namespaces=True)
     assert not [actor for actor in after if actor["namespace"] == job_id], "doctor made a broker"
@@ -144,43 +144,25 @@ def test_a_broker_of_another_protocol(driver, job_id):
     assert ray.get(broker.hello.remote(), timeout=60)["protocol"] == 999
     found = diagnose(driver.address, job_id)
     ray.kill(broker)
-    assert worst(found, "protocol").severity == "error"
-    assert "speaks protocol 999" in worst(found, "protocol").what
-    assert helpful(worst(found, "protocol"))
-    assert worst(found, "leases").severity == "note", shown(found)
+    assert worst(found, "broker").severity == "error"
+    assert "speaks protocol 999" in worst(found, "broker").what
+    assert helpful(worst(found, "broker"))
+    assert worst(found, "jobs").severity == "note", shown(found)
 
 
 def test_a_cluster_of_another_version(cluster, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import ray\nray.__version__ = '2.53.0'\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = diagnose(cluster.address, "ns")
-    other = worst(found, "same versions")
+    other = worst(found, "cluster")
     assert other.severity == "error", shown(found)
-    assert f"the cluster has Ray {ray.__version__} and Python" in other.what
-    assert "this process Ray 2.53.0" in other.what
-    assert helpful(other)
+    assert f"Ray: {ray.__version__} Python" in other.what
+    assert "Ray: 2.53.0" in other.what
+    assert "the cluster's interpreter" in other.do
     assert worst(found, "broker").severity == "note"
 
 
 # ------------------------------------------------------------------ jobs that are ill
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process that is there and does nothing."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def program_of(pid: int) -> bytes:
-    """Empty where it has ended since."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-    except OSError:
-        return b""
 
 
 @pytest.fixture(scope="module")
@@ -212,36 +194,32 @@ def ill(driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: "its Ray job is FAILED" in viewer.status(name)["producer"]["reason"], 60)
     seen["dead"] = diagnose(driver.address, name)
-    filters: Any = [("name", "=", f"{VAULT_NAME}_{node_id}"), ("ray_namespace", "=", name)]
-    (vault,) = state.list_actors(address=driver.address, filters=filters, detail=True)
-    with stopped(vault.pid):
+    with stopped(pid_of(name, f"{VAULT_NAME}_{node_id}")):
         seen["vault"] = diagnose(driver.address, name, "another-job")
     yield seen
     client.stop_job(consumer.id)
 
 
+@pytest.mark.ci
 def test_what_is_well_is_told_with_its_figures(ill):
     found = ill["well"]
     assert [one for one in found if one.severity in ("error", "warning")] == [], shown(found)
-    assert list(dict.fromkeys(one.check for one in found)) == [name for name, _ in CHECKS]
-    # the metrics of a node that has just started lack what was spilled; one vault is all that one node can have
-    notes = {one.check for one in found if one.severity == "note"}
-    assert notes <= {"slime", "spilling", "vaults"}, shown(found)
-    assert "0.0" in worst(found, "clocks").what
-    assert "connected within" in worst(found, "cluster").what
-    assert "rollout job" in worst(found, "peers").what
-    assert "put 0." in worst(found, "durable store").what
+    assert list(dict.fromkeys(one.check for one in found)) == [*CHECKS]
+    # the metrics of a node that has just started lack what was spilled
+    assert {one.check for one in found if one.severity == "note"} <= {"slime", "spilling"}, shown(found)
+    assert "it lets us in" in worst(found, "cluster").what
+    assert "rollout job" in shown(of(found, "jobs"))
+    assert "put bytes 0." in worst(found, "durable store").what
     assert not [name for name in ill["left"] if name.startswith("slime-cross-job-doctor")], "it left something"
 
 
-def test_a_lease_that_is_about_to_end(ill):
+@pytest.mark.ci
+def test_a_client_that_is_silent(ill):
     assert ill["still"] == "live", "the lease ended meanwhile: this is no witness"
-    lease = worst(ill["silent"], "leases")
-    assert lease.severity == "warning", shown(ill["silent"])
-    assert f"the rollout job (pid {ill['pid']} " in lease.what
-    assert "of a lease of 40 s" in lease.what
-    assert helpful(lease)
-    assert worst(ill["dead"], "leases").severity == "ok", shown(ill["dead"])
+    said = shown(of(ill["silent"], "jobs"))
+    assert re.search(r"The rollout job gives no sign of life for \d\d s of its lease of 40 s", said), said
+    assert f"pid {ill['pid']} on" in said
+    assert worst(ill["silent"], "jobs").severity == "warning"
 
 
 def test_a_vault_that_does_not_answer(ill):
@@ -249,23 +227,20 @@ def test_a_vault_that_does_not_answer(ill):
     assert vault.severity == "error", shown(ill["vault"])
     assert vault.where.startswith("vault of node ")
     assert helpful(vault)
-    assert worst(ill["dead"], "vaults").severity == "note", shown(ill["dead"])
+    assert worst(ill["dead"], "vaults").severity == "ok", shown(ill["dead"])
 
 
 def test_a_job_that_is_paused(ill):
-    assert "it is paused" in worst(ill["silent"], "progress").what
-    assert worst(ill["silent"], "progress").severity == "warning"
-    assert helpful(worst(ill["silent"], "progress"))
+    assert "Paused by its operator" in shown(of(ill["silent"], "jobs"))
 
 
 def test_a_job_whose_peer_is_gone(ill):
-    assert worst(ill["silent"], "peers").severity == "ok", shown(ill["silent"])
-    gone = worst(ill["dead"], "peers")
+    gone = worst(ill["dead"], "jobs")
     assert gone.severity == "error", shown(ill["dead"])
-    assert f"pid {ill['pid']} " in gone.what
-    assert "is dead: its Ray job is FAILED" in gone.what
-    assert "while the train job (group train) is alive and needs it" in gone.what
-    assert helpful(gone)
+    assert gone.what.startswith("The rollout job is dead")
+    assert "its Ray job is FAILED" in gone.what
+    assert "Start it again" in gone.what
+    assert f"pid {ill['pid']} on" in shown(of(ill["dead"], "jobs"))
 
 
 def test_payloads_in_quarantine(ill):
@@ -278,7 +253,7 @@ def test_payloads_in_quarantine(ill):
 
 
 def test_a_job_that_nobody_knows(ill):
-    unknown = worst(ill["vault"], "peers")
+    unknown = worst(ill["vault"], "jobs")
     assert (unknown.severity, unknown.where) == ("error", "another-job")
     assert "it knows doctor-ill" in unknown.what
 
@@ -321,45 +296,30 @@ def sickness(sick: SickCluster) -> Iterator[list[Finding]]:
             producer.kill()
 
 
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
-def test_a_cluster_that_asks_for_a_token(sick, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "w" * 32},
+        {"RAY_AUTH_MODE": "token"},
+    ],
+    ids=["none", "another", "none although it shall"],
+)
+def test_a_cluster_that_asks_for_a_token(sick, monkeypatch, tmp_path, sent):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in sent.items():
+        monkeypatch.setenv(name, value)
     found = diagnose(sick.address, "ns")
-    token = worst(found, "token")
-    assert token.severity == "error", shown(found)
-    assert "this process sends none (RAY_AUTH_MODE is disabled)" in token.what
-    assert helpful(token)
-    assert worst(found, "cluster").severity == "ok"
+    assert worst(found, "cluster").severity == "error", shown(found)
+    assert "RAY_AUTH_TOKEN" in worst(found, "cluster").do, shown(found)
     assert worst(found, "broker").severity == "note"
-
-
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
-def test_a_cluster_that_asks_for_another_token(sick, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "w" * 32)
-    found = diagnose(sick.address, "ns")
-    assert "ours is another" in worst(found, "token").what, shown(found)
     assert "w" * 32 not in shown(found)
 
 
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
-def test_a_process_that_shall_send_a_token_and_has_none(sick, monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    found = diagnose(sick.address, "ns")
-    assert worst(found, "token").severity == "error", shown(found)
-    assert "this process has no token" in worst(found, "token").what
-
-
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
-def test_the_right_token(sickness):
-    assert worst(sickness, "token").what == "the cluster lets us in, with a token", shown(sickness)
-
-
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_an_object_store_that_is_too_small_for_the_rollouts(sickness):
+    assert "it lets us in, with a token" in worst(sickness, "cluster").what, shown(sickness)
     found = worst(sickness, "object store")
     assert found.severity == "warning", shown(sickness)
     assert f"it has {STORE_BYTES / 1e6:.1f} MB" in found.what
@@ -367,15 +327,17 @@ def test_an_object_store_that_is_too_small_for_the_rollouts(sickness):
     assert "--object-store-memory 200000000 or more" in found.do
 
 
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
-def test_an_object_store_that_spills(sickness):
-    found = worst(sickness, "spilling")
+@pytest.mark.parametrize(
+    ("check", "what"),
+    [("spilling", "of objects lie on disk"), ("clocks", "its clock is 90.0 s ahead of this machine's")],
+)
+def test_an_object_store_that_spills_and_a_clock_that_is_ahead(sickness, check, what):
+    found = worst(sickness, check)
     assert found.severity == "warning", shown(sickness)
-    assert "of objects lie on disk" in found.what
+    assert what in found.what
     assert helpful(found)
 
 
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_small_dev_shm(sick, sickness):
     if not sick.small_shm:
         pytest.skip("only root may give the cluster a /dev/shm of its own")
@@ -387,36 +349,21 @@ def test_a_small_dev_shm(sick, sickness):
     assert helpful(found)
 
 
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
-def test_a_clock_that_is_ahead(sickness):
-    found = worst(sickness, "clocks")
-    assert found.severity == "warning", shown(sickness)
-    assert "its clock is 90.0 s ahead of this machine's" in found.what
-    assert helpful(found)
-
-
-@pytest.mark.again  # with stand-ins: tests/unit/test_doctor.py
 def test_a_head_that_hangs(sick, sickness, monkeypatch):
     """The last of those that need this cluster."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    (gcs,) = [pid for pid in sick.pids() if b"gcs_server" in program_of(pid)]
-    began = time.monotonic()
-    os.kill(gcs, signal.SIGSTOP)
-    try:
+    (gcs,) = [pid for pid in sick.pids() if "gcs_server" in command_of(pid)[0]]
+    with within(20), stopped(gcs):
         found = diagnose(sick.address, "ns", timeout_s=20)
-    finally:
-        os.kill(gcs, signal.SIGCONT)
     assert "and says nothing" in worst(found, "cluster").what, shown(found)
-    assert time.monotonic() - began < patient(20)
 
 
 # ------------------------------------------------------------------ durable stores
 
 
 def store_found(uri: str) -> Finding:
-    (one,) = look_at_store(uri, 3.0)
-    return one
+    return look_at_store(uri, 3.0)
 
 
 @contextlib.contextmanager
@@ -452,29 +399,22 @@ def test_a_store_that_is_well(new_redis):
     found = diagnose(NOWHERE, "ns", store=new_redis().uri)  # which needs no cluster
     assert worst(found, "cluster").severity == "error"
     assert worst(found, "durable store").severity == "ok", shown(found)
-    assert "1 MB: put" in worst(found, "durable store").what
+    assert "put MB" in worst(found, "durable store").what
 
 
+@pytest.mark.ci
 def test_a_store_that_is_unreachable(own_redis):
     server = own_redis(requirepass="open-sesame")
     assert store_found(server.uri).severity == "ok"
     server.kill()
     found = store_found(server.uri)
     assert found.severity == "error"
-    assert "it does not answer" in found.what
+    assert "does not answer" in found.what
     assert helpful(found)
     assert "open-sesame" not in str(found)
+    assert ":***@" in found.where
     server.start()
     assert store_found(server.uri).severity == "ok"
-
-
-def test_a_store_that_refuses(new_redis):
-    server = new_redis(requirepass="open-sesame")
-    found = store_found(server.uri.replace("open-sesame", "let-me-in"))
-    assert found.severity == "error"
-    assert "it refuses" in found.what
-    assert "let-me-in" not in str(found)
-    assert ":***@" in found.where
 
 
 def test_a_store_that_is_slow(new_redis):
@@ -483,36 +423,17 @@ def test_a_store_that_is_slow(new_redis):
         found = store_found(f"redis://127.0.0.1:{port}/0")
     assert found.severity == "warning", str(found)
     assert "it is slow" in found.what
-    assert "a few bytes: put 0.6" in found.what
+    assert "put bytes 0.6" in found.what
     assert helpful(found)
 
 
 def test_a_store_that_is_full(new_redis):
     found = store_found(new_redis(maxmemory="2mb").uri)
     assert found.severity == "error", str(found)
-    assert "it is full" in found.what
+    assert "raise maxmemory, or keep less" in found.what
     assert helpful(found)
 
 
-def test_a_disk_that_is_full(tmp_path):
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("only root may mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"this process may not mount: {mounted.stderr.decode()}")
-    try:
-        (disk / "store").mkdir()
-        assert store_found(f"file://{disk}/store").severity == "ok"
-        (disk / "others").write_bytes(b"x" * 1_500_000)
-        found = store_found(f"file://{disk}/store")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    assert found.severity == "error"
-    assert "it is full" in found.what
-
-
 def test_a_store_that_is_none():
-    assert "it cannot be opened" in store_found("redis:/nowhere").what
-    assert "it cannot be opened" in store_found("file:///no/such/folder/anywhere").what
+    assert store_found("redis:/nowhere").severity == "error"
+    assert store_found("file:///no/such/folder/anywhere").severity == "error"

@@ -5,15 +5,14 @@ import os
 import random
 import signal
 import threading
-import time
 from types import FrameType
 
 import pytest
-from speak import columns
 
-from patience import patient
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.errors import WaitTimeout
+from tests.integration.jobs.speak import columns
+from tests.support.patience import patient, within
 
 pytestmark = pytest.mark.usefixtures("driver")
 
@@ -46,14 +45,13 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.ci
 def test_ctrl_c_in_a_claim_strands_nothing(pair, ctrl_c):
     producer, consumer = pair
-    began = time.monotonic()
     timer = ctrl_c(1.0)
-    with pytest.raises(KeyboardInterrupt):
+    with within(60), pytest.raises(KeyboardInterrupt):
         consumer.claim(timeout_s=patient(300))
     timer.join()
-    assert time.monotonic() - began < patient(60)
     for rollout_id in range(ROLLOUTS):
         producer.publish(rollout_id, columns(rollout_id))
     got, interrupted = [], 0

@@ -9,12 +9,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from local_cluster import MARKER, LocalCluster
-from nodes import Node
-from ray_jobs import ROOT, wait_for
 
-from patience import patient
+import local_cluster
+from local_cluster import LocalCluster, command_of
+from tests.chaos.nodes import Node
+from tests.support.patience import patient
+from tests.support.ray_jobs import ROOT, wait_for
 
 TOKEN = "a-token-of-the-tests"
 SCRIPT = """
@@ -113,6 +115,7 @@ def launch(guarded, job_id, slime) -> Launcher:
     return Launcher(guarded.api, job_id, slime)
 
 
+@pytest.mark.ci
 def test_a_job_is_followed_to_its_end_and_told_about_afterwards(launch, slime):
     words = ["--slime", str(slime), "--no-verify", "--env", "MINE=a=b", "--cross-job-max-ahead", "1"]
     code, out, errors = launch("train", *words, "--", "--lr", "1 2", "--end", "3")
@@ -250,12 +253,5 @@ def test_a_local_cluster_comes_and_goes_with_what_runs_in_it(job_id, slime, tmp_
 
 def processes_of(record: dict) -> list[int]:
     """Those that have its marker in their environment, or its folder in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            marked = f"{MARKER}={record['marker']}".encode() in (entry / "environ").read_bytes()
-            if entry.name.isdigit() and (marked or record["folder"].encode() in (entry / "cmdline").read_bytes()):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
+    there = {pid for pid in psutil.pids() if record["folder"] in " ".join(command_of(pid))}
+    return sorted({*local_cluster.processes_of(record["marker"], -1), *there} - {os.getpid()})

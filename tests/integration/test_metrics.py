@@ -1,9 +1,7 @@
 """What really happened is what a real Prometheus says of it, and every panel and alert of docker/ has data."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -15,17 +13,17 @@ import numpy as np
 import pytest
 import ray
 import yaml
-from prometheus import BOARD, DOCKER, RULES, Prometheus, program
-from ray.util import state
-from ray_jobs import wait_for
-from speak import columns
 
-from patience import patient
 from slime.cross_job import Consumer, Producer
+from slime.cross_job.client.connection import Connection
 from slime.cross_job.errors import WaitTimeout
-from slime.cross_job.link import Link
 from slime.cross_job.metrics import METRICS
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+from tests.integration.jobs.speak import columns
+from tests.integration.prometheus import BOARD, DOCKER, RULES, Prometheus, program
+from tests.support.actors import kill
+from tests.support.patience import patient
+from tests.support.ray_jobs import wait_for
 
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 UNIT_TESTS = Path(__file__).with_name("alerts_test.yml")
@@ -51,6 +49,7 @@ def for_a_job(expr: str, job_id: str) -> str:
 # ---------------------------------------------------------------------- without a cluster
 
 
+@pytest.mark.ci
 def test_the_rules_are_well_formed_and_each_fires_when_it_should_only():
     for command in (["check", "rules", RULES], ["test", "rules", UNIT_TESTS]):
         done = subprocess.run(
@@ -62,6 +61,7 @@ def test_the_rules_are_well_formed_and_each_fires_when_it_should_only():
     assert (well["expr"], well["exp_samples"]) == ("count by (alertname) (ALERTS)", [])
 
 
+@pytest.mark.ci
 def test_panels_and_alerts_name_metrics_that_there_are():
     used = {name for expr in (*(e for _, e in TARGETS), *(r["expr"] for r in ALERTS)) for name in names_in(expr)}
     known = {f"ray_slime_cross_job_{m.name}{'_bucket' * (m.kind == 'histogram')}" for m in METRICS.values()}
@@ -119,19 +119,6 @@ class Holder:
     def hold(self, job_id: str, rollout_id: int, **settings: Any) -> int:
         self.consumer = Consumer(job_id, **settings)
         return self.consumer.claim(rollout_id, timeout_s=20).rollout_id
-
-
-def kill(namespace: str, name: str) -> None:
-    """SIGKILL an actor's process, and see that another one took its place."""
-    address = ray.get_runtime_context().gcs_address
-    filters: Any = [("ray_namespace", "=", namespace), ("state", "=", "ALIVE")]
-
-    def pids() -> list[int]:
-        return [a.pid for a in state.list_actors(address=address, filters=filters) if str(a.name).startswith(name)]
-
-    (pid,) = pids()
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(found := pids()) == 1 and found[0] != pid, 30)
 
 
 def wait_for_each_other(producer: Producer, consumer: Consumer) -> None:
@@ -229,15 +216,16 @@ def jobs(prometheus: Prometheus, tmp_path_factory: pytest.TempPathFactory) -> It
     kill("metrics", VAULT_NAME)
     with pytest.raises(WaitTimeout):
         consumers["kept"].claim(3, timeout_s=5)
-    wait_for(lambda: Link("metrics").call("status", "bare")["bare"]["losses"], 30)
+    wait_for(lambda: Connection("metrics").call("status", "bare")["bare"]["losses"], 30)
     for job_id in ("kept", "bare"):
         producers[job_id].publish(3, columns(3), weight_version=4)
         consumers[job_id].demand(4)
-    yield Link("metrics").call("status")
+    yield Connection("metrics").call("status")
     for client in (*producers.values(), *consumers.values()):
         client.stop()
 
 
+@pytest.mark.ci
 def test_prometheus_says_what_the_ledger_says(prometheus, jobs):
     for job_id in ("kept", "bare"):
         status = jobs[job_id]
@@ -256,7 +244,7 @@ def test_prometheus_says_what_the_ledger_says(prometheus, jobs):
             wait_for_value(prometheus, f'sum(ray_slime_cross_job_{name}{{job_id="{job_id}",{labels}}})', total)
 
 
-def test_all_of_it_happened(jobs):
+def test_all_of_it_happened(prometheus, jobs):
     kept, bare = jobs["kept"], jobs["bare"]
     assert kept["regenerated"] == bare["dropped"] == 1
     assert kept["events"]["quarantined"] == 1
@@ -265,16 +253,13 @@ def test_all_of_it_happened(jobs):
     assert bare["restarts"] == {"producer": 1, "consumer train": 1}
     assert min(kept["waited"]["producer demand"], kept["waited"]["consumer data"]) > 1
     assert jobs["off"]["published"] == 2
+    wait_for_count(prometheus, 'publish_seconds_count{job_id="kept"}', 5)
+    wait_for_count(prometheus, 'claim_seconds_count{job_id="kept"}', 4)
 
 
 def test_a_job_with_metrics_off_is_not_to_be_seen(prometheus, jobs):
     assert wait_for(lambda: prometheus.query('{job_id="kept"}'), SEEN_S)
     assert prometheus.query('{job_id="off"}') == []
-
-
-def test_latencies_are_observed_where_they_occur(prometheus, jobs):
-    wait_for_count(prometheus, 'publish_seconds_count{job_id="kept"}', 5)
-    wait_for_count(prometheus, 'claim_seconds_count{job_id="kept"}', 4)
 
 
 @pytest.mark.parametrize(("title", "expr"), TARGETS, ids=[f"{i}-{title}" for i, (title, _) in enumerate(TARGETS)])
@@ -290,12 +275,6 @@ def test_every_alert_has_data(prometheus, jobs, rule):
     wait_for(lambda: prometheus.query(expr), SEEN_S, lambda: expr)
     known = {r["name"]: r for group in prometheus.ask("rules")["groups"] for r in group["rules"]}
     assert known[rule["alert"]]["health"] == "ok", known[rule["alert"]]
-
-
-def test_the_configuration_of_docker_is_well_formed(prometheus):
-    command = [program("promtool"), "check", "config", str(prometheus.config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_broker_that_restarts_exports_no_jump(prometheus, jobs):

@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
+
 from job_api import job_client
 from local_cluster import LocalCluster
-from ray_jobs import PYTHONPATH, ROOT
-
-from patience import patient, wait_for
+from tests.support.patience import patient, wait_for
+from tests.support.ray_jobs import PYTHONPATH, ROOT
 
 TOKEN = "t" * 32
 LINES = "import os, sys; print(os.environ.get('RAY_ADDRESS'))"
@@ -51,6 +51,7 @@ def script(name, *words, env, timeout_s=240):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=patient(timeout_s))
 
 
+@pytest.mark.ci
 def test_the_environment_leads_to_the_other_cluster_and_the_demo_does_not_go_there(theirs, tmp_path):
     run = script("scripts/demo.py", "--rollouts", 2, "--out", tmp_path, env=theirs.environment())
     assert run.returncode == 0, run.stdout + run.stderr
@@ -74,13 +75,11 @@ def stays_empty(theirs):
     return check()
 
 
-@pytest.mark.again
 @pytest.mark.parametrize(
     "words",
     [
         pytest.param(["tests/chaos/chaos.py", "--minutes", "0.1", "--most", "1", "--least", "0", "--out"], id="chaos"),
         pytest.param(["scripts/bench_metrics.py", "--quick", "--json"], id="bench"),
-        pytest.param(["scripts/bench_clusters.py", "--rollouts", "3"], id="clusters"),
     ],
 )
 @pytest.mark.parametrize("address", ["theirs", "auto"])

@@ -1,22 +1,21 @@
 """A run of two jobs is recorded by a third one, and served again to another train job: the same bytes, and no rollout
 job."""
 
-import sys
+import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from job_api import job_client
-from ray_jobs import PYTHONPATH, ROOT, SubmittedJob, wait_for
-from speak import columns
 
 from slime.cross_job import Batch, Consumer, Producer
+from slime.cross_job.adapter.replay import record, serve, terms_of
 from slime.cross_job.errors import EndOfStream, PayloadDamaged, PeerFailed, Refused, RolloutNotFound
-from slime.cross_job.recording import RECORDED, Header, Recording
-from slime.cross_job.replay import record, serve, terms_of
 from slime.cross_job.settings import Settings
-from slime.cross_job.stores import open_store
+from slime.cross_job.storage import open_store
+from slime.cross_job.storage.recording import RECORDED, Header, Recording
+from tests.integration.jobs.speak import columns
+from tests.support.ray_jobs import ROOT, Job, wait_for
 
 
 @pytest.fixture
@@ -25,19 +24,9 @@ def uri(tmp_path) -> str:
 
 
 @pytest.fixture
-def command(cluster) -> Iterator[Callable[..., SubmittedJob]]:
+def command(submit) -> Callable[..., Job]:
     """cross_job_replay.py as a Ray job."""
-    client, jobs = job_client(cluster.api), []
-
-    def start(*words: str) -> SubmittedJob:
-        script = str(ROOT / "slime_overlay" / "cross_job_replay.py")
-        jobs.append(SubmittedJob(client, [sys.executable, script, *words], {"PYTHONPATH": PYTHONPATH}))
-        return jobs[-1]
-
-    yield start
-    for job in jobs:
-        if job.status in ("PENDING", "RUNNING"):
-            client.stop_job(job.id)
+    return functools.partial(submit, ROOT / "slime_overlay" / "cross_job_replay.py")
 
 
 class Serving:
@@ -76,6 +65,7 @@ def recorded(uri: str, *ids: int, terms: dict[str, Any] | None = None) -> Record
     return recording
 
 
+@pytest.mark.ci
 def test_a_run_is_recorded_and_trained_on_again_without_its_rollout_job(driver, submit, command, uri, job_id):
     where = ("--store", uri, "--recording", "kept")
     recorder = command("record", "--job-id", job_id, *where)
@@ -190,7 +180,7 @@ def test_the_terms_of_the_run_bind_who_trains_on_its_recording(driver, uri, job_
 
 
 def is_there(job_id: str) -> bool:
-    from slime.cross_job.link import Link
+    from slime.cross_job.client.connection import Connection
 
-    found = Link(job_id).call("status").get(job_id)
+    found = Connection(job_id).call("status").get(job_id)
     return bool(found and found["producer"] and found["producer"]["state"] == "live")

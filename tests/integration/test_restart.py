@@ -2,34 +2,30 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
-from speak import columns
 from typer.testing import CliRunner
 
-from patience import patient, wait_for
 from slime.cross_job import Consumer, Producer
 from slime.cross_job.errors import BrokerLost, RolloutNotFound
 from slime.cross_job.ops import cli, export, steer  # noqa: F401  they add their commands
 from slime.cross_job.ops.app import app
 from slime.cross_job.ops.viewer import starting
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+from tests.integration.jobs.speak import columns
+from tests.support.actors import pid_of, stopped
+from tests.support.patience import patient, wait_for, within
 
 pytestmark = pytest.mark.usefixtures("driver")
 
 SILENT_S = 35.0  # longer than a vault was given once, before it was counted as lost
 
 
-def pid_of(handle: Any) -> int:
-    return ray.get(handle.__ray_call__.remote(lambda self: os.getpid()), timeout=60)
-
-
 @pytest.fixture
-def stopped(job_id) -> Iterator[tuple[str, int]]:
+def silent(job_id) -> Iterator[tuple[str, int]]:
     """(the only vault, its process): rollout 0 is acked, 1 to 3 are published. Then the vault is stopped, the broker
     killed; the vault goes on when the test is over, at the latest."""
     with Producer(job_id, namespace=job_id, retain=5) as producer, Consumer(job_id, namespace=job_id) as consumer:
@@ -37,16 +33,12 @@ def stopped(job_id) -> Iterator[tuple[str, int]]:
             producer.publish(rollout_id, columns(rollout_id))
         consumer.claim(0).ack()
         name = f"{VAULT_NAME}_{producer.info.node_id}"
-        vault = pid_of(ray.get_actor(name, namespace=job_id))
-        broker = pid_of(ray.get_actor(BROKER_NAME, namespace=job_id))
+        vault, broker = pid_of(job_id, name), pid_of(job_id, BROKER_NAME)
         producer.stop()
         consumer.stop()
-    os.kill(vault, signal.SIGSTOP)
-    try:
+    with stopped(vault):
         os.kill(broker, signal.SIGKILL)
         yield name, vault
-    finally:
-        os.kill(vault, signal.SIGCONT)
 
 
 def command(job_id: str, *words: str) -> Any:
@@ -62,8 +54,8 @@ def waits(job_id: str) -> Any:
         return None
 
 
-def test_a_broker_waits_for_a_vault_that_is_alive_and_forgets_nothing(stopped, job_id):
-    name, vault = stopped
+def test_a_broker_waits_for_a_vault_that_is_alive_and_forgets_nothing(silent, job_id):
+    name, vault = silent
     wait_for(lambda: (found := waits(job_id)) and found["stuck"], 60)
     told = command(job_id, "status")
     assert isinstance(told.exception, BrokerLost)
@@ -96,17 +88,17 @@ def test_a_broker_waits_for_a_vault_that_is_alive_and_forgets_nothing(stopped, j
         assert consumer.status()["published"] == 5
 
 
-def test_a_vault_can_be_given_up_by_name_and_is_taken_back_when_it_answers(stopped, job_id):
-    name, vault = stopped
+@pytest.mark.ci
+def test_a_vault_can_be_given_up_by_name_and_is_taken_back_when_it_answers(silent, job_id):
+    name, vault = silent
     wait_for(lambda: (found := waits(job_id)) and found["stuck"], 60)
     assert "does not wait for nobody" in str(command(job_id, "give-up", "nobody", "--yes").exception)
     assert "add --yes" in str(command(job_id, "give-up", name).exception), "nobody is there to be asked"
     assert waits(job_id) is not None
     given_up = command(job_id, "give-up", name, "--yes")
     assert given_up.exit_code == 0, given_up.output
-    began = time.monotonic()
-    wait_for(lambda: waits(job_id) is None, 30)
-    assert time.monotonic() - began < patient(10)
+    with within(10):
+        wait_for(lambda: waits(job_id) is None, 30)
     listed = command(job_id, "jobs", "--json")
     assert (listed.exit_code, listed.stdout.strip()) == (0, "{}"), "nobody else knows the job"
     os.kill(vault, signal.SIGCONT)

@@ -24,12 +24,13 @@ def actors(namespace: str) -> list[str]:
     return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
 
 
+@pytest.mark.ci
 def test_a_namespace_ends_and_what_it_held_is_freed(driver, job_id):
     with Producer(job_id, namespace=f"{job_id}-other") as other:
         with Producer(job_id, namespace=job_id) as producer:
             producer.publish(0, {"x": np.zeros((8, MB // 8))})
-        payload = producer.link.call("get", job_id, 0).payload
-        (ref,) = producer.link.open_refs(payload)
+        payload = producer.connection.call("get", job_id, 0).payload
+        (ref,) = producer.connection.open_refs(payload)
         said, error = shutdown(job_id)
         assert "add --yes" in str(error), "nobody is there to be asked"
         assert "1 payloads are freed, 8.0 MB" in said

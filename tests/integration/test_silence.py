@@ -6,42 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import ray
-from local_cluster import LocalCluster
-from ray.util import state
-from ray_jobs import JOBS, PYTHONPATH, wait_for
 
-from patience import patient
-from slime.cross_job.link import Link
+from local_cluster import LocalCluster, command_of
+from slime.cross_job.client.connection import Connection
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
+from tests.support.actors import pid_of, stopped
+from tests.support.patience import patient
+from tests.support.ray_jobs import JOBS, PYTHONPATH, wait_for
 
 pytestmark = pytest.mark.usefixtures("driver")
 
 STOPPED_S = 45.0  # longer than any fixed limit that there was
 LEASE_S = 3.0
-
-
-def pid_of(namespace: str, name: str) -> int:
-    filters = [("ray_namespace", "=", namespace), ("state", "=", "ALIVE")]
-    actors = state.list_actors(address=ray.get_runtime_context().gcs_address, filters=filters)
-    (found,) = [actor.pid for actor in actors if str(actor.name).startswith(name)]
-    return found
-
-
-@contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 class AtWork:
@@ -57,7 +35,7 @@ class AtWork:
         return self._submit("at_work.py", role, self.name, self.name, self._lease_s, self._enough)
 
     def status(self):
-        return Link(self.name).call("status", self.name, timeout_s=60)[self.name]
+        return Connection(self.name).call("status", self.name, timeout_s=60)[self.name]
 
     def goes_on(self):
         acked = self.status()["acked"]
@@ -87,7 +65,6 @@ def test_a_broker_and_a_vault_that_are_stopped_for_long_are_waited_for(submit, j
     assert re.search(words.format(re.escape(pairs[1].name), waits), told)
 
 
-@pytest.mark.again
 @pytest.mark.parametrize("who", ["producer", "consumer"])
 def test_a_client_that_is_stopped_beyond_its_lease_goes_on_and_so_does_its_peer(submit, job_id, tmp_path, who):
     pair = AtWork(submit, job_id, tmp_path / "enough", LEASE_S)
@@ -106,6 +83,7 @@ def test_a_client_that_is_stopped_beyond_its_lease_goes_on_and_so_does_its_peer(
     assert getattr(pair, who).all_said(2)[1]["epoch"] == 2
 
 
+@pytest.mark.core
 def test_a_producer_whose_place_was_taken_in_its_silence_is_fenced(submit, job_id, tmp_path):
     pair = AtWork(submit, job_id, tmp_path / "enough", LEASE_S)
     first = pair.producer
@@ -129,6 +107,7 @@ def test_a_forked_process_and_one_that_left_ray_and_came_back_are_told_at_once(s
     assert job.logs.count("heartbeat of producer") <= 1, job.logs
 
 
+@pytest.mark.ci
 def test_a_cluster_whose_gcs_dies_ends_both_jobs_with_one_verdict(tmp_path):
     with LocalCluster(env={"PYTHONPATH": PYTHONPATH}) as cluster:
         env = {**cluster.env, "RAY_ADDRESS": cluster.address}
@@ -138,7 +117,7 @@ def test_a_cluster_whose_gcs_dies_ends_both_jobs_with_one_verdict(tmp_path):
             with log.open("wb") as out:
                 jobs.append(subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT))
         wait_for(lambda: all("SAID" in log.read_text() for log in logs), 90)
-        (gcs,) = [p for p in cluster.pids() if "gcs_server" in Path(f"/proc/{p}/cmdline").read_text().split("\0")[0]]
+        (gcs,) = [p for p in cluster.pids() if "gcs_server" in command_of(p)[0]]
         os.kill(gcs, signal.SIGKILL)
         killed = time.monotonic()
         codes = [job.wait(60) for job in jobs]

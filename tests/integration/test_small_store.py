@@ -4,13 +4,11 @@ import os
 import subprocess
 import sys
 
-import pytest
 from job_api import job_client
 from local_cluster import LocalCluster
-from ray_jobs import PYTHONPATH, Job
+from tests.support.ray_jobs import PYTHONPATH, Job
 
 
-@pytest.mark.again
 def test_a_rollout_that_is_larger_than_the_object_store_is_named_and_arrives(job_id):
     with LocalCluster(object_store_bytes=80_000_000, env={"PYTHONPATH": PYTHONPATH}) as cluster:
         client = job_client(cluster.api)
@@ -36,7 +34,7 @@ with CrossJobDataBroker(max_bytes=int(sys.argv[3])) as broker:
         broker.store_rollout_data(sys.argv[2], rollout_id, ray.put(np.full(4 * MB, rollout_id, np.uint8)))
         if rollout_id % 2 == 0:
             assert ray.get(broker.get_rollout_data(sys.argv[2], rollout_id))[0] == rollout_id
-        held = broker._link.call("status", sys.argv[2])[sys.argv[2]]["held_bytes"]
+        held = broker._connection.call("status", sys.argv[2])[sys.argv[2]]["held_bytes"]
         assert 4 * MB <= held <= int(sys.argv[3]), held
     there = [rollout_id for _, rollout_id in broker.list_available_rollouts(sys.argv[2])]
     assert there[-1] == 59 and len(there) in (3, 4), there
@@ -46,7 +44,7 @@ with CrossJobDataBroker(max_bytes=int(sys.argv[3])) as broker:
     except RolloutNotFound as error:
         assert "freed, as its retention says" in str(error), error
     node = ray.get_runtime_context().get_node_id()
-    stats = ray.get(broker._link.vault_on(node).stats.remote())
+    stats = ray.get(broker._connection.vault_on(node).stats.remote())
     assert stats["nbytes"] <= 20 * MB, stats
 print("stored 240 MB in", ray.cluster_resources()["object_store_memory"])
 """

@@ -1,27 +1,20 @@
 """Two separate Ray jobs, real kills: what was published survives, and each side learns how the other ended."""
 
-import contextlib
 import os
 import time
-from pathlib import Path
 
 import pytest
 import ray
-from ray_jobs import wait_for
-from speak import columns
 
-from patience import patient
+from local_cluster import is_alive
 from slime.cross_job import Consumer
 from slime.cross_job.types import BROKER_NAME
+from tests.integration.jobs.speak import columns
+from tests.support.patience import patient
+from tests.support.ray_jobs import wait_for
 
 
-def lives(pid):
-    """A zombie, of which its parent has not heard yet, does not."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["value", "actor", "ref"])
 def test_what_was_published_survives_sigkill_of_actor_and_driver(driver, submit, job_id, how):
     producer = submit("produce.py", job_id, "--how", how, "--end", "linger")
@@ -29,7 +22,7 @@ def test_what_was_published_survives_sigkill_of_actor_and_driver(driver, submit,
     for pid in (pids["actor_pid"], pids["pid"]):
         os.kill(pid, 9)
     assert producer.wait() == "FAILED"  # the witness: Ray saw the driver die
-    wait_for(lambda: not lives(pids["actor_pid"]), 60)
+    wait_for(lambda: not is_alive(pids["actor_pid"]), 60)
     with Consumer(job_id, timeout_s=20) as consumer:
         assert [located.rollout_id for located in consumer.catalog()] == [0, 1, 2]
         for rollout_id in range(3):
@@ -41,14 +34,8 @@ def test_what_was_published_survives_sigkill_of_actor_and_driver(driver, submit,
             rollout.ack()
 
 
-def test_another_job_reads_everything_and_learns_the_end(submit, job_id):
-    producer, consumer = submit("produce.py", job_id), submit("consume.py", job_id)
-    assert producer.wait() == "SUCCEEDED"
-    assert consumer.wait() == "SUCCEEDED", consumer.logs
-    assert consumer.all_said(2)[1]["seen"] == [0, 1, 2]
-
-
-def test_a_job_that_ended_normally_is_end_of_stream_for_one_that_waits(submit, job_id):
+@pytest.mark.core
+def test_another_job_that_waits_reads_everything_and_learns_the_end(submit, job_id):
     consumer = submit("consume.py", job_id)
     consumer.said()
     assert submit("produce.py", job_id, "--how", "actor").wait() == "SUCCEEDED"
@@ -56,6 +43,7 @@ def test_a_job_that_ended_normally_is_end_of_stream_for_one_that_waits(submit, j
     assert consumer.all_said(2)[1]["seen"] == [0, 1, 2]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("end", "verdict"),
     [
@@ -79,6 +67,7 @@ def test_a_crashed_rollout_job_fails_the_train_job_within_15_s(submit, job_id, e
     assert verdict in consumer.logs
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("end", "verdict"), [("raise", "the loss is not a number"), ("sigkill", "its Ray job is FAILED")]
 )
@@ -94,6 +83,7 @@ def test_a_crashed_train_job_fails_a_rollout_job_that_waits_for_demand(submit, j
     assert verdict in rollout.logs
 
 
+@pytest.mark.core
 def test_a_second_rollout_job_under_a_live_job_id_is_refused(submit, job_id):
     first = submit("produce.py", job_id, "--end", "linger")
     first.said()
@@ -104,6 +94,7 @@ def test_a_second_rollout_job_under_a_live_job_id_is_refused(submit, job_id):
     assert first.status == "RUNNING"
 
 
+@pytest.mark.core
 def test_a_killed_rollout_job_is_replaced_at_once(submit, job_id):
     first = submit("produce.py", job_id, "--end", "linger")
     os.kill(first.said()["pid"], 9)
@@ -111,7 +102,6 @@ def test_a_killed_rollout_job_is_replaced_at_once(submit, job_id):
     assert second.wait() == "SUCCEEDED", second.logs
 
 
-@pytest.mark.again
 def test_both_jobs_at_the_same_moment_make_one_broker(driver, submit, job_id, tmp_path):
     jobs = [submit("meet.py", job_id, tmp_path, n) for n in range(2)]
     wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2, 60, lambda: jobs[0].logs + jobs[1].logs)
@@ -128,6 +118,7 @@ def test_both_jobs_at_the_same_moment_make_one_broker(driver, submit, job_id, tm
     assert len({said["broker"] for said in met[0]}) == 20
 
 
+@pytest.mark.core
 def test_the_object_store_returns_to_where_it_was(driver, submit, job_id):
     before = store_used()
     producer = submit("produce.py", job_id, "--samples", 200, "--end", "linger")

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from chromium import Browser, chromium
-from patience import patient
 from slime.cross_job.errors import BrokerLost
 from slime.cross_job.ops.report import report_data, write_report
 from slime.cross_job.ops.web import WebView
-from viewer_stand_in import HOSTILE, ViewerStandIn
+from slime.cross_job.types import BROKER_NAME
+from tests.support.chromium import Browser, chromium
+from tests.support.patience import patient
+from tests.support.viewer_stand_in import HOSTILE, ViewerStandIn
 
 POLL_S = 0.25
 SHOWN = "document.querySelector('#figures b')"
@@ -69,6 +70,7 @@ def harmless(browser: Browser, *allowed: str) -> None:
 # ---------------------------------------------------------------- what is shown
 
 
+@pytest.mark.ci
 def test_the_whole_of_a_job_is_shown_and_follows_what_happens(viewer, browser):
     viewer.run(30)
     viewer.demand(30, 31, 32)
@@ -100,6 +102,8 @@ def test_the_whole_of_a_job_is_shown_and_follows_what_happens(viewer, browser):
         assert "The rollout job is dead" in browser.text("#verdict-main")
         assert "its node left the cluster" in browser.text("#verdict-main")
         assert browser.text(".job[data-state=dead] .standing b") == "dead"
+        assert browser.text("#state") == "✕ dead"
+        assert viewer.address in browser.text("#cluster")
         harmless(browser, view.url)
 
 
@@ -108,7 +112,7 @@ def test_what_was_lost_or_dropped_is_marked(viewer, browser):
     viewer.demand(3, 4)
     viewer.make(3)
     viewer.make(4)
-    viewer.ledger.vault_lost("vault")
+    viewer.ledger.rollouts.vault_lost("vault")
     with shown(viewer, browser):
         browser.until("document.querySelectorAll('[data-state=lost] .chip').length === 2")
         assert "✕ lost 2" in browser.text("[data-state=lost] h3")
@@ -117,7 +121,7 @@ def test_what_was_lost_or_dropped_is_marked(viewer, browser):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, *(pytest.param(width, marks=pytest.mark.again) for width in (390, 700)), 1400])
+@pytest.mark.parametrize("width", [360, 390, 700, 1400])
 def test_nothing_overflows_and_text_is_legible(viewer, browser, tmp_path, dark, width):
     viewer.run(60)
     viewer.demand(60, 61)
@@ -201,6 +205,7 @@ def test_it_can_be_used_by_keyboard(viewer, browser):
 # ---------------------------------------------------------------- hostile texts
 
 
+@pytest.mark.ci
 def test_hostile_samples_are_shown_and_do_nothing(viewer, browser):
     viewer.num_samples = len(HOSTILE)
     viewer.texts = lambda row: {
@@ -257,6 +262,7 @@ def test_a_line_of_ten_million_characters_is_cut(viewer, browser):
         harmless(browser, view.url)
 
 
+@pytest.mark.ci
 def test_a_payload_that_would_run_does_run_where_it_is_markup(browser):
     """The witness for the tests above: they would see it."""
     browser.driver.get("data:text/html,<script>window.__pwned='script'</script><img src=http://127.0.0.1:9/leak.png>")
@@ -372,7 +378,7 @@ def test_a_job_is_steered_from_the_page_with_two_presses(viewer, browser):
         assert viewer.ledger.jobs["exp"].control == "running"
         assert "press again" in browser.js(f"return {press}.textContent")
         browser.js(f"{press}.click()")
-        browser.until("document.querySelector('#control').dataset.control === 'paused'")
+        browser.until("document.querySelector('#state').dataset.state === 'paused'")
         assert viewer.ledger.jobs["exp"].control == "paused"
         assert browser.text("#steered") == "Pause: done"
 
@@ -422,10 +428,9 @@ def test_a_report_is_one_file_that_asks_nobody(viewer, browser, tmp_path):
 
 
 def test_a_real_run_is_shown_with_its_samples_and_while_its_broker_stands_still(driver, browser, job_id):
-    import ray
-
     from slime.cross_job import Consumer, Producer
     from slime.cross_job.ops.viewer import Viewer
+    from tests.support.actors import pid_of, stopped
 
     texts = [text for text in HOSTILE if "\ud800" not in text]
     with Producer(job_id) as producer, Consumer(job_id) as consumer:
@@ -443,17 +448,12 @@ def test_a_real_run_is_shown_with_its_samples_and_while_its_broker_stands_still(
             browser.until("document.querySelector('.sample pre')")
             assert browser.text(".sample pre") == texts[0]
             harmless(browser, view.url)
-            named = {"name": "slime_cross_job_broker", "ray_namespace": "slime_shared", "state": "ALIVE"}
-            filters = [(name, "=", value) for name, value in named.items()]
-            actors = ray.util.state.list_actors(driver.address, filters=filters)
-            os.kill(actors[0].pid, signal.SIGSTOP)
-            try:
+            broker = pid_of("slime_shared", BROKER_NAME)
+            with stopped(broker):
                 browser.until("document.querySelector('#fresh').dataset.state === 'stale'", 20)
                 assert browser.js(f"return {ACKED}") == 3
-            finally:
-                os.kill(actors[0].pid, signal.SIGCONT)
             browser.until("document.querySelector('#fresh').dataset.state === 'live'", 30)
-            os.kill(actors[0].pid, signal.SIGKILL)
+            os.kill(broker, signal.SIGKILL)
             consumer.claim(3, timeout_s=60).ack()  # the witness: it restarted, and knows all
             browser.until(f"{ACKED} === 4", 30)
             browser.until("document.querySelector('#events').textContent.includes('restarted')")

@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from toy_upstream import ROOT, Toy
 
-from patience import patient
+from tests.patches.toy_upstream import ROOT, Toy
+from tests.support.patience import patient
 
 
 @pytest.fixture

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from toy_upstream import Toy, git, run_script, snapshot, whole_tree
+
+from tests.patches.toy_upstream import Toy, git, run_script, snapshot, whole_tree
 
 
 def test_apply_verify_reverse(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     before, tree = snapshot(toy.slime), whole_tree(toy.slime)
-    assert tree == toy.patchset.pin("one").tree_before
+    assert tree == toy.tree("one")
     assert toy.apply("--verify") == 1
     assert toy.apply() == 0
     assert toy.apply("--verify") == 0
@@ -22,6 +24,8 @@ def test_apply_verify_reverse(toy: Toy, capfd: pytest.CaptureFixture[str]) -> No
     assert (toy.slime / "pkg/extra/run.py").stat().st_mode & 0o111
     assert not (toy.slime / "pkg/extra/__pycache__").exists()
     assert snapshot(toy.slime)[".git/index"] == before[".git/index"]
+    (toy.slime / "pkg/extra/__pycache__").mkdir()
+    (toy.slime / "pkg/extra/__pycache__/run.pyc").write_bytes(b"cache")
     assert toy.apply("--reverse") == 0
     assert snapshot(toy.slime) == before
     assert whole_tree(toy.slime) == tree
@@ -34,11 +38,11 @@ def test_apply_verify_reverse(toy: Toy, capfd: pytest.CaptureFixture[str]) -> No
 def test_the_tree_is_the_recorded_one_and_git_apply_makes_the_same(toy: Toy, tmp_path: Path) -> None:
     assert toy.apply() == 0
     git(toy.slime, "add", "-u")
-    assert git(toy.slime, "write-tree") == toy.patchset.pin("one").tree_after
+    assert git(toy.slime, "write-tree") == toy.tree("one", "after")
     other = toy.clone(tmp_path / "by-git")
     for name in ("add-a.patch", "add-b.patch"):
         git(other, "apply", "--index", "--unidiff-zero", str(toy.patches / "one" / name))
-    assert git(other, "write-tree") == toy.patchset.pin("one").tree_after
+    assert git(other, "write-tree") == toy.tree("one", "after")
 
 
 def test_apply_twice(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
@@ -55,24 +59,44 @@ def test_check_changes_nothing(toy: Toy, capfd: pytest.CaptureFixture[str]) -> N
     before = snapshot(toy.slime)
     objects = git(toy.slime, "count-objects", "-v")
     assert toy.apply("--check") == 0
-    assert "would write 2 patched files, 2 overlay files" in capfd.readouterr().out
+    assert "would write pin one: 2 patched files, 2 overlay files, 0 removed" in capfd.readouterr().out
     assert toy.apply("--check", "--pin", "one") == 0
     assert snapshot(toy.slime) == before
     assert git(toy.slime, "count-objects", "-v") == objects
 
 
-def test_a_newer_overlay_replaces_the_older(toy: Toy) -> None:
+def test_a_newer_overlay_replaces_the_older(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    """Modules that the newer overlay no longer has go, with their folders and caches; the user's own files stay."""
+    for path in ("pkg/extra/gone.py", "pkg/extra/room/gone.py", "pkg/house/inner/gone.py", "gone.py", "gone.svg"):
+        (toy.overlay / path).parent.mkdir(parents=True, exist_ok=True)
+        (toy.overlay / path).write_text("old\n")
     assert toy.apply() == 0
+    manifest = toy.slime / ".git/slime-cross-job.json"
+    older = {**json.loads(manifest.read_text()), "patches": {"add-a.patch": "0" * 64}, "folders": ["pkg/extra"]}
+    manifest.write_text(json.dumps(older))  # with what versions before this one wrote as well
+    own = {"pkg/extra/own.py": "own\n", "pkg/house/own.py": "own\n", "own.py": "own\n"}
+    for path, text in own.items():
+        (toy.slime / path).write_text(text)
+    for path in ("pkg/extra/room/__pycache__/gone.pyc", "pkg/house/inner/__pycache__/gone.pyc"):
+        (toy.slime / path).parent.mkdir()
+        (toy.slime / path).write_text("cache")
+    for path in ("pkg/extra/gone.py", "pkg/extra/room", "pkg/house", "gone.py", "gone.svg", "pkg/extra/__init__.py"):
+        shutil.rmtree(toy.overlay / path) if (toy.overlay / path).is_dir() else (toy.overlay / path).unlink()
     (toy.overlay / "pkg/extra/run.py").write_text("print('newer')\n")
-    (toy.overlay / "pkg/extra/__init__.py").unlink()
     (toy.overlay / "pkg/more.py").write_text("more\n")
     assert toy.apply("--verify") == 1
+    capfd.readouterr()
     assert toy.apply() == 0
+    assert "2 overlay files, 6 removed" in capfd.readouterr().out
     assert toy.apply("--verify") == 0
+    new = git(toy.slime, "ls-files", "--others").splitlines()
+    assert {*new} == {"pkg/extra/run.py", "pkg/more.py", *own}
     assert (toy.slime / "pkg/extra/run.py").read_text() == "print('newer')\n"
-    assert not (toy.slime / "pkg/extra/__init__.py").exists()
+    assert not (toy.slime / "pkg/extra/room").exists()
+    assert not (toy.slime / "pkg/house/inner").exists()
     assert toy.apply("--reverse") == 0
-    assert whole_tree(toy.slime) == toy.patchset.pin("one").tree_before
+    assert git(toy.slime, "ls-files", "--others").splitlines() == sorted(own)
+    assert git(toy.slime, "status", "--porcelain", "-uno") == ""
 
 
 def test_newer_patches_replace_the_older(toy: Toy) -> None:
@@ -83,7 +107,7 @@ def test_newer_patches_replace_the_older(toy: Toy) -> None:
     assert toy.apply("--verify") == 0
     assert "+b" not in (toy.slime / "pkg/b.py").read_text()
     assert toy.apply("--reverse") == 0
-    assert whole_tree(toy.slime) == toy.patchset.pin("one").tree_before
+    assert whole_tree(toy.slime) == toy.tree("one")
 
 
 def test_changes_of_the_user_elsewhere_are_left_alone(toy: Toy) -> None:
@@ -95,21 +119,6 @@ def test_changes_of_the_user_elsewhere_are_left_alone(toy: Toy) -> None:
     assert toy.apply("--verify") == 1  # other.txt is not upstream's
     assert toy.apply("--reverse") == 0
     assert snapshot(toy.slime) == before
-
-
-def test_a_file_of_the_user_in_our_folder_survives_reverse(toy: Toy) -> None:
-    assert toy.apply() == 0
-    (toy.slime / "pkg/extra/mine.py").write_text("mine\n")
-    assert toy.apply("--reverse") == 0
-    assert [path.name for path in (toy.slime / "pkg/extra").iterdir()] == ["mine.py"]
-
-
-def test_pycache_of_our_files_goes_with_them(toy: Toy) -> None:
-    assert toy.apply() == 0
-    (toy.slime / "pkg/extra/__pycache__").mkdir()
-    (toy.slime / "pkg/extra/__pycache__/run.pyc").write_bytes(b"cache")
-    assert toy.apply("--reverse") == 0
-    assert not (toy.slime / "pkg/extra").exists()
 
 
 def test_undone_by_hand_then_applied_again(toy: Toy) -> None:
@@ -133,7 +142,7 @@ def test_a_lost_manifest_is_made_again(toy: Toy) -> None:
     assert json.loads(manifest.read_text())["pin"] == "one"
     manifest.unlink()
     assert toy.apply("--reverse") == 0
-    assert whole_tree(toy.slime) == toy.patchset.pin("one").tree_before
+    assert whole_tree(toy.slime) == toy.tree("one")
 
 
 def test_the_pin_by_its_tree_in_another_history(toy: Toy) -> None:
@@ -203,3 +212,24 @@ def test_fetch_refuses_and_cleans_up(toy: Toy, tmp_path: Path, capfd: pytest.Cap
         assert capfd.readouterr().err.startswith("error: git fetch failed")
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_commits_of_the_users_on_top_of_a_pin(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    """They touch no patched file, before apply or after it."""
+    (toy.slime / "other.txt").write_text("mine\n")
+    git(toy.slime, "commit", "-qam", "mine")
+    before = snapshot(toy.slime)
+    assert toy.apply("--check") == 0
+    assert toy.apply() == 0
+    assert toy.apply("--verify") == 0
+    assert "exactly patched: pin one" in capfd.readouterr().out
+    (toy.slime / "other.txt").write_text("more of mine\n")
+    git(toy.slime, "commit", "-qm", "more of mine", "--", "other.txt")
+    (toy.overlay / "pkg/extra/run.py").write_text("print('newer')\n")
+    assert toy.apply() == 0
+    assert (toy.slime / "pkg/extra/run.py").read_text() == "print('newer')\n"
+    assert toy.apply("--verify") == 0
+    assert toy.apply("--reverse") == 0
+    git(toy.slime, "checkout", "-q", "--detach", "HEAD~1")
+    assert snapshot(toy.slime).keys() == before.keys()
+    assert whole_tree(toy.slime) == git(toy.slime, "rev-parse", "HEAD^{tree}")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from patchset_export import BEGIN, END, count
-from patchset_git import PatchsetError
-from patchset_series import FIELDS, parse_patch
-from toy_upstream import HEADER, Toy, git
+
+from tests.patches.toy_upstream import HEADER, Toy, git
 
 GOOD = (
     HEADER.format(subject="add a")
@@ -24,18 +20,11 @@ def _series(toy: Toy) -> dict[str, bytes]:
 def test_export_of_what_apply_made_is_identical(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     before, pins = _series(toy), (toy.patches / "upstream.json").read_bytes()
     assert toy.apply() == 0
-    for setting in (
-        "diff.noprefix",
-        "diff.mnemonicPrefix",
-        "color.ui",
-        "core.abbrev",
-        "diff.algorithm",
-        "diff.context",
-    ):
-        value = {"diff.algorithm": "patience", "diff.context": "9", "core.abbrev": "5", "color.ui": "always"}
-        git(toy.slime, "config", setting, value.get(setting, "true"))
+    settings = {"diff.noprefix": "true", "diff.mnemonicPrefix": "true", "color.ui": "always", "core.abbrev": "5"}
+    for setting, value in {**settings, "diff.algorithm": "patience", "diff.context": "9"}.items():
+        git(toy.slime, "config", setting, value)
     assert toy.run("export", str(toy.slime), "one") == 0
-    assert "unchanged  add-a.patch: 2 lines into 1 files" in capfd.readouterr().out
+    assert "unchanged  add-a.patch: pkg/a.py" in capfd.readouterr().out
     assert _series(toy) == before
     assert (toy.patches / "upstream.json").read_bytes() == pins
 
@@ -65,9 +54,9 @@ def test_export_refuses(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
     refused("HEAD is", "two")
     patched = (toy.slime / "pkg/b.py").read_text()
     (toy.slime / "pkg/b.py").write_text(patched.replace("b 20\n", "B 20\n"))
-    refused("is not an inserted line")
+    refused("inserted lines only")
     git(toy.slime, "checkout", "-q", "--", "pkg/b.py")
-    refused("changes no file")
+    refused("inserted lines only")
     (toy.slime / "pkg/b.py").write_text(patched)
     (toy.slime / "other.txt").write_text("other\nmore\n")
     refused("other.txt is changed and no patch names it")
@@ -79,81 +68,58 @@ def test_a_file_has_one_owner(toy: Toy, capfd: pytest.CaptureFixture[str]) -> No
     assert toy.run("export", str(toy.slime), "one") == 2
     assert "add-a.patch and add-b.patch both name pkg/a.py" in capfd.readouterr().err
     patch.write_bytes((toy.patches / "one" / "add-a.patch").read_bytes())
-    with pytest.raises(PatchsetError, match="both touch"):
-        toy.patchset.series(toy.patchset.pin("one"))
+    assert toy.apply("--check") == 2
+    assert "both touch" in capfd.readouterr().err
 
 
-def test_record_is_what_export_recorded(toy: Toy) -> None:
-    pins = toy.patchset.pins()
-    toy.patchset.write_trees("one", "?", "?")
-    assert toy.run("record") == 0
-    assert toy.patchset.pins() == pins
+def test_export_records_the_trees(toy: Toy) -> None:
+    upstream = toy.patches / "upstream.json"
+    before = upstream.read_text()
+    upstream.write_text(before.replace(toy.tree("one"), "?").replace(toy.tree("one", "after"), "?"))
+    assert toy.apply() == 0
+    assert toy.run("export", str(toy.slime), "one") == 0
+    assert upstream.read_text() == before
 
 
-def test_count(toy: Toy) -> None:
-    readme = toy.patches / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert toy.run("count", "--update") == 0
-    table = count(toy.patchset)
-    assert table.splitlines() == [
-        "| patch | one | two |",
-        "| --- | --: | --: |",
-        "| add a | 2 | 2 |",
-        "| add b | 1 | - |",
-        "| **patches, inserted lines** | 2, 3 | 1, 2 |",
-    ]
-    assert readme.read_text() == f"before\n{BEGIN}\n\n{table}\n{END}\nafter\n"
+def test_a_long_field_of_a_header_goes_on_in_the_next_line(toy: Toy) -> None:
+    patch = toy.patches / "one" / "add-b.patch"
+    patch.write_text(patch.read_text().replace("because\n", "because\nof this: and that\n"))
+    assert toy.apply() == 0
 
 
-def test_parse_a_good_patch() -> None:
-    patch = parse_patch("add-a.patch", GOOD.encode(), "one/add-a.patch")
-    assert patch.inserted == 3
-    assert patch.files[0].hunks == ((1, (b"x\n",)), (3, (b"y\n", b"z\n")))
-    assert tuple(patch.fields) == FIELDS
-    longer = GOOD.replace("because\n", "because\nof this: and that\n")
-    assert parse_patch("a", longer.encode(), "a").fields["Why"] == "because of this: and that"
+def test_a_patch_of_more_than_header_and_insertions(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    patch = toy.patches / "one" / "add-b.patch"
+    for old, new in (
+        ("Why: because\n", ""),
+        ("Why: because", "Why:  "),
+        ("Subject: add a\n", ""),
+        ("Subject", "Title"),
+        ("Why", " Why"),
+        ("\n\n", "\n"),
+        ("+x\n", "+x\n-y\n"),
+        ("+x\n", "+x\n y\n"),
+        ("+z\n", "+z\n\\ No newline at end of file\n"),
+        ("@@ -1,0 +2 @@", "@@ -1 +2 @@"),
+        ("@@ -1,0 +2 @@", "@@ -1,0 +2 @@ def f():"),
+        ("1" * 40, "1" * 12),
+        ("index", "new file mode 100644\nindex"),
+        (GOOD[GOOD.index("@@") :], ""),
+        (GOOD[GOOD.index("diff") :], ""),
+    ):
+        assert old in GOOD
+        patch.write_text(GOOD.replace(old, new, 1))
+        assert toy.apply("--check") == 2
+        said = capfd.readouterr().err
+        assert said.startswith("error: one/add-b.patch, from line "), (old, new)
+        assert said.count("\n") == 1
+    patch.write_text(GOOD)
+    assert toy.apply("--check") == 2
+    assert "are not made for f of this commit" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("Why: because\n", "", "must have the header fields"),
-        ("Why: because", "Why:  ", "must have the header fields"),
-        ("Subject: add a\n", "", "must have the header fields"),
-        ("Subject", "Title", "the first line must be"),
-        ("Why", " Why", "must not start with a blank"),
-        ("\n\n", "\n", "no empty line"),
-        ("+x\n", "+x\n-y\n", "is not an inserted line"),
-        ("+x\n", "+x\n y\n", "is not an inserted line"),
-        ("+z\n", "+z\n+more\n", "is not an inserted line"),
-        ("+z\n", "", "does not add up"),
-        ("+z\n", "+z\n\\ No newline at end of file\n", "is not an inserted line"),
-        ("@@ -1,0 +2 @@", "@@ -1,0 +3 @@", "does not add up"),
-        ("@@ -1,0 +2 @@", "@@ -1 +2 @@", "inserts nothing"),
-        ("@@ -1,0 +2 @@", "@@ -1,0 +2 @@ def f():", "inserts nothing"),
-        ("1" * 40, "1" * 12, "is not an inserted line"),
-        ("index", "new file mode 100644\nindex", "is not an inserted line"),
-        (GOOD[GOOD.index("@@") :], "", "inserts nothing"),
-        (GOOD[GOOD.index("diff") :], "", "changes no file"),
-    ],
-)
-def test_parse_refuses(old: str, new: str, words: str) -> None:
-    assert old in GOOD
-    with pytest.raises(PatchsetError, match=words):
-        parse_patch("add-a.patch", GOOD.replace(old, new, 1).encode(), "one/add-a.patch")
-
-
-def test_the_policy_of_the_folder(toy: Toy, tmp_path: Path) -> None:
-    one = toy.patchset.pin("one")
-    (toy.patches / "one" / "series").write_text("add-a.patch # first\nmissing.patch\n")
-    with pytest.raises(PatchsetError, match="does not exist"):
-        toy.patchset.series(one)
-    (toy.patches / "one" / "series").write_text("# none\n")
-    with pytest.raises(PatchsetError, match="names no patch"):
-        toy.patchset.series(one)
-    (toy.overlay / "link").symlink_to("pkg")
-    with pytest.raises(PatchsetError, match="plain files only"):
-        toy.patchset.overlay()
-    (toy.patches / "upstream.json").write_text('{"pins": [{}]}')
-    with pytest.raises(PatchsetError, match="cannot read the pins"):
-        toy.patchset.pins()
+def test_the_policy_of_the_folder(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+    series = toy.patches / "one" / "series"
+    for text, words in (("add-a.patch # first\nmissing.patch\n", "missing.patch"), ("# none\n", "names no patch")):
+        series.write_text(text)
+        assert toy.apply("--check") == 2
+        assert words in capfd.readouterr().err

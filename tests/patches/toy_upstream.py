@@ -8,8 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from patchset import main
-from patchset_series import Patchset
+from patchset.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "Subject: {subject}\nWhy: because\nUpstream-Status: not offered\nRemove-When: never\n\n"
@@ -121,13 +120,13 @@ class Toy:
         git(folder, "checkout", "-q", "--detach", self.commits[pin])
         return folder
 
-    @property
-    def patchset(self) -> Patchset:
-        """The toy's patch set."""
-        return Patchset(self.patches, self.overlay)
+    def tree(self, pin: str, which: str = "before") -> str:
+        """A pin's recorded tree, before or after the patches."""
+        pins = json.loads((self.patches / "upstream.json").read_text())["pins"]
+        return next(one[f"tree_{which}"] for one in pins if one["name"] == pin)
 
     def run(self, command: str, *args: str) -> int:
-        """Run a command of patchset.py on the toy; its exit status."""
+        """Run a command of the patch set on the toy; its exit status."""
         return main([command, "--patches", str(self.patches), "--overlay", str(self.overlay), *args])
 
     def apply(self, *args: str) -> int:

@@ -1,29 +1,38 @@
 """Real slime at each pin, cloned and patched by the project's scripts, and a Ray cluster with logical GPUs."""
 
 import functools
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from local_cluster import LocalCluster
-from single_job import PINS
-from slime_jobs import CRITIC_ONLY, FIGURES, ROLLOUTS, Run, end_as_upstream, end_well, ppo
+from tests.slime.single_job import PINS
+from tests.slime.slime_jobs import CRITIC_ONLY, FIGURES, ROLLOUTS, Run, end_as_upstream, end_well, ppo
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """checkout(pin, patched): folder of slime at that pin."""
+    """checkout(pin, patched): folder of slime at that pin. SLIME_AT_MAIN names a patched checkout of another commit
+    that stands for the pin main, see scripts/track_upstream.sh."""
     made: dict[tuple[str, bool], Path] = {}
 
     def get(pin: str, patched: bool = True) -> Path:
         if (pin, patched) not in made:
             folder = tmp_path_factory.mktemp("slime") / f"{pin}-{'patched' if patched else 'upstream'}"
-            script("fetch_slime.sh", folder, pin)
-            if patched:
+            ported = os.environ.get("SLIME_AT_MAIN") if pin == "main" else None
+            if ported and patched:
+                folder = Path(ported)
+            elif ported:
+                subprocess.run(["git", "clone", "-q", ported, folder], check=True)
+            else:
+                script("fetch_slime.sh", folder, pin)
+            if patched and not ported:
                 script("apply.sh", folder)
                 script("apply.sh", folder, "--verify")
             made[pin, patched] = folder

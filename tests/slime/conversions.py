@@ -48,7 +48,7 @@ def samples(case: tuple[str, ...], number: int, count: int) -> list[dict[str, An
 if __name__ == "__main__":
     from slime.utils.arguments import parse_args
 
-    from slime.cross_job.conversion import by_slime, to_samples
+    from slime.cross_job.adapter.conversion import by_slime, to_samples
 
     arguments = parse_args()
     for number, case in enumerate(CASES):

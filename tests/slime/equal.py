@@ -13,6 +13,7 @@ import random
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 
@@ -116,9 +117,12 @@ def differences(where: str, theirs: object, ours: object) -> list[str]:
     """Where two values differ in type, shape, or any bit."""
     if type(theirs) is not type(ours):
         return [f"{where}: {type(theirs)} {type(ours)}"]
+    if isinstance(theirs, np.ndarray):
+        theirs, ours = torch.from_numpy(theirs), torch.from_numpy(ours)
     if isinstance(theirs, torch.Tensor):
         same = (theirs.dtype, theirs.device, theirs.shape) == (ours.dtype, ours.device, ours.shape)
-        equal = same and theirs.contiguous().view(torch.uint8).equal(ours.contiguous().view(torch.uint8))
+        bits = [one.contiguous().flatten().view(torch.uint8) for one in (theirs, ours)]
+        equal = same and bits[0].equal(bits[1])
         return [] if equal else [f"{where}: {theirs} {ours}"]
     if isinstance(theirs, dict):
         return differences(where, [*theirs.items()], [*ours.items()])
@@ -143,7 +147,7 @@ def rollout(args: Namespace) -> None:
 
 def train(args: Namespace) -> None:
     from slime.cross_job import Consumer
-    from slime.cross_job.boxes import boxes_of
+    from slime.cross_job.adapter.boxes import boxes_of
 
     ranks = [Rank.remote() for _ in range(RANKS)]
     address = f"file://{args.load_debug_rollout_data}.join"

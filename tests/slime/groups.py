@@ -63,7 +63,7 @@ def join(port: int) -> dict:
 
 
 if __name__ == "__main__":
-    from slime.cross_job import update_groups
+    from slime.cross_job.adapter import update_groups
 
     model, port = sys.argv[1], int(sys.argv[2])
     ray.init(address="auto", log_to_driver=False)

@@ -14,8 +14,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from equal import differences
-
 _SIZES = ("dp_size", "cp_size", "vpp_size", "microbatch_group_size_per_vp_stage")
 LAYOUTS = [
     *((1, 1, 1, 1), (2, 1, 1, 1), (4, 1, 1, 1)),
@@ -56,9 +54,9 @@ def compare(
 ) -> list[str]:
     from slime.ray.rollout import RolloutManager
 
+    from slime.cross_job.adapter.dp_split import anew, split
+    from slime.cross_job.adapter.training_data import pack, unpack
     from slime.cross_job.errors import BadInput
-    from slime.cross_job.parts import anew, split
-    from slime.cross_job.train_data import pack, unpack
 
     first, second = (dict(zip(_SIZES, layout, strict=True)) for layout in layouts)
 
@@ -74,6 +72,8 @@ def compare(
     except BadInput as error:
         needs_more = {i for i, _ in how["left_out"]} - {i for i, _ in how_after["left_out"]}
         return [] if needs_more else [str(error)]
+    from equal import differences  # beside this program
+
     return differences("parts", theirs, ours)
 
 

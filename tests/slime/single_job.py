@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PINS = ("079dbcf", "v0.1.0", "v0.3.1")
+PINS = ("079dbcf", "v0.1.0", "v0.3.1", "main")
+IN_PARTS = ("v0.3.1", "main")
+"""Pins at which the rollout job splits a rollout among training ranks."""
 ENGINES = ("toy", "sglang")
 
 
@@ -46,11 +48,11 @@ class Folders:
         """Make the folders, and the model and the prompts where they are missing."""
         self.weights.mkdir(parents=True, exist_ok=True)
         if not (self.model / "config.json").exists():
-            import mkmodel
+            from tests.slime import mkmodel
 
             mkmodel.main(str(self.model))
         if not self.prompts.exists():
-            import sums
+            from tests.slime import sums
 
             sums.write_prompts(self.prompts)
 
@@ -108,7 +110,7 @@ def slime_arguments(
     }
     if num_rollout is None:
         del options["num-rollout"]
-    if pin == "v0.3.1":
+    if pin in IN_PARTS:
         options |= {
             "num-gpus-per-node": 4,
             "update-weight-mode": "full",
@@ -144,10 +146,10 @@ def environment(
     """
     if engine not in ENGINES:
         raise ValueError(f"{engine!r} is none of {ENGINES}")
-    if pin != "v0.3.1" and router_019 is None:
+    if pin not in IN_PARTS and router_019 is None:
         raise ValueError(f"slime {pin} needs sglang-router 0.1.9: give its folder as router_019")
     path = [HERE / "standins", HERE / "stubs", HERE, *before]
-    if pin != "v0.3.1":
+    if pin not in IN_PARTS:
         path.insert(0, router_019)
     variables = {
         "PYTHONPATH": os.pathsep.join(map(str, [*path, slime])),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import single_job
-from job_api import job_client
-from ray_jobs import SubmittedJob
 
-from patience import patient, wait_for
+from job_api import job_client
+from tests.slime import single_job
+from tests.slime.single_job import IN_PARTS
+from tests.support.patience import patient, wait_for
+from tests.support.ray_jobs import SubmittedJob
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROUTER_019 = Path(sys.prefix) / "router-0.1.9"  # made by scripts/env.sh
@@ -24,12 +25,14 @@ FIGURES = ("rollout_id", "step", "tokens", "loss", "grad_norm", "raw_reward", "c
 """What is equal in equal trainings; `tokens` hashes every rank's samples, `checksum` the weights after the step."""
 SILENCE_S = 240.0
 """A job that logs nothing for so long hangs (see patience.py)."""
+NCCL = ("--update-weight-transport", "nccl", "--update-weight-buffer-size", "100000")
+"""An update of the tests' model is several chunks."""
 CROSS_JOB = ("--enable-cross-job-communication", "--job-id")
 
 
-def at_pins(*first: str, again: tuple[str, ...] = ()) -> Any:
-    """Run a test at these pins, and at those of `again` too, which .ci/run leaves out."""
-    return pytest.mark.parametrize("pin", [*first, *(pytest.param(pin, marks=pytest.mark.again) for pin in again)])
+def at_pins(*first: str, also: tuple[str, ...] = ()) -> Any:
+    """Run a test at these pins in .ci/run, and at those of `also` where all tests run."""
+    return pytest.mark.parametrize("pin", [*(pytest.param(pin, marks=pytest.mark.ci) for pin in first), *also])
 
 
 @dataclass
@@ -186,7 +189,7 @@ def end_well(*jobs: SubmittedJob) -> None:
 
 def end_as_upstream(script: str, pin: str, job: SubmittedJob, *others: SubmittedJob) -> None:
     """Like `end_well`, but train_async.py up to v0.1 fails after its last step: it awaits a rollout too many."""
-    if script == "train.py" or pin == "v0.3.1":
+    if script == "train.py" or pin in IN_PARTS:
         end_well(job, *others)
         return
     assert job.wait(SILENCE_S) == "FAILED"

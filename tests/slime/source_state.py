@@ -16,7 +16,7 @@ import torch
 
 
 def manager(source: str = "") -> Any:
-    from slime.cross_job.boxes import Box  # noqa: F401  slime of either era
+    from slime.cross_job.adapter.boxes import Box  # noqa: F401  slime of either era
 
     samples = 2
     args = SimpleNamespace(
@@ -57,7 +57,7 @@ def elsewhere(state: Any) -> Any:
 
 
 def of_slime() -> dict[str, Any]:
-    from slime.cross_job import data_source
+    from slime.cross_job.adapter import data_source
 
     first, second, third = manager(), manager(), manager()
     aborted = first.data_source.get_samples(3)
@@ -76,7 +76,7 @@ def of_slime() -> dict[str, Any]:
 
 def of_a_user(folder: Path) -> dict[str, Any]:
     """A custom source, and one whose checkpoint the train job's --load has."""
-    from slime.cross_job import data_source
+    from slime.cross_job.adapter import data_source
 
     first, second, third, trained = (manager("source_state.Lines") for _ in range(4))
     first.data_source.get_samples(5)
@@ -91,7 +91,7 @@ def of_a_user(folder: Path) -> dict[str, Any]:
 
 def measured() -> dict[str, float]:
     """64 x 8 samples of 4096 tokens whose top-p ids wait in the buffer; the baseline is a copy of the arrays."""
-    from slime.cross_job import data_source
+    from slime.cross_job.adapter import data_source
 
     one = manager()
     groups = [g for _ in range(8) for g in one.data_source.get_samples(32)]

@@ -7,18 +7,18 @@ import time
 
 import ray
 
+from slime.cross_job.client.connection import Connection
 from slime.cross_job.errors import RolloutNotFound
-from slime.cross_job.link import Link
 
 if __name__ == "__main__":
     job_id, what, word = sys.argv[1:]
     ray.init(address="auto", log_to_driver=False)
-    link = Link()
+    connection = Connection()
     if what == "control":
-        link.call("control", job_id, word)
+        connection.call("control", job_id, word)
     while True:
         try:
-            status = link.call("status", job_id)[job_id]
+            status = connection.call("status", job_id)[job_id]
             if what == "control" or status[word]:
                 break
         except RolloutNotFound:

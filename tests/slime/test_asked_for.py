@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from ray_jobs import SubmittedJob
-from slime_jobs import CROSS_JOB, FIGURES, ROLLOUTS, at_pins, end_well
+
+from tests.slime.slime_jobs import CROSS_JOB, FIGURES, ROLLOUTS, at_pins, end_well
+from tests.support.ray_jobs import SubmittedJob
 
 
 def evaluations(job: SubmittedJob) -> list[tuple[str, str]]:
@@ -12,7 +13,7 @@ def evaluations(job: SubmittedJob) -> list[tuple[str, str]]:
     return re.findall(r"eval (\d+): .*'eval/sums': ([-\d.e]+)", job.logs)
 
 
-@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
+@at_pins(also=("079dbcf", "v0.1.0", "v0.3.1", "main"))
 def test_evaluation_and_the_data_source_are_the_rollout_jobs(pin, new_run):
     """The same evaluations by the same weights, in the rollout job; the data source is saved beside the checkpoint."""
     jobs = {}
@@ -37,7 +38,7 @@ def test_evaluation_and_the_data_source_are_the_rollout_jobs(pin, new_run):
         assert saved == ["global_dataset_state_dict_0.pt", "global_dataset_state_dict_1.pt"]
 
 
-@at_pins(again=("079dbcf", "v0.3.1"))
+@at_pins(also=("079dbcf", "v0.3.1", "main"))
 def test_a_single_job_with_the_switch_trains_as_before_and_lets_others_read(pin, new_run, single):
     tapped = new_run(pin, "tapped")
     reader = tapped.start_script("reader.py", tapped.name, str(ROLLOUTS))

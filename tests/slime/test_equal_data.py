@@ -1,11 +1,11 @@
 """A dumped rollout gives the same process_rollout_data on every rank, bit for bit, in one job and across two."""
 
-import equal
-from equal import CASES
-from slime_jobs import at_pins, end_well
+from tests.slime import equal
+from tests.slime.equal import CASES
+from tests.slime.slime_jobs import at_pins, end_well
 
 
-@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
+@at_pins("v0.3.1", also=("main", "079dbcf", "v0.1.0"))
 def test_every_rank_reads_what_it_would_read_in_a_single_job(pin, new_run, tmp_path):
     run = new_run(pin, "equal")
     dumped = ("--load-debug-rollout-data", str(tmp_path / "dumped" / "{rollout_id}.pt"))

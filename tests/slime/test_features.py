@@ -1,4 +1,4 @@
-"""What slime's users switch on, whole: a single job and two jobs train on the same, see docs/slime-features.md."""
+"""What slime's users switch on, whole: a single job and two jobs train on the same, see cross-job-features.md."""
 
 import re
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-import sums
-from local_cluster import free_ports
-from slime_jobs import FIGURES, at_pins, end_well, ppo, weights_that_generated, while_they_move
 
-from patience import patient, wait_for
+from local_cluster import free_ports
+from tests.slime import single_job, sums
+from tests.slime.slime_jobs import FIGURES, NCCL, at_pins, end_well, ppo, weights_that_generated, while_they_move
+from tests.support.patience import patient, wait_for
 
 ROLLOUTS = 5
 _TP, _PP, _CP = (f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context"))
@@ -23,11 +23,12 @@ LAYOUTS = {  # name: (data-parallel ranks, flags of the train job, flags of both
     "cp": (1, (_CP, "2"), ()),
     "pp": (1, (_PP, "2"), ()),
     "tp-dp": (2, (_TP, "2", "--actor-num-gpus-per-node", "4"), ()),
+    "tp-pp-nccl": (1, (_TP, "2", _PP, "2", "--actor-num-gpus-per-node", "4"), NCCL),  # a group for each stage
 }
 """How training ranks share the work; those of `standins/layout.py`."""
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_generation_that_goes_on_from_rollout_to_rollout(pin, new_run):
     """Two engines, over-sampling, a filter, partial rollouts, two sets to evaluate, --num-epoch, an update of the
     weights after every second rollout."""
@@ -60,7 +61,7 @@ def test_generation_that_goes_on_from_rollout_to_rollout(pin, new_run):
     assert max(partial_samples(rollout)) > 0, "nothing was aborted: there is nothing to go on with"
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_what_images_and_experts_leave_in_a_rollout_comes_to_the_training_ranks(pin, new_run):
     steps = {}
     for name in ("single", "split"):
@@ -72,7 +73,7 @@ def test_what_images_and_experts_leave_in_a_rollout_comes_to_the_training_ranks(
     assert all({"multimodal_train_inputs", "rollout_routed_experts"} <= {*step[-1]} for step in steps["single"])
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_ppo_with_steps_of_the_critic_alone(pin, new_run, single_ppo):
     run = new_run(pin, "run")
     run.options, run.extra = {"save": run.root / "critic", "save_interval": 2}, ppo(run)
@@ -82,7 +83,7 @@ def test_ppo_with_steps_of_the_critic_alone(pin, new_run, single_ppo):
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_model_parallel_layouts(pin, name, new_run, single, tmp_path):
     """Two jobs go on from a single job's checkpoint as it does itself; it trains as plain data parallelism does."""
@@ -97,13 +98,13 @@ def test_model_parallel_layouts(pin, name, new_run, single, tmp_path):
         figures = [(a, b) for a, b in zip(step, plain, strict=True) if not isinstance(a, str)]
         assert [a for a, _ in figures] == pytest.approx([b for _, b in figures], rel=1e-4, abs=1e-6)
     sizes = [step[-1] for step in alone.steps("micro_batches")]
-    if of_both:
+    if name == "dynamic-batch":
         assert all(len(step) > 64 // ranks // 8 for step in sizes), sizes
     else:
         assert sizes == [[8] * (64 // ranks // 8)] * 3
 
 
-@at_pins(again=("079dbcf", "v0.1.0"))
+@at_pins(also=("079dbcf", "v0.1.0"))
 def test_two_engines_take_the_weights_of_one_group(pin, new_run, single):
     """Up to v0.1 their number sizes the group of processes that the weights go to."""
     run = new_run(pin, "run", options={"engines": 2})
@@ -113,7 +114,24 @@ def test_two_engines_take_the_weights_of_one_group(pin, new_run, single):
     assert len(set(re.findall(r"http://[\d.]+:\d+", re.search(r"its engines: ([^\n]*)", rollout.logs)[1]))) == 2
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
+def test_weights_that_go_to_two_engines_over_nccl(pin, new_run, single):
+    """As slime sends them by default, with gloo in the place of NCCL: each update gives both engines all weights."""
+    run = new_run(pin, "run", probe=True, options={"engines": 2}, extra=NCCL)
+    rollout, train = run.rollout_job(), run.train_job()
+    end_well(rollout, train)
+    assert "[slime-pp_0] Update weights: " in train.logs
+    assert not [*run.folders.weights.iterdir()], "they went over disk"
+    assert run.steps(*FIGURES) == single(pin)
+    assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
+    probes = single_job.read_log(run.folders.log, "probe")
+    assert [probe["version"] for probe in probes] == [*range(1, ROLLOUTS + 1)]
+    for probe in probes:
+        assert len({server["url"] for server in probe["servers"]}) == 2
+        assert {server["checksum"] for server in probe["servers"]} == {probe["trainer_checksum"]}
+
+
+@at_pins(also=("v0.3.1", "main"))
 def test_engines_that_the_job_did_not_start(pin, new_run, single):
     """They serve the weights under this job's name, also to the rollout job's next life, and outlive both jobs."""
     run = new_run(pin, "run", probe=True)
@@ -134,7 +152,7 @@ def test_engines_that_the_job_did_not_start(pin, new_run, single):
     assert all(version["weight_version"].startswith(f"{run.name}/5/") for version in versions), versions
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_an_engine_that_dies_is_started_again_and_takes_the_next_weights(pin, new_run, single):
     run = new_run(pin, "run", options={"engines": 2})
     run.extra = ("--use-fault-tolerance", "--rollout-health-check-interval", "1")

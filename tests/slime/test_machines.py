@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import single_job
-from namespaces import NamespaceCluster, why_not
-from node_cluster import NodeCluster, output
-from slime_jobs import FIGURES, ROLLOUTS, SCRIPTS, SILENCE_S, Run, at_pins
 
-from patience import wait_for
+from tests.slime import single_job
+from tests.slime.slime_jobs import FIGURES, ROLLOUTS, SCRIPTS, SILENCE_S, Run, at_pins
+from tests.support.namespaces import NamespaceCluster, why_not
+from tests.support.node_cluster import NodeCluster, output
+from tests.support.patience import wait_for
 
 GPUS = {"rollout": 1, "train": 2}  # as many as the job of that name asks for
 ACTORS = {  # that slime and cross-job start in it
@@ -34,7 +34,7 @@ def machines(folder: Path) -> Iterator[NodeCluster]:
         yield cluster
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_two_jobs_on_two_machines_train_as_one_job_on_one(pin, single, checkout, tmp_path, monkeypatch):
     """Engines and training ranks are apart, and yet every figure of every step is that of slime's single job."""
     if reason := why_not(redis=False):

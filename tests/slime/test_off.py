@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import single_job
-from slime_jobs import ROUTER_019, at_pins
 
 from slime.cross_job.types import MOST_META_BYTES
+from tests.slime import single_job
+from tests.slime.single_job import IN_PARTS
+from tests.slime.slime_jobs import ROUTER_019, at_pins
 
 FLAGS = {
     *("enable_cross_job_communication", "job_id", "cross_job_role", "cross_job_namespace", "cross_job_max_ahead"),
@@ -55,7 +56,7 @@ import json, sys
 sys.argv = ["train.py", *json.loads(sys.argv[1])]
 import slime.ray.placement_group
 from slime.utils.arguments import parse_args
-from slime.cross_job.handshake import others, terms
+from slime.cross_job.adapter.handshake import others, terms
 args, in_parts = parse_args(), hasattr(slime.ray.placement_group, "create_training_models")
 print("LOOKED", json.dumps([terms(args, in_parts), others(args, in_parts)]))
 """
@@ -75,7 +76,7 @@ def look(pin: str, folder: Path, root: Path, *extra: str, script: str = LOOK) ->
     )
 
 
-@at_pins("079dbcf", "v0.3.1", again=("v0.1.0",))
+@at_pins("079dbcf", "v0.1.0", "v0.3.1", "main")
 def test_without_a_flag_patched_slime_is_slime(pin, checkout: Callable[..., Path], tmp_path: Path):
     seen = []
     for patched in (False, True):
@@ -92,26 +93,25 @@ def test_without_a_flag_patched_slime_is_slime(pin, checkout: Callable[..., Path
     assert loaded == [], "slime.cross_job was imported with the feature off"
 
 
-def _again(*given: object):
-    return pytest.param(*given, marks=pytest.mark.again)
+BY_ITSELF = (("--job-id", "x"), "--job-id without --enable-cross-job-communication")
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--job-id", "x"), "--job-id without --enable-cross-job-communication"),
+        pytest.param(*BY_ITSELF, marks=pytest.mark.ci),
         (
             (*ON, "--cross-job-role", "train", "--colocate"),
             "--colocate does not go with --cross-job-role train: rollout and training share no GPU across jobs",
         ),
-        _again(("--cross-job-role", "train"), "--cross-job-role without --enable-cross-job-communication"),
-        _again(("--enable-cross-job-communication",), "no job id"),
-        _again((*ON, "--cross-job-role", "judge"), "invalid choice: 'judge'"),
-        _again(
+        (("--cross-job-role", "train"), "--cross-job-role without --enable-cross-job-communication"),
+        (("--enable-cross-job-communication",), "no job id"),
+        ((*ON, "--cross-job-role", "judge"), "invalid choice: 'judge'"),
+        (
             (*ON, "--cross-job-role", "rollout", "--debug-rollout-only"),
             "--debug-rollout-only does not go with --cross-job-role rollout",
         ),
-        _again((*ON, "--cross-job-max-ahead", "-1"), "--cross-job-max-ahead -1 is too small"),
+        ((*ON, "--cross-job-max-ahead", "-1"), "--cross-job-max-ahead -1 is too small"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(flags, said, checkout: Callable[..., Path], tmp_path: Path):
@@ -120,7 +120,7 @@ def test_what_cannot_work_is_refused_with_the_reason(flags, said, checkout: Call
     assert said in done.stderr, done.stderr[-3000:]
 
 
-@at_pins("v0.3.1", again=("079dbcf", "v0.1.0"))
+@at_pins("v0.3.1", also=("main", "079dbcf", "v0.1.0"))
 def test_jobs_with_the_same_flags_agree_on_every_argument(pin, checkout: Callable[..., Path], tmp_path: Path):
     """What slime's parser makes of them depends on neither role nor process; and the broker has room for it."""
     told = []
@@ -134,6 +134,6 @@ def test_jobs_with_the_same_flags_agree_on_every_argument(pin, checkout: Callabl
     assert refused == theirs
     assert warned == warned_theirs
     names = {"--rollout-batch-size", "--rollout-num-gpus", "--custom-generate-function-path", "--rollout-top-p"}
-    assert names - {*refused} == ({"--rollout-num-gpus"} if pin == "v0.3.1" else set())
+    assert names - {*refused} == ({"--rollout-num-gpus"} if pin in IN_PARTS else set())
     assert {"--lr", "--num-layers"} <= {*warned}
     assert max(len(json.dumps(facts)) for facts in (refused, warned)) < MOST_META_BYTES / 2

@@ -4,13 +4,13 @@ import socket
 import time
 
 import pytest
-from slime_jobs import at_pins, end_well, while_they_move
 
-from patience import patient
 from slime.cross_job.errors import NoResources, Refused
+from tests.slime.slime_jobs import at_pins, end_well, while_they_move
+from tests.support.patience import patient
 
 
-@at_pins(again=("079dbcf", "v0.1.0"))
+@at_pins(also=("079dbcf", "v0.1.0"))
 def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
     run = new_run(pin, "gpus", env={"SLIME_CPU_REAL_MODULES": "slime.backends.sglang_utils.sglang_engine"})
     job = run.start_script("engine_gpus.py")
@@ -24,8 +24,8 @@ def test_engines_use_the_gpus_that_ray_gave_them(pin, new_run):
 @pytest.mark.parametrize(
     ("pin", "role", "more"),
     [
-        pytest.param("079dbcf", "train", "--actor-num-gpus-per-node", marks=pytest.mark.again),
-        ("v0.3.1", "rollout", "--rollout-num-gpus"),
+        ("079dbcf", "train", "--actor-num-gpus-per-node"),
+        pytest.param("v0.3.1", "rollout", "--rollout-num-gpus", marks=pytest.mark.ci),
     ],
 )
 def test_gpus_that_are_missing_are_named_and_the_job_ends(pin, new_run, role, more):
@@ -41,7 +41,7 @@ def test_gpus_that_are_missing_are_named_and_the_job_ends(pin, new_run, role, mo
     assert time.monotonic() - began < patient(90)
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_jobs_that_disagree_are_refused_before_an_engine_is_started(pin, new_run):
     run = new_run(pin, "disagree")
     train = run.train_job()
@@ -54,7 +54,6 @@ def test_jobs_that_disagree_are_refused_before_an_engine_is_started(pin, new_run
     assert train.status == "RUNNING"
 
 
-@pytest.mark.again
 def test_engines_that_a_killed_train_job_left_take_weights_from_the_next(new_run):
     """A real SGLang server refuses a second group of the same name until the first is ended."""
     run = new_run("v0.3.1", "groups", engine="sglang")

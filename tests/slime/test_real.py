@@ -3,13 +3,13 @@
 from itertools import pairwise
 from statistics import mean
 
-import single_job
-from slime_jobs import at_pins
+from tests.slime import single_job
+from tests.slime.slime_jobs import at_pins
 
 ROLLOUTS = 18
 
 
-@at_pins(again=("v0.3.1", "079dbcf"))
+@at_pins(also=("v0.3.1", "main", "079dbcf"))
 def test_the_split_pair_learns_on_real_parts(pin, new_run):
     run = new_run(pin, "real", engine="sglang", probe=True, options={"num_rollout": ROLLOUTS})
     jobs = {role: run.launch(role) for role in ("rollout", "train")}

@@ -1,9 +1,9 @@
 """slime's own train.py and train_async.py give the same training in one job and in two: same data, same losses."""
 
-from slime_jobs import FIGURES, ROLLOUTS, at_pins, end_as_upstream, end_well, weights_that_generated
+from tests.slime.slime_jobs import FIGURES, ROLLOUTS, at_pins, end_as_upstream, end_well, weights_that_generated
 
 
-@at_pins("079dbcf", again=("v0.1.0", "v0.3.1"))  # at v0.3.1 on two machines: test_machines.py
+@at_pins("v0.3.1", also=("main", "079dbcf", "v0.1.0"))
 def test_two_jobs_train_as_one(pin, new_run, single):
     """Every figure of every step is equal to the last bit; the training ranks hash the very tokens they train on."""
     expected = single(pin, "train.py")
@@ -19,7 +19,7 @@ def test_two_jobs_train_as_one(pin, new_run, single):
     assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
 
 
-@at_pins(again=("079dbcf", "v0.1.0", "v0.3.1"))
+@at_pins(also=("079dbcf", "v0.1.0", "v0.3.1", "main"))
 def test_one_ahead_is_train_async(pin, new_run, single):
     """With --cross-job-max-ahead 1 slime's synchronous train.py trains as its train_async.py does in one job."""
     expected = single(pin, "train_async.py")
@@ -32,7 +32,7 @@ def test_one_ahead_is_train_async(pin, new_run, single):
     assert weights_that_generated(train) == {step: max(0, step - 1) for step in range(ROLLOUTS)}
 
 
-@at_pins(again=("079dbcf", "v0.1.0", "v0.3.1"))
+@at_pins(also=("079dbcf", "v0.1.0", "v0.3.1", "main"))
 def test_train_async_in_two_jobs(pin, new_run, single):
     """slime's own train_async.py as the train job."""
     run = new_run(pin, "async")

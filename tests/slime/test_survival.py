@@ -9,8 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_jobs import SubmittedJob
-from slime_jobs import FIGURES, ROLLOUTS, Run, at_pins, end_well, ppo, weights_that_generated, while_they_move
+
+from local_cluster import command_of
+from tests.slime.single_job import IN_PARTS, read_log
+from tests.slime.slime_jobs import (
+    FIGURES,
+    NCCL,
+    ROLLOUTS,
+    Run,
+    at_pins,
+    end_well,
+    ppo,
+    weights_that_generated,
+    while_they_move,
+)
+from tests.support.ray_jobs import SubmittedJob
 
 KILLED_AT = 3  # while this rollout is being generated
 
@@ -41,6 +54,14 @@ def kill_there(hold: Path, job: SubmittedJob, *jobs: SubmittedJob) -> None:
     hold.unlink()
 
 
+def trained_again_behind_rollout_1(steps: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> None:
+    """The figures are those of one job. The train job was killed after it had trained on rollout 2, and its next life
+    went on from the checkpoint of rollout 1."""
+    assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4], "it resumed elsewhere than behind its last checkpoint"
+    assert steps[:3] == expected[:3]
+    assert steps[3:] == expected[2:]
+
+
 def times_published(job: SubmittedJob, rollout_id: int) -> int:
     """By its own log, which may also quote the other job's."""
     return len(re.findall(rf"rollout {rollout_id} version \d+ published", job.logs))
@@ -60,7 +81,7 @@ def shown_as_it_was(run: Run, address: str, dead: str) -> None:
     rewards = {row["rollout_id"]: row["reward"] for row in rows}
     for rollout_id, reward in run.steps("rollout_id", "raw_reward"):
         assert rewards[rollout_id] == pytest.approx(reward)
-    spans = {(event["name"], event["tid"] - 1) for event in traced(run, address)}
+    spans = {(event["name"], event["args"]["rollout_id"]) for event in traced(run, address)}
     for rollout_id in range(ROLLOUTS):
         named = {name for name, row in spans if row == rollout_id}
         assert {"generate", "publish", "claim", "train", "weights"} <= named, rollout_id
@@ -72,7 +93,7 @@ def traced(run: Run, address: str) -> list[dict[str, Any]]:
     return [event for event in made["traceEvents"] if event["ph"] == "X"]
 
 
-@at_pins("079dbcf", again=("v0.3.1",))
+@at_pins("v0.3.1", also=("main", "079dbcf"))
 def test_a_rollout_job_that_was_killed(pin, run, single, cluster):
     """The trainer waits, gives its weights to the new engines, and gets the rollout that was lost in the making."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -87,7 +108,7 @@ def test_a_rollout_job_that_was_killed(pin, run, single, cluster):
     shown_as_it_was(run, cluster.address, dead="producer")
 
 
-@at_pins("079dbcf", again=("v0.3.1",))
+@at_pins("v0.3.1", also=("main", "079dbcf"))
 def test_a_train_job_that_was_killed(pin, run, single, tmp_path, cluster):
     """It goes on from its checkpoint with the rollouts behind it, the same bytes, none of them generated again."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -96,15 +117,13 @@ def test_a_train_job_that_was_killed(pin, run, single, tmp_path, cluster):
     second = run.train_job(load=tmp_path / "saved")
     end_well(rollout, second)
     steps, expected = run.steps(*FIGURES), single(pin)
-    assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4], "it resumed elsewhere than behind its last checkpoint"
-    assert steps[:3] == expected[:3]
-    assert steps[3:] == expected[2:]
+    trained_again_behind_rollout_1(steps, expected)
     for rollout_id in range(ROLLOUTS):
         assert times_published(rollout, rollout_id) == 1, "it was generated again"
     shown_as_it_was(run, cluster.address, dead="consumer")
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_a_train_job_of_ppo_that_was_killed_while_only_the_critic_trained(pin, new_run, single_ppo, cluster):
     """The critic's checkpoint is acked, and training goes on from it."""
     run = new_run(pin, "run")
@@ -121,11 +140,12 @@ def test_a_train_job_of_ppo_that_was_killed_while_only_the_critic_trained(pin, n
         assert times_published(rollout, rollout_id) == 1, "it was generated again"
 
 
-@at_pins(again=("079dbcf",))
+@at_pins(also=("079dbcf",))
 def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was_generated(
     pin, new_run, single, tmp_path
 ):
-    """Its load() sets the data source of the living rollout job back: no prompt is used twice all the same."""
+    """Its load() goes to the data source of the living rollout job, behind the rollout that is held there, and leaves
+    it where it stands: no prompt is used twice."""
     saved = tmp_path / "saved"
     run = new_run(pin, "run", options={"save": saved, "save_interval": 1})
     hold = stop_at(run, "rollout", 1)
@@ -142,17 +162,15 @@ def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was
     hold.unlink()
     end_well(rollout, second)
     assert run.steps(*FIGURES) == single(pin)
-    told = f"rollout {KILLED_AT + 1} begins where the data source belongs"
-    assert told in rollout.logs, "it was not set back: nothing was tested"
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp_path, cluster):
     """What no checkpoint covers is kept, the rollout job waits, and the next train job ends as if nothing had been."""
     hold = stop_at(run, "rollout", ROLLOUTS - 1)
     rollout, first = run.rollout_job(), run.train_job()
     while_they_move(Path(f"{hold}.held").exists, rollout, first)
-    ranks = [p for p in cluster.pids() if b"ray::MegatronTrainRayActor" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    ranks = [p for p in cluster.pids() if "ray::MegatronTrainRayActor" in command_of(p)[0]]
     os.kill(ranks[0], signal.SIGKILL)
     hold.unlink()
     assert first.wait(120) == "FAILED", "the fault did not happen"
@@ -162,7 +180,7 @@ def test_a_train_job_whose_last_step_failed_is_not_through(pin, run, single, tmp
     assert run.steps(*FIGURES) == single(pin)
 
 
-@at_pins(again=("v0.3.1", "079dbcf"))
+@at_pins(also=("v0.3.1", "main", "079dbcf"))
 def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     """SIGTERM: the rollout that is being generated is finished, what was trained is saved; both end well."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -182,7 +200,7 @@ def test_jobs_that_are_asked_to_stop(pin, run, single, tmp_path):
     assert not times_published(second_rollout, KILLED_AT), "it was generated again"
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single, tmp_path):
     """Its newest checkpoints are lost: what it had acked is handed out again, the same bytes, and nothing is generated
     again."""
@@ -206,7 +224,7 @@ def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single,
         assert times_published(rollout, rollout_id) == 1, "it was generated again"
 
 
-@at_pins(again=("v0.3.1",))
+@at_pins(also=("v0.3.1", "main"))
 def test_an_experiment_that_is_drained_goes_on_where_it_was(pin, run, single, tmp_path):
     """What is out is finished, trained on and saved; both jobs end with 0, and go on when they are started again."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -222,7 +240,7 @@ def test_an_experiment_that_is_drained_goes_on_where_it_was(pin, run, single, tm
     assert not times_published(again[0], KILLED_AT), "it was generated again"
 
 
-@at_pins(again=("079dbcf",))
+@at_pins(also=("079dbcf",))
 def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, single, tmp_path):
     """It held slime's lock, and left the engines paused: they generate nothing before they have whole weights."""
     hold = stop_at(run, "update", 4)  # the one after rollout 2: the first is that of the start
@@ -231,13 +249,11 @@ def test_a_train_job_that_was_killed_while_it_updated_the_weights(pin, run, sing
     second = run.train_job(load=tmp_path / "saved")
     end_well(rollout, second)
     steps, expected = run.steps(*FIGURES), single(pin)
-    assert [step[0] for step in steps] == [0, 1, 2, 2, 3, 4]
-    assert steps[:3] == expected[:3]
-    assert steps[3:] == expected[2:]
+    trained_again_behind_rollout_1(steps, expected)
     assert "freed the lock on the engines" in second.logs, "the lock was not held: the fault did not happen"
 
 
-@at_pins(again=("v0.3.1", "079dbcf"))
+@at_pins(also=("v0.3.1", "main", "079dbcf"))
 def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_path):
     """What was published for two data-parallel ranks is trained on by one, the same samples."""
     hold = stop_at(run, "rollout", KILLED_AT)
@@ -252,4 +268,49 @@ def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_pa
     assert both[1] == pytest.approx(both[0], rel=1e-3, abs=1e-6)  # the loss is one of normalised rewards: nearly 0
     assert both[1][1] == both[0][1]
     assert times_published(rollout, 2) == 1, "it was generated again"
-    assert ("rollout 2 was split for a layout of before" in second.logs) == (pin == "v0.3.1")
+    assert ("rollout 2 was split for a layout of before" in second.logs) == (pin in IN_PARTS)
+
+
+@at_pins(also=("v0.3.1", "main"))
+def test_a_train_job_that_was_killed_while_it_sent_weights_over_nccl(pin, new_run, single, tmp_path):
+    """The next one gives the engines, which have half of an update, a group of its own and all weights."""
+    saved = {"save": tmp_path / "saved", "save_interval": 2}
+    run = new_run(pin, "run", probe=True, options={"engines": 2, **saved}, extra=NCCL)
+    hold = stop_at(run, "update", 4)  # the one after rollout 2: the first is that of the start
+    rollout, first = run.rollout_job(), run.train_job()
+    kill_there(hold, first, rollout, first)
+    second = run.train_job(load=tmp_path / "saved")
+    end_well(rollout, second)
+    steps, expected = run.steps(*FIGURES), single(pin)
+    trained_again_behind_rollout_1(steps, expected)
+    assert second.logs.count("ended the group slime-pp_0") == 2, "the engines were in no group: nothing to take over"
+    assert weights_that_generated(second) == {step: step for step in range(2, ROLLOUTS)}
+    for probe in read_log(run.folders.log, "probe"):
+        assert {server["checksum"] for server in probe["servers"]} == {probe["trainer_checksum"]}
+
+
+@at_pins(also=("v0.3.1", "main"))
+def test_a_rollout_job_that_was_killed_when_its_engines_had_weights_over_nccl(pin, new_run, single):
+    """The training ranks leave the group of its engines, and make one with the next job's."""
+    run = new_run(pin, "run", options={"engines": 2}, extra=NCCL)
+    hold = stop_at(run, "rollout", KILLED_AT)
+    first, train = run.rollout_job(), run.train_job()
+    kill_there(hold, first, first, train)
+    end_well(run.rollout_job(), train)
+    assert run.steps(*FIGURES) == single(pin)
+    assert weights_that_generated(train) == {step: step for step in range(ROLLOUTS)}
+
+
+@at_pins(also=("v0.3.1", "main"))
+def test_a_rollout_job_that_was_killed_while_it_got_weights_over_nccl(pin, new_run, single, tmp_path):
+    """Training ranks that failed in the middle of it cannot go on: the train job ends with the verdict."""
+    saved = {"save": tmp_path / "saved", "save_interval": 2}
+    run = new_run(pin, "run", options={"engines": 2, **saved}, extra=NCCL)
+    hold = stop_at(run, "update", 4)
+    first, train = run.rollout_job(), run.train_job()
+    kill_there(hold, first, first, train)
+    while_they_move(lambda: train.status == "FAILED", train)
+    assert "the rollout job ended in the middle of a weight update" in train.logs, train.logs[-5000:]
+    end_well(run.rollout_job(), run.train_job(load=tmp_path / "saved"))
+    steps, expected = run.steps(*FIGURES), single(pin)
+    trained_again_behind_rollout_1(steps, expected)

@@ -1,11 +1,13 @@
 """`show --tokenizer`: the tokens of a sample as the texts that slime's tokenizer reads in them."""
 
 import pytest
-from single_job import Folders
 from transformers import AutoTokenizer
 
 from slime.cross_job.errors import BadInput
 from slime.cross_job.ops.export import read_tokens
+from tests.slime.single_job import Folders
+
+pytestmark = pytest.mark.ci
 
 
 def found(**values):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slime_jobs import at_pins
-from track_figures import ROLLOUTS
 
-from patience import patient
+from tests.slime.slime_jobs import at_pins
+from tests.slime.track_figures import ROLLOUTS
+from tests.support.patience import patient
 
 PUBLISHED = "cross_job/rollouts_total/published"
 _BLOCK = 32 * 1024
@@ -69,7 +69,7 @@ def records(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-@at_pins("v0.3.1", again=("v0.1.0",))
+@at_pins("v0.3.1", also=("main", "v0.1.0"))
 def test_wandb_holds_the_figures_of_each_rollout(pin, checkout, tmp_path):
     pytest.importorskip("wandb")
     steps = in_wandb(tracked(checkout(pin), tmp_path))
@@ -78,17 +78,17 @@ def test_wandb_holds_the_figures_of_each_rollout(pin, checkout, tmp_path):
     assert steps[-1]["cross_job/bytes_total/published"] == 100 * ROLLOUTS
 
 
-@pytest.mark.again
-def test_tensorboard_holds_the_figures_of_each_rollout(checkout, tmp_path):
+@at_pins(also=("v0.3.1", "main"))
+def test_tensorboard_holds_the_figures_of_each_rollout(pin, checkout, tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    folder = tracked(checkout("v0.3.1"), tmp_path)
+    folder = tracked(checkout(pin), tmp_path)
     events = accumulators.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars(PUBLISHED)] == [(n, n + 1) for n in range(ROLLOUTS)]
     assert events.Scalars("cross_job/clients/producer/live")[-1].value == 1
 
 
-@at_pins("v0.3.1", again=("v0.1.0",))
+@at_pins("v0.3.1", also=("main", "v0.1.0"))
 def test_two_jobs_are_one_run_in_wandb(pin, checkout, tmp_path):
     pytest.importorskip("wandb")
     for job in ("rollout", "train"):

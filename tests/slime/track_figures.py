@@ -10,8 +10,9 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+from slime.cross_job.adapter.names import of_slime
+from slime.cross_job.adapter.tracking import Tracking, share_run
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.tracking import Tracking, share_run
 from slime.cross_job.types import ClientInfo, Payload
 
 ROLLOUTS = 3
@@ -30,22 +31,22 @@ def main(folder: str, run_id: str = "") -> None:
     if run_id:
         share_run(args, lambda name, mine: run_id)
     try:
-        from slime.utils.logging_utils import finish_tracking, init_tracking
+        init = of_slime("init_tracking")
+        finish = sys.modules[init.__module__].finish_tracking
     except ImportError:  # slime before v0.3
         import wandb
-        from slime.utils.wandb_utils import init_wandb_primary
 
-        init_tracking, finish_tracking = init_wandb_primary, lambda args: wandb.finish()
-    init_tracking(args)
+        init, finish = of_slime("init_wandb_primary"), lambda args: wandb.finish()
+    init(args)
     ledger = Ledger()
     for client_id, role, group in (("p", "producer", ""), ("c", "consumer", "train")):
-        ledger.attach(ClientInfo(client_id, "exp", role, group=group))
+        ledger.membership.attach(ClientInfo(client_id, "exp", role, group=group))
     producer: Any = SimpleNamespace(job_id="exp", metrics=True, status=lambda: ledger.status("exp")["exp"])
     tracking = Tracking(args, producer)
     for rollout_id in range(ROLLOUTS):
         ledger.publish("p", rollout_id, Payload(f"t{rollout_id}", "vault/1", 100))
         tracking.published(rollout_id)
-    finish_tracking(args)
+    finish(args)
 
 
 if __name__ == "__main__":

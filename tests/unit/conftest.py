@@ -1,27 +1,28 @@
-"""A ledger, and a broker and a vault on an event loop, whose clocks the test moves; see ledger_hands, ray_stand_in."""
+"""A ledger, and a broker and a vault on an event loop, whose clocks the test moves; see tests/support."""
 
 import asyncio
 import gc
 import importlib
+import inspect
 import sys
+import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from slime.cross_job import broker as broker_module
-from slime.cross_job import deposits as deposits_module
-from slime.cross_job import keeper as keeper_module
-from slime.cross_job import vault as vault_module
-from slime.cross_job.broker import Broker
+from slime.cross_job.broker import actor as broker_module
+from slime.cross_job.broker import replicas as replicas_module
+from slime.cross_job.broker.actor import Broker
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.stores import calls
+from slime.cross_job.storage import calls
 from slime.cross_job.types import BROKER_NAME, ClientInfo
-from slime.cross_job.vault import Vault
-
-from .ledger_hands import Clock, attach
-from .ray_stand_in import NAMESPACE, VAULT, Hangs, Loop, RayStandIn
+from slime.cross_job.vault import actor as vault_module
+from slime.cross_job.vault import durable as durable_module
+from slime.cross_job.vault.actor import Vault
+from tests.support.ledger import Clock, attach_pair
+from tests.support.ray_stand_in import NAMESPACE, VAULT, Hangs, Loop, RayStandIn
 
 
 def pytest_sessionfinish() -> None:
@@ -43,8 +44,7 @@ def ledger(clock: Clock) -> Ledger:
 @pytest.fixture
 def pair(ledger: Ledger) -> Ledger:
     """A ledger with the producer p and the consumer c of group train."""
-    attach(ledger, "p")
-    attach(ledger, "c")
+    attach_pair(ledger)
     return ledger
 
 
@@ -59,6 +59,16 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     asyncio.set_event_loop(None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine function runs on `loop`, which one of its fixtures makes."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    given = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    pyfuncitem.funcargs["loop"].run_until_complete(pyfuncitem.obj(**given))
+    return True
 
 
 @pytest.fixture
@@ -100,7 +110,7 @@ def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, st
         loop.call_soon(carry_out)
 
     stand_in = RayStandIn()
-    for module in (broker_module, deposits_module, keeper_module, vault_module):
+    for module in (broker_module, durable_module, replicas_module, vault_module):
         monkeypatch.setattr(module, "ray", stand_in)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
     monkeypatch.setattr(calls, "in_thread", in_loop)
@@ -109,6 +119,12 @@ def ray_stand_in(loop: Loop, monkeypatch: pytest.MonkeyPatch, over: dict[str, st
     monkeypatch.setattr(broker_module, "job_words", lambda ray_job_id: None)
     monkeypatch.setattr(broker_module, "Ledger", lambda: Ledger(loop.time, loop.time))
     return stand_in
+
+
+@pytest.fixture
+def uri() -> str:
+    """A durable store in memory, of this test alone."""
+    return f"memory://{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -126,16 +142,16 @@ def vault(ray_stand_in: RayStandIn) -> Vault:
 
 
 @pytest.fixture
-def train_side(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def train_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, without its gateway, which imports slime."""
-    monkeypatch.setitem(sys.modules, "slime.cross_job.gateway", SimpleNamespace(Gateway=None))
-    yield importlib.import_module("slime.cross_job.train_side")
-    del sys.modules["slime.cross_job.train_side"]
+    monkeypatch.setitem(sys.modules, "slime.cross_job.adapter.gateway", SimpleNamespace(Gateway=None))
+    yield importlib.import_module("slime.cross_job.adapter.train_driver")
+    del sys.modules["slime.cross_job.adapter.train_driver"]
 
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, without slime's boxes."""
-    monkeypatch.setitem(sys.modules, "slime.cross_job.boxes", SimpleNamespace(boxes_anew=None, boxes_of=None))
-    yield importlib.import_module("slime.cross_job.gateway")
-    del sys.modules["slime.cross_job.gateway"]
+    monkeypatch.setitem(sys.modules, "slime.cross_job.adapter.boxes", SimpleNamespace(boxes_anew=None, boxes_of=None))
+    yield importlib.import_module("slime.cross_job.adapter.gateway")
+    del sys.modules["slime.cross_job.adapter.gateway"]

@@ -8,11 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from slime.cross_job.errors import Forgotten, JobIdTaken, Refused, RolloutNotFound
+from slime.cross_job.errors import Forgotten, JobIdTaken, JobNotFound, Refused
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.types import ClientInfo, Located, LocatedValue, Payload
-
-from .ledger_model import SETTINGS, Error, Life, Someone
+from tests.unit.ledger_model import SETTINGS, Error, Life, Someone
 
 JOB = "exp"
 GROUPS = ("train", "train", "archive")  # as often as they are drawn
@@ -98,7 +97,7 @@ class Clients(RuleBasedStateMachine):
         """A client asks a second time, because the broker's answer was lost."""
         person = self.choose(who, live=True)
         if person is not None:
-            assert self.ledger.attach(self.info(person), dead_after_s=DEAD_AFTER_S)["epoch"] == person.epoch
+            assert self.ledger.membership.attach(self.info(person), dead_after_s=DEAD_AFTER_S)["epoch"] == person.epoch
 
     def attach(
         self,
@@ -120,7 +119,7 @@ class Clients(RuleBasedStateMachine):
         if any(other in others for other in disagree):
             refused = refused or Refused
         granted = self.compare(
-            lambda: self.ledger.attach(self.info(person), dead_after_s=DEAD_AFTER_S, **stated), refused
+            lambda: self.ledger.membership.attach(self.info(person), dead_after_s=DEAD_AFTER_S, **stated), refused
         )
         if refused:
             return
@@ -191,16 +190,18 @@ class Clients(RuleBasedStateMachine):
             self.now += seconds
             for person in self.people.values():
                 person.last_beat += seconds
-            assert self.ledger.tick(stopped_s=float(seconds)) == []
+            assert self.ledger.membership.tick(stopped_s=float(seconds)) == []
             self.what_is_old_goes()
             return
         for person in people if vouched else []:
-            self.ledger.vouch(self.ledger.clients[person.name])
+            self.ledger.membership.vouch(self.ledger.clients[person.name])
             person.vouched_at = self.now
         for _ in range(seconds):
             self.now += 1
             late = [p for p in people if p.state == "live" and self.now - p.last_beat > DEAD_AFTER_S]
-            assert [client.info.client_id for client in self.ledger.tick()] == [person.name for person in late]
+            assert [client.info.client_id for client in self.ledger.membership.tick()] == [
+                person.name for person in late
+            ]
             for person in late:
                 person.state, person.ended_at = "silent", self.now
             self.what_is_old_goes()
@@ -209,7 +210,7 @@ class Clients(RuleBasedStateMachine):
         if self.life is not None:
             before = [*self.life.settled]
             self.life.settle(self.now)
-            freed, expired = self.life.settled != before, self.ledger.expire()
+            freed, expired = self.life.settled != before, self.ledger.lifetime.expire()
             assert expired == ([JOB] if freed else [])
 
     @precondition(lambda self: any(person.state != "live" for person in self.people.values()))
@@ -251,7 +252,7 @@ class Clients(RuleBasedStateMachine):
     def forget(self) -> None:
         live = any(person.there(self.now) for person in self.people.values())
         if self.life is None or live:
-            self.compare(lambda: self.ledger.forget(JOB), Refused if live else RolloutNotFound)
+            self.compare(lambda: self.ledger.forget(JOB), Refused if live else JobNotFound)
             return
         gone = [*self.people]
         self.ledger.forget(JOB)
@@ -334,7 +335,7 @@ class Clients(RuleBasedStateMachine):
         return None
 
     def tell_of_drops(self) -> None:
-        for vault, token in self.ledger.take_drops():
+        for vault, token in self.ledger.garbage.take_drops():
             assert vault == self.payloads[token].vault
             self.told[token] += 1
-        assert self.ledger.take_drops() == []
+        assert self.ledger.garbage.take_drops() == []

@@ -2,8 +2,8 @@
 
 from hypothesis.stateful import invariant
 
-from .ledger_clients import JOB, KEYS, Clients
-from .ledger_model import Life
+from tests.unit.ledger_clients import JOB, KEYS, Clients
+from tests.unit.ledger_model import Life
 
 
 class Invariants(Clients):

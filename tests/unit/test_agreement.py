@@ -2,10 +2,9 @@
 
 import pytest
 
-from slime.cross_job.errors import Fenced, Refused, RolloutNotFound
+from slime.cross_job.errors import Fenced, GroupNotFound, Refused
 from slime.cross_job.types import Payload
-
-from .ledger_hands import attach, figures, publish, train
+from tests.support.ledger import attach, figures, publish, train
 
 DATA = {"tokenizer": "abc", "seed": 1}
 
@@ -33,7 +32,7 @@ def test_terms_hold_for_what_is_left_of_a_producer_that_would_be_ended_for_whom_
     publish(ledger, 0)
     if ray_job != "r-p":
         clock.now += 31
-        ledger.tick()
+        ledger.membership.tick()
     with pytest.raises(Refused, match=r"rollouts 0 to 0 are left, disagree: tokenizer is 'xyz' here and 'abc' there"):
         attach(ledger, comes, ray_job=ray_job, terms={"tokenizer": "xyz"}, lasting=["tokenizer"])
     assert ledger.clients["p"].attached
@@ -75,7 +74,7 @@ def test_a_group_that_will_not_come_back_is_closed_and_holds_nothing_back(ledger
     assert ledger.close_group("exp", "archive") == [0, 1]
     assert figures(ledger, "retained", "freed") == [0, 2]
     assert ledger.close_group("exp", "archive") == []
-    with pytest.raises(RolloutNotFound, match="no consumer group 'other'; it has train, archive"):
+    with pytest.raises(GroupNotFound, match="no consumer group 'other'; it has train, archive"):
         ledger.close_group("exp", "other")
 
 
@@ -102,10 +101,10 @@ def test_a_zombie_can_neither_publish_nor_ack_nor_update_weights(ledger, clock, 
     publish(ledger, 0)
     ledger.claim("c", 0)
     clock.now += 1
-    ledger.tick()
+    ledger.membership.tick()
     for _ in range(3):
         clock.now += 3
-        ledger.tick()
+        ledger.membership.tick()
     attach(ledger, "p2")
     assert ledger.first(attach(ledger, "c2"))
     before = figures(ledger, "published", "acked", "leased", "weight_version")

@@ -16,59 +16,56 @@ import pytest
 import slime.cross_job
 from slime.cross_job import errors, settings
 from slime.cross_job.errors import BadInput, CrossJobError, PeerFailed, WaitTimeout
-from slime.cross_job.records import DROP, REGENERATE, SETTINGS, WAIT, WRITE_BEHIND, WRITE_THROUGH, Job
-from slime.cross_job.settings import ON_STALE, STORE_MODES, Settings, add_arguments
+from slime.cross_job.ledger.state import DROP, REGENERATE, WAIT, WRITE_BEHIND, WRITE_THROUGH, Job
+from slime.cross_job.settings import OF_JOB, Settings, add_arguments
 from slime.cross_job.types import DEFAULT_NAMESPACE, check_job_id, check_rollout_id
-from slime.cross_job_arguments import STORE_SOURCES, holds_password
+from slime.cross_job_settings import ABOUT, STORE_SOURCES, holds_password
 
-FLAGS = frozenset(
-    [
-        "--job-id",
-        "--cross-job-namespace",
-        "--cross-job-max-ahead",
-        "--cross-job-retain",
-        "--cross-job-retain-s",
-        "--cross-job-retain-bytes",
-        "--cross-job-retain-from",
-        "--cross-job-forget-after-s",
-        "--cross-job-max-bytes",
-        "--cross-job-max-staleness",
-        "--cross-job-on-stale",
-        "--cross-job-on-poison",
-        "--cross-job-store",
-        "--cross-job-store-env",
-        "--cross-job-store-file",
-        "--cross-job-store-mode",
-        "--cross-job-compression",
-        "--cross-job-metrics",
-        "--cross-job-traces",
-        "--cross-job-heartbeat-s",
-        "--cross-job-dead-after-s",
-        "--cross-job-peer-grace-s",
-        "--cross-job-resources-s",
-        "--cross-job-timeout-s",
-        "--cross-job-rollout-timeout-s",
-        "--cross-job-update-timeout-s",
-    ]
-)
-OF_THE_JOB = {
-    "max_ahead": "0",
-    "retain": "0; any number where one of the next two is given",
-    "retain_s": "no bound",
-    "retain_bytes": "no bound",
-    "retain_from": "ack",
-    "forget_after_s": "604800.0, a week",
-    "max_bytes": "no bound",
-    "max_staleness": "any number",
-    "on_stale": "wait",
-    "on_poison": "stop",
-    "store": "none",
-    "store_mode": "write-through",
-    "compression": "none",
-    "metrics": "on",
-    "traces": "off",
+GIVEN = {
+    "namespace": "mine",
+    "max_ahead": 0,  # not the same as none given
+    "retain": 3,
+    "retain_s": 60.0,
+    "retain_bytes": 1 << 20,
+    "retain_from": "publication",
+    "forget_after_s": 60.0,
+    "max_bytes": 1 << 40,
+    "max_staleness": 2,
+    "on_stale": "drop",
+    "on_poison": "skip",
+    "store": "file:///shared/run1",
+    "store_mode": "write-behind",
+    "compression": "lz4",
+    "metrics": "off",
+    "traces": "on",
+    "heartbeat_s": 0.5,
+    "dead_after_s": 4.5,
+    "peer_grace_s": 60.0,
+    "resources_s": 30.0,
+    "timeout_s": 0.25,
+    "rollout_timeout_s": 90.0,
+    "update_timeout_s": 80.0,
 }
-"""Settings that belong to the job: none given is what the other side says, or this."""
+"""Every setting, and a value that is not its default."""
+FLAGS = {f"--cross-job-{name.replace('_', '-')}": name for name in (*GIVEN, "store_env", "store_file")}
+OF_THE_JOB = {
+    "max_ahead": (0, "0"),
+    "retain": (None, "0; any number where one of the next two is given"),
+    "retain_s": (None, "no bound"),
+    "retain_bytes": (None, "no bound"),
+    "retain_from": ("ack", "ack"),
+    "forget_after_s": (604_800.0, "604800.0, a week"),
+    "max_bytes": (None, "no bound"),
+    "max_staleness": (None, "any number"),
+    "on_stale": ("wait", "wait"),
+    "on_poison": ("stop", "stop"),
+    "store": (None, "none"),
+    "store_mode": ("write-through", "write-through"),
+    "compression": ("none", "none"),
+    "metrics": ("on", "on"),
+    "traces": ("off", "off"),
+}
+"""Settings that belong to the job: none given is what the other side says, or this, and how the help says it."""
 PACKAGE_NAMES = frozenset(["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "errors"])
 UTILS_NAMES = frozenset(
     [
@@ -133,7 +130,7 @@ def test_signatures_of_the_proposal(name, signature):
     found: Any = importlib.import_module("slime.utils.cross_job_utils")
     for part in name.split("."):
         found = getattr(found, part)
-    said = str(inspect.signature(found)).replace("slime.cross_job.facade.", "").replace("typing.", "")
+    said = str(inspect.signature(found)).replace("slime.cross_job.proposal.data_broker.", "").replace("typing.", "")
     assert said.replace("'CrossJobDataBroker'", "CrossJobDataBroker") == signature
 
 
@@ -164,7 +161,7 @@ def test_what_may_wait_takes_a_deadline(name):
 def test_flags():
     parser = add_arguments(argparse.ArgumentParser(add_help=False))
     flags = {option for action in parser._actions for option in action.option_strings}
-    assert flags == FLAGS
+    assert flags == {"--job-id", *FLAGS}
     assert all(action.help for action in parser._actions)
     assert all(action.default is None for action in parser._actions)
 
@@ -177,34 +174,11 @@ def test_no_flag_is_the_default_and_attributes_may_be_absent():
 
 
 def test_every_flag_arrives():
-    given = {
-        "namespace": "mine",
-        "max_ahead": 0,  # not the same as none given
-        "retain": 3,
-        "retain_s": 60.0,
-        "retain_bytes": 1 << 20,
-        "retain_from": "publication",
-        "forget_after_s": 60.0,
-        "max_bytes": 1 << 40,
-        "max_staleness": 2,
-        "on_stale": "drop",
-        "on_poison": "skip",
-        "store": "file:///shared/run1",
-        "store_mode": "write-behind",
-        "compression": "lz4",
-        "metrics": "off",
-        "traces": "on",
-        "heartbeat_s": 0.5,
-        "dead_after_s": 4.5,
-        "peer_grace_s": 60.0,
-        "resources_s": 30.0,
-        "timeout_s": 0.25,
-    }
-    words = [word for name, value in given.items() for word in ("--cross-job-" + name.replace("_", "-"), str(value))]
+    words = [word for name, value in GIVEN.items() for word in ("--cross-job-" + name.replace("_", "-"), str(value))]
     args = add_arguments(argparse.ArgumentParser()).parse_args(["--job-id", "exp", *words])
     assert args.job_id == "exp"
-    assert Settings.from_args(args) == Settings(**given)
-    assert {name: getattr(Settings(**given), name) for name in given} == given
+    assert Settings.from_args(args) == Settings(**GIVEN)
+    assert {name: getattr(Settings(**GIVEN), name) for name in GIVEN} == GIVEN
 
 
 SECRET = "redis://:hunter2@host:6379/0"
@@ -268,9 +242,12 @@ def test_a_password_on_the_command_line_is_warned_of_once_and_not_shown(caplog):
         ("redis://:pa#ss@host", True),
         ("redis://:pa?ss@host", True),
         ("s3://KEY:sec/ret@bucket/run", True),
-        ("s3://bucket/run?endpoint_override=a&secret_key=x", True),
+        ("s3://bucket/run?endpoint=a&secret_access_key=x", True),
         ("unix:///socket?db=0&password=x", True),
-        ("abfs://run@account?account_key=x", True),
+        ("az://run?account_name=a&account_key=x", True),
+        ("az://run?master_key=x", True),
+        ("gs://run?service_account_key=x", True),
+        ("rediss://host:6379/0?ssl_keyfile=/a/b", False),
         ("abfs://run@account?se=1&sig=x", True),
         ("abfs://run@account?sas_sig=x", True),
         ("abfs://run@account?signed=1&design=2", False),
@@ -288,12 +265,11 @@ def test_which_uris_hold_a_password(uri, held):
 def test_the_help_says_the_defaults():
     text = add_arguments(argparse.ArgumentParser()).format_help()
     text = re.sub(r"\s+", " ", text)
-    for flag in FLAGS - {"--job-id"}:
-        name = flag.removeprefix("--cross-job-").replace("-", "_")
+    for flag, name in FLAGS.items():
         shown = re.search(rf"{flag} [A-Z_]+ [^-].*?\(default: ([^)]+)\)", text)
         assert shown, flag
         default = getattr(Settings(), "store" if name in STORE_SOURCES else name)
-        assert shown[1] == (OF_THE_JOB.get(name, "none") if default is None else str(default)), flag
+        assert shown[1] == (OF_THE_JOB.get(name, (None, "none"))[1] if default is None else str(default)), flag
 
 
 @pytest.mark.parametrize(
@@ -412,33 +388,12 @@ def test_how_long_the_holder_of_a_place_is_silent_travels_with_the_refusal():
 
 
 def test_the_settings_of_a_job_are_those_that_the_ledger_takes():
-    assert {*OF_THE_JOB} == {*SETTINGS}
+    assert {*OF_THE_JOB} == {*OF_JOB}
     fresh = Job("exp")
-    assert {name: getattr(fresh, name) for name in SETTINGS} == {
-        "max_ahead": 0,
-        "retain": None,
-        "retain_s": None,
-        "retain_bytes": None,
-        "retain_from": "ack",
-        "forget_after_s": 604_800.0,
-        "max_bytes": None,
-        "max_staleness": None,
-        "on_stale": "wait",
-        "on_poison": "stop",
-        "store": None,
-        "store_mode": "write-through",
-        "compression": "none",
-        "metrics": "on",
-        "traces": "off",
-    }
-    assert all(getattr(Settings(), name) is None for name in SETTINGS)
-    assert ON_STALE == (WAIT, DROP, REGENERATE)
-    assert STORE_MODES == (WRITE_THROUGH, WRITE_BEHIND)
-
-
-def test_a_verdict_is_never_none():
-    assert WaitTimeout("late").verdict == {}
-    assert PeerFailed("broken").verdict == {}
+    assert {name: getattr(fresh, name) for name in OF_JOB} == {name: held for name, (held, _) in OF_THE_JOB.items()}
+    assert all(getattr(Settings(), name) is None for name in OF_JOB)
+    assert ABOUT["on_stale"]["choices"] == (WAIT, DROP, REGENERATE)
+    assert ABOUT["store_mode"]["choices"] == (WRITE_THROUGH, WRITE_BEHIND)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from slime.cross_job import arguments
+from slime.cross_job.adapter import arguments
 from slime.cross_job.errors import BadInput
-from slime.cross_job_arguments import SETTINGS, add_arguments, check_arguments
+from slime.cross_job_arguments import add_arguments, check_arguments
 
 SWITCH = ["--enable-cross-job-communication", "--job-id", "exp"]
 ROLE = [*SWITCH, "--cross-job-role", "train"]
@@ -20,19 +20,20 @@ def parse(*words, **of_slime):
     return SimpleNamespace(**{**defaults, **vars(args), **of_slime})
 
 
-def test_without_any_flag_nothing_is_checked():
-    check_arguments(parse(colocate=True))
-
-
 @pytest.mark.parametrize(
-    "words", [SWITCH, ROLE, [*SWITCH, "--cross-job-role", "rollout", "--cross-job-max-ahead", "1"]]
+    ("words", "of_slime"),
+    [
+        ([], {"colocate": True}),  # without the switch nothing is checked
+        (SWITCH, {}),
+        (SWITCH, {"colocate": True, "offload": True, "rollout_num_gpus": None}),  # without a role: any slime job
+        (ROLE, {}),
+        (ROLE, {"rollout_num_gpus": None, "rollout_external": True}),  # engines that are not started need no GPUs
+        (ROLE, {"rollout_num_gpus": None, "debug_train_only": True}),
+        ([*SWITCH, "--cross-job-role", "rollout", "--cross-job-max-ahead", "1"], {}),
+    ],
 )
-def test_what_works_passes(words):
-    check_arguments(parse(*words))
-
-
-def test_a_job_without_a_role_may_be_any_slime_job():
-    check_arguments(parse(*SWITCH, colocate=True, offload=True, rollout_num_gpus=None))
+def test_what_works_passes(words, of_slime):
+    check_arguments(parse(*words, **of_slime))
 
 
 @pytest.mark.parametrize(
@@ -111,19 +112,10 @@ def test_actor_and_critic_go_on_behind_the_same_rollout(monkeypatch, tmp_path):
     check_arguments(ppo(monkeypatch, "train", own, **of_critic))
 
 
-def test_engines_that_are_not_started_need_no_gpus():
-    check_arguments(parse(*ROLE, rollout_num_gpus=None, rollout_external=True))
-    check_arguments(parse(*ROLE, rollout_num_gpus=None, debug_train_only=True))
-
-
 def test_slimes_jobs_let_each_other_come_back_unless_told_otherwise():
     assert arguments.settings(parse(*ROLE)).peer_grace_s == arguments.PEER_GRACE_S == 1800
     assert arguments.settings(parse(*ROLE, "--cross-job-peer-grace-s", "0")).peer_grace_s == 0
     assert arguments.settings(parse(*SWITCH)).peer_grace_s == 0
-
-
-def test_every_setting_has_its_flag():
-    assert {*SETTINGS} == {*arguments.Settings.__dataclass_fields__}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,15 @@ def test_mixed_rows_of_arrays_and_tensors_keep_library_and_dtype() -> None:
     assert Batch.from_ipc(batch.select([2, 4, 1]).ipc)["x"] == [rows[2], None, rows[1]]
 
 
+def test_tensors_come_out_on_the_cpu_whatever_the_default_device() -> None:
+    rows = [torch.ones(2), torch.ones(0), torch.ones(2, 3).T]
+    with torch.device("meta"):
+        found = Batch.pack({"x": rows})["x"].tolist()
+        assert torch.ones(1).device.type == "meta", "witness: the default device is another"
+    assert [row.device.type for row in found] == ["cpu"] * 3
+    assert all(torch.equal(a, b) for a, b in zip(found, rows))
+
+
 def test_tensors_are_detached_and_some_are_refused() -> None:
     found = Batch.pack({"x": [torch.ones(2, requires_grad=True), torch.nn.Parameter(torch.ones(2, 2)).T]})["x"]
     assert [row.requires_grad for row in found] == [False, False]

@@ -45,16 +45,22 @@ def round_trip(values: list[Any]) -> Column:
     return Batch.pack({"x": values})["x"]
 
 
-@STEADY
-@given(st.lists(st.one_of(st.lists(INTS), st.none())))
-def test_lists_of_integers_are_exact(rows: list[Any]) -> None:
-    assert exact(round_trip(rows).tolist()) == exact(rows)
+@pytest.mark.parametrize(
+    "row",
+    [
+        st.one_of(st.lists(INTS), st.none()),
+        st.lists(st.one_of(FLOATS, st.none())),
+        st.one_of(st.tuples(), st.tuples(INTS), st.tuples(INTS, INTS), st.none()),
+    ],
+    ids=["integers", "floats", "tuples"],
+)
+def test_lists_are_exact(row: st.SearchStrategy[Any]) -> None:
+    @STEADY
+    @given(st.lists(row))
+    def check(rows: list[Any]) -> None:
+        assert exact(round_trip(rows).tolist()) == exact(rows)
 
-
-@STEADY
-@given(st.lists(st.lists(st.one_of(FLOATS, st.none()))))
-def test_lists_of_floats_are_bit_exact(rows: list[Any]) -> None:
-    assert exact(round_trip(rows).tolist()) == exact(rows)
+    check()
 
 
 @STEADY
@@ -65,12 +71,6 @@ def test_lists_of_mixed_numbers_are_equal(rows: list[list[Any]]) -> None:
     for mine, theirs in zip(found, rows):
         for a, b in zip(mine, theirs):
             assert a == b or (a != a and b != b)
-
-
-@STEADY
-@given(st.lists(st.one_of(st.tuples(), st.tuples(INTS), st.tuples(INTS, INTS), st.none())))
-def test_tuples_come_out_as_tuples(rows: list[Any]) -> None:
-    assert exact(round_trip(rows).tolist()) == exact(rows)
 
 
 @STEADY

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job.books import Books
+from slime.cross_job.broker.durability import Durability
 from slime.cross_job.errors import NotStored, StoreUnreachable
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.stores import calls as calls_module
-from slime.cross_job.stores.calls import Calls, progress
-from slime.cross_job.stores.memory import MemoryStore
+from slime.cross_job.storage import calls as calls_module
+from slime.cross_job.storage.calls import Calls, progress
+from slime.cross_job.storage.memory import MemoryStore
+from tests.support.ledger import attach
 
 SOON_S = 60.0  # beyond which a test has failed
 
@@ -147,23 +148,25 @@ class Watched(MemoryStore):
 
 def test_one_store_that_hangs_does_not_delay_the_signs_of_life_of_other_jobs(gate):
     async def test() -> None:
-        books = Books(Ledger(), "me")
+        ledger = Ledger()
+        durability = Durability(ledger, "me")
         stores = {uri: Watched(uri) for uri in ("memory://bad", "memory://good")}
-        books._stores.update(stores)
+        durability._stores.update(stores)
         for name, uri in (("bad", "memory://bad"), ("good", "memory://good")):
-            await books.open(name, uri)
+            await durability.open(name, uri)
+            attach(ledger, f"p-{name}", job=name, store=uri)  # or no sign of life is needed
             await stores[uri].beats.get()  # the one with which it opened
         stores["memory://bad"].gate = gate
         for _ in range(5):
             while stores["memory://good"].beats.empty():  # else the test ends by its own deadline
-                await books.beat()
+                await durability.beat()
                 await asyncio.sleep(0)
             stores["memory://good"].beats.get_nowait()
         assert gate.calls == 1, "nothing hung: nothing is tested"
         assert stores["memory://bad"].beats.empty()
         gate.opened.set()
         while stores["memory://bad"].beats.empty():
-            await books.beat()
+            await durability.beat()
             await asyncio.sleep(0)
 
     run(test())

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ci
+import psutil
 import pytest
-from ci import OVER, Result, Runner, Suite, judge, slower, stop, table, takes
 
-from patience import patient
+import ci
+from ci import OVER, Result, Runner, Suite, judge, slower, stop, table, takes
+from tests.support.patience import patient
 
 QUIET_S = {"static": 60.0, "unit": 100.0, "chaos": 200.0}
 STATIC, UNIT, CHAOS = Suite("static", ("true",)), Suite("unit", ("true",)), Suite("chaos", ("true",), fixed=True)
@@ -157,7 +158,7 @@ def test_why_a_suite_failed_is_told_at_the_end():
 def test_what_suites_did_not_run_is_found():
     told = """..s [100%]
 =========== not run ===========
-2 tests that show in another way what others show (again):
+2 tests that the run had not come to when it was ended:
     tests/a.py::test_b
 tests/a.py::test_c     no redis
 ====== slowest durations ======
@@ -190,8 +191,8 @@ def test_a_run_that_ran_too_little_fails(monkeypatch, capsys, words, code):
     known = [*(shell(name, "true") for name in ci.LEAST), shell("chaos", "true")]
     assert main_of(monkeypatch, known, {}) == 0
     capsys.readouterr()
-    assert main_of(monkeypatch, known, {"unit": 5000.0}, *words) == code
-    assert ("too little was run: unit must pass" in capsys.readouterr().out) is bool(code)
+    assert main_of(monkeypatch, known, {"tests": 5000.0}, *words) == code
+    assert ("too little was run: tests must pass" in capsys.readouterr().out) is bool(code)
 
 
 def main_of(monkeypatch, known: list[Suite], quiet_s: dict[str, float], *words: str) -> int:
@@ -203,14 +204,14 @@ def main_of(monkeypatch, known: list[Suite], quiet_s: dict[str, float], *words: 
     return ci.main()
 
 
+def interrupted(text: str) -> None:
+    if text == "running\n":
+        raise KeyboardInterrupt
+
+
 def test_whoever_stops_the_run_stops_what_runs(tmp_path):
     runner = Runner(60.0, tmp_path, {"unit": 5.0})
     pid = tmp_path / "pid"
-
-    def interrupted(text: str) -> None:
-        if text == "running\n":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         runner.run(shell("unit", f"echo $$ >{pid}; echo running; exec sleep 60"), interrupted)
     assert _until(lambda: not _is_there(int(pid.read_text())))
@@ -223,11 +224,6 @@ def test_whoever_stops_the_run_stops_what_runs_beside_at_once(tmp_path, monkeypa
         f"until [ -e {tmp_path}/began ]; do sleep 0.05; done; trap : TERM; echo running; sleep 60 & wait; "
         f"until [ -e {tmp_path}/ended ]; do sleep 0.05; done; touch {tmp_path}/in_time"
     )
-
-    def interrupted(text: str) -> None:
-        if text == "running\n":
-            raise KeyboardInterrupt
-
     runner = Runner(60.0, tmp_path, {"beside": 1.0, "unit": 1.0})
     with pytest.raises(KeyboardInterrupt):
         ci.run_all([shell("beside", beside, beside=True), shell("unit", main)], runner, interrupted)
@@ -263,4 +259,4 @@ def _until(true: Callable[[], bool]) -> bool:
 
 
 def _is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    return psutil.pid_exists(pid)

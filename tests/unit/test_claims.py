@@ -15,7 +15,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from slime.cross_job.consumer import Consumer
+from slime.cross_job.client.consumer import Consumer
+from slime.cross_job.deadline import Deadline
 from slime.cross_job.errors import (
     BadInput,
     ClusterUnreachable,
@@ -27,13 +28,11 @@ from slime.cross_job.errors import (
     StoreUnreachable,
     WaitTimeout,
 )
-from slime.cross_job.facade import DataProducer
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.link import Deadline
-from slime.cross_job.metrics import Latencies
+from slime.cross_job.proposal.data_broker import DataProducer
 from slime.cross_job.settings import Settings
-
-from .ledger_hands import Clock, attach, publish
+from tests.support.attached import attached
+from tests.support.ledger import publish
 
 
 class ToLedger:
@@ -78,33 +77,12 @@ class ToLedger:
 
 
 def consumer_of(ledger: Ledger, name: str) -> Consumer:
-    """Attached, but for its heartbeat."""
-    made = Consumer.__new__(Consumer)
-    link = ToLedger(ledger)
-    vars(made).update(
-        {"job_id": "exp", "settings": Settings(), "link": link, "info": SimpleNamespace(client_id=name)},
-        **{
-            "_ended": threading.Event(),
-            "_beaten": threading.Event(),
-            "_fault": None,
-            "_activity": "",
-            "_spans": [],
-            "_tracing": False,
-            "_waits": {},
-            "_at_work": False,
-        },
-        **{"metrics": False, "_latencies": Latencies()},
-    )
-    made._prepare(())
-    return made
+    return attached(Consumer, name, ToLedger(ledger), Settings())
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    made = Ledger(Clock(), wall=Clock())
-    attach(made, "p")
-    attach(made, "c")
-    return made
+def ledger(pair: Ledger) -> Ledger:
+    return pair
 
 
 @pytest.fixture
@@ -126,12 +104,12 @@ def test_what_an_interrupted_claim_was_granted_is_what_the_next_one_returns(ledg
         publish(ledger, rollout_id)
     got = []
     while len(got) < 20:
-        consumer.link.lost = [None] * at + [error]
+        consumer.connection.lost = [None] * at + [error]
         if isinstance(error, WaitTimeout) and at:
-            consumer.link.lost += [None, error]  # asked whether it is lost, and again
+            consumer.connection.lost += [None, error]  # asked whether it is lost, and again
         with pytest.raises(type(error)):
             consumer.claim(timeout_s=0)
-        consumer.link.lost = []
+        consumer.connection.lost = []
         got.append(consumer.claim(timeout_s=0).rollout_id)
     assert got == [*range(20)]
     assert leases(ledger) == [*range(20)]
@@ -141,7 +119,7 @@ def test_what_an_interrupted_claim_was_granted_is_what_the_next_one_returns(ledg
 def test_also_a_claim_by_id(ledger, consumer):
     for rollout_id in range(3):
         publish(ledger, rollout_id)
-    consumer.link.lost = [KeyboardInterrupt()]
+    consumer.connection.lost = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         consumer.claim(2, timeout_s=0)
     assert consumer.claim(1, timeout_s=0).rollout_id == 1, "another id is another claim"
@@ -176,7 +154,7 @@ def test_two_threads_whose_answers_are_lost_get_two_rollouts(ledger, consumer):
             consumer.claim(timeout_s=0)
         got.append(consumer.claim(timeout_s=0).rollout_id)
 
-    consumer.link.lost = [WaitTimeout("late"), None, None, WaitTimeout("late")]  # None: a claim, and its refs
+    consumer.connection.lost = [WaitTimeout("late"), None, None, WaitTimeout("late")]  # None: a claim, and its refs
     in_turn(claims, claims)
     assert sorted(got) == [0, 1] == leases(ledger)
 
@@ -190,7 +168,7 @@ def in_turn(*calls: Callable[[], None]) -> None:
 
 def test_what_a_thread_that_ended_was_granted_is_not_stranded(ledger, consumer):
     publish(ledger, 0)
-    consumer.link.lost = [KeyboardInterrupt()]
+    consumer.connection.lost = [KeyboardInterrupt()]
 
     def claims() -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -203,14 +181,14 @@ def test_what_a_thread_that_ended_was_granted_is_not_stranded(ledger, consumer):
 def test_a_release_whose_answer_was_lost_is_once(ledger, consumer):
     publish(ledger, 0)
     consumer.claim(timeout_s=0)
-    consumer.link.lost = [KeyboardInterrupt()]
+    consumer.connection.lost = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         consumer.release(0)
     consumer.release(0)
     assert leases(ledger) == []
-    consumer.link.lost = []
+    consumer.connection.lost = []
     consumer.claim(timeout_s=0)
-    consumer.link.lost = [KeyboardInterrupt()]
+    consumer.connection.lost = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         consumer.release(0)
     consumer.claim(timeout_s=0)
@@ -223,7 +201,7 @@ def test_a_release_whose_answer_was_lost_is_once(ledger, consumer):
 
 def test_the_last_spans_of_a_client_that_ends_are_not_waited_for_as_long_as_its_end(consumer):
     asked: dict[str, float] = {}
-    consumer.link = SimpleNamespace(
+    consumer.connection = SimpleNamespace(
         patience_s=3600.0, call=lambda operation, *_, timeout_s=None: asked.update({operation: timeout_s})
     )
     consumer._spans = [("train", 0, 1.0, 2.0)]
@@ -234,7 +212,7 @@ def test_the_last_spans_of_a_client_that_ends_are_not_waited_for_as_long_as_its_
 @pytest.mark.parametrize("error", [Fenced("replaced"), Forgotten("unknown"), ClusterUnreachable("left")], ids=repr)
 def test_a_client_that_sends_no_sign_of_life_any_more_watches_no_cluster(ledger, consumer, error):
     consumer.settings = SimpleNamespace(heartbeat_s=0.0, dead_after_s=30.0)
-    consumer.link.call = Mock(side_effect=[WaitTimeout("late"), error])
+    consumer.connection.call = Mock(side_effect=[WaitTimeout("late"), error])
     consumer._beat()
     assert consumer._beaten.is_set(), "which ends its ClusterWatch"
     with pytest.raises(type(error)):
@@ -254,13 +232,13 @@ def test_an_iterator_goes_on_after_an_interruption(ledger, consumer, how):
         publish(ledger, rollout_id)
     got = []
     for error in (None, KeyboardInterrupt(), None):
-        consumer.link.lost = [None] * bool(got) * (how is not iter) + [error]
+        consumer.connection.lost = [None] * bool(got) * (how is not iter) + [error]
         if error is None:
             got.append(next(rollouts).rollout_id)
         else:
             with pytest.raises(KeyboardInterrupt):
                 next(rollouts)
-            consumer.link.lost = []
+            consumer.connection.lost = []
     got.append(next(rollouts).rollout_id)
     assert got == [0, 1, 2]
     ledger.end("p", "finished")
@@ -298,12 +276,18 @@ def test_a_subscription_goes_on_after_what_it_looked_at_went_to_another(ledger, 
     assert [next(rollouts).rollout_id for _ in range(2)] == [0, 1]
 
 
+async def cancelled_wait(consumer: Consumer) -> tuple[Any, "asyncio.Future[Any]"]:
+    """An asynchronous subscription, and a wait for its first rollout, which was asked for when it was cancelled."""
+    rollouts = consumer.asubscribe(timeout_s=60)
+    waiting = asyncio.ensure_future(anext(rollouts))
+    assert await asyncio.to_thread(consumer.connection.asked.wait, 60)
+    waiting.cancel()
+    return rollouts, waiting
+
+
 def test_what_came_before_the_end_of_an_asynchronous_subscription_is_not_handed_out_after_it(ledger, consumer):
     async def test() -> None:
-        rollouts = consumer.asubscribe(timeout_s=60)
-        waiting = asyncio.ensure_future(anext(rollouts))
-        assert await asyncio.to_thread(consumer.link.asked.wait, 60)
-        waiting.cancel()
+        rollouts, _ = await cancelled_wait(consumer)
         publish(ledger, 0)
         await asyncio.wait([asyncio.wrap_future(rollouts._asking)])
         await rollouts.aclose()
@@ -318,10 +302,7 @@ def test_a_cancelled_wait_takes_nothing(ledger, consumer):
     """The thread that waits goes on: what it gets is what the next `anext` returns."""
 
     async def test() -> None:
-        rollouts = consumer.asubscribe(timeout_s=60)
-        waiting = asyncio.ensure_future(anext(rollouts))
-        assert await asyncio.to_thread(consumer.link.asked.wait, 60)
-        waiting.cancel()
+        rollouts, waiting = await cancelled_wait(consumer)
         with pytest.raises(asyncio.CancelledError):
             await waiting
         for rollout_id in range(3):
@@ -340,10 +321,7 @@ def test_a_cancelled_wait_takes_nothing(ledger, consumer):
 
 def test_what_comes_for_a_wait_that_was_cancelled_is_given_back_at_the_end(ledger, consumer):
     async def test() -> None:
-        rollouts = consumer.asubscribe(timeout_s=60)
-        waiting = asyncio.ensure_future(anext(rollouts))
-        assert await asyncio.to_thread(consumer.link.asked.wait, 60)
-        waiting.cancel()
+        rollouts, _ = await cancelled_wait(consumer)
         publish(ledger, 0)
         await rollouts.aclose()
         assert leases(ledger) == []

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from slime.cross_job import cluster_watch, stopping
-from slime.cross_job.cluster_watch import ClusterWatch
+from slime.cross_job.client import cluster_watch, shutdown
+from slime.cross_job.client.cluster_watch import ClusterWatch
 from slime.cross_job.errors import ClusterUnreachable
 
 BORNE_S = 60.0
@@ -112,7 +112,7 @@ def test_a_gcs_of_which_nobody_knows_is_given_nearly_as_long_as_ray_gives_it(wat
 def left(monkeypatch):
     """Waits for the exit code with which this process would have ended."""
     codes: queue.Queue[int] = queue.Queue()
-    monkeypatch.setattr(stopping, "wanted", lambda: True)
+    monkeypatch.setattr(shutdown, "wanted", lambda: True)
     monkeypatch.setattr(cluster_watch.os, "_exit", codes.put)
     return lambda: codes.get(timeout=BORNE_S)
 
@@ -124,12 +124,12 @@ def test_the_process_of_a_job_ends_with_the_errors_exit_code(watched, left, caps
     assert capsys.readouterr().err.startswith("ClusterUnreachable: the control service (GCS)")
 
 
-def test_the_driver_of_slimes_train_job_ends_with_its_cluster(left, train_side, monkeypatch):
+def test_the_driver_of_slimes_train_job_ends_with_its_cluster(left, train_driver, monkeypatch):
     """Its gateway, which is the client, is an actor, and another process."""
     gcs = Gcs()
     context = SimpleNamespace(gcs_address=f"127.0.0.1:{gcs.port}")
-    monkeypatch.setattr(train_side.ray, "get_runtime_context", lambda: context)
-    side = train_side.TrainSide.__new__(train_side.TrainSide)
+    monkeypatch.setattr(train_driver.ray, "get_runtime_context", lambda: context)
+    side = train_driver.TrainDriver.__new__(train_driver.TrainDriver)
     side.ended = False
     side._watch_cluster(False)
     gcs.accept()

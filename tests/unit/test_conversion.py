@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from slime.cross_job.adapter.conversion import published, to_samples
+from slime.cross_job.adapter.training_data import pack, unpack
 from slime.cross_job.batch import Batch
-from slime.cross_job.conversion import published, to_samples
 from slime.cross_job.errors import BadInput
-from slime.cross_job.train_data import pack, unpack
 
 RAW = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slime.cross_job import data_source
+from slime.cross_job.adapter import data_source
 from slime.cross_job.batch import Batch
 from slime.cross_job.errors import BadInput, ContentRefused
 

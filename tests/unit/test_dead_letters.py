@@ -4,11 +4,10 @@ import pytest
 
 from slime.cross_job.errors import Poisoned, Refused
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.records_json import decode, encode
-from slime.cross_job.snapshot import restore
+from slime.cross_job.ledger.records_json import decode, encode
+from slime.cross_job.ledger.snapshot import restore
 from slime.cross_job.types import ClientInfo
-
-from .ledger_hands import attach, figures, publish, remembered
+from tests.support.ledger import attach, figures, publish, remembered
 
 
 def trainer(ledger: Ledger, number: int, resume: int = 0) -> str:
@@ -42,7 +41,7 @@ def test_a_rollout_that_ends_three_train_jobs_is_named_and_handed_to_no_fourth(l
         with pytest.raises(Poisoned, match=r"rollout 0 of job exp is set aside: .*illegal memory.*requeue 0.*drop 0"):
             ask(fourth, 0)
     with pytest.raises(Poisoned, match="rollout 0 of job exp is set aside"):  # slime's job, before it takes a GPU
-        ledger.attach(ClientInfo("c10", "exp", "consumer", group="train", ray_job_id="r", one_cluster=True))
+        ledger.membership.attach(ClientInfo("c10", "exp", "consumer", group="train", ray_job_id="r", of_slime=True))
     assert ledger.get("exp", 0).version == 1, "it can be looked at"
     assert figures(ledger, "standing")[0][0]["level"] == "error"
     assert ledger.requeue("exp", 0) == "dead letters"
@@ -93,7 +92,7 @@ def test_with_skip_it_is_replaced_by_one_of_new_prompts(ledger):
     assert ledger.source_before("p", 0) == (1, ledger.jobs["exp"].sources[0]), "behind the prompts of before"
     publish(ledger, 0, token="anew")
     assert ledger.claim(fourth, 0).payload.token == "anew"
-    assert ledger.take_drops() == [("v1/a", "t0")]
+    assert ledger.garbage.take_drops() == [("v1/a", "t0")]
 
 
 def test_where_train_jobs_end_in_the_replacement_too_skipping_ends(ledger):
@@ -135,10 +134,10 @@ def test_jobs_that_were_stopped_may_be_started_again_to_skip(ledger):
     for number in range(3):
         die_in(ledger, number, 0)
     ledger.end("p", "stopped")
-    slime = {"role": "producer", "ray_job_id": "r2", "one_cluster": True}
+    slime = {"role": "producer", "ray_job_id": "r2", "of_slime": True}
     with pytest.raises(Poisoned):
-        ledger.attach(ClientInfo("p2", "exp", **slime))
-    ledger.attach(ClientInfo("p2", "exp", **slime), on_poison="skip")
+        ledger.membership.attach(ClientInfo("p2", "exp", **slime))
+    ledger.membership.attach(ClientInfo("p2", "exp", **slime), on_poison="skip")
     fourth = trainer(ledger, 9)
     ledger.demand(fourth, 0)
     assert ledger.next_demand("p2") == 0
@@ -161,24 +160,16 @@ def test_a_rollout_is_set_aside_once_though_the_answer_was_lost(ledger):
     attach(ledger, "p", on_poison="skip")
     ledger.demand(trainer(ledger, 0), 0)
     for attempt in (1, 2):
-        assert ledger.next_demand("p") == 0
+        assert ledger.next_demand("p") == 0, "a producer that skips is asked again"
         assert [ledger.set_aside("p", 0, "an object") for _ in range(3)] == ["skip"] * 3
         assert ledger.jobs["exp"].refused == attempt
+        assert letter(ledger, 0) | {"at": 0} == {
+            **{"reason": "it cannot be published: an object", "at": 0, "replaced": True, "stuck": False},
+            **{"version": 0, "weight_version": None, "nbytes": 0},
+        }
     assert ledger.next_demand("p") == 0
+    assert letter(ledger, 0)["replaced"], "also while it is generated again"
     assert [ledger.set_aside("p", 0, "an object") for _ in range(2)] == ["stop"] * 2
-
-
-def test_a_producer_that_skips_is_asked_again(ledger):
-    attach(ledger, "p", on_poison="skip")
-    train = trainer(ledger, 0)
-    ledger.demand(train, 0)
-    assert ledger.next_demand("p") == 0
-    assert ledger.set_aside("p", 0, "an object") == "skip"
-    assert ledger.next_demand("p") == 0
-    assert letter(ledger, 0) | {"at": 0} == {
-        **{"reason": "it cannot be published: an object", "at": 0, "replaced": True, "stuck": False},
-        **{"version": 0, "weight_version": None, "nbytes": 0},
-    }
 
 
 def test_where_no_rollout_can_be_published_skipping_ends(ledger):
@@ -196,7 +187,7 @@ def test_where_no_rollout_can_be_published_skipping_ends(ledger):
     with pytest.raises(Poisoned, match="requeue 1"):
         ledger.next_demand("p")
     with pytest.raises(Poisoned, match="requeue 1"):
-        ledger.attach(ClientInfo("p2", "exp", "producer", ray_job_id="r2", one_cluster=True))
+        ledger.membership.attach(ClientInfo("p2", "exp", "producer", ray_job_id="r2", of_slime=True))
     ledger.requeue("exp", 1)
     assert ledger.next_demand("p") == 1
 

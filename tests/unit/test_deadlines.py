@@ -5,25 +5,24 @@ While time passes, clients that live give signs of life.
 """
 
 import math
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from slime.cross_job import link, member
-from slime.cross_job.consumer import Consumer
+from slime.cross_job import deadline as deadlines
+from slime.cross_job.client import connection, session
+from slime.cross_job.client.consumer import Consumer
+from slime.cross_job.client.producer import Producer
+from slime.cross_job.deadline import Deadline
 from slime.cross_job.errors import HeldBack, PeerFailed, StoreUnreachable, WaitTimeout
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.link import Deadline
-from slime.cross_job.metrics import Latencies
-from slime.cross_job.producer import Producer
-from slime.cross_job.records import DEAD, PAUSED
+from slime.cross_job.ledger.state import DEAD, PAUSED
+from slime.cross_job.ledger.verdicts import patience_left_s
 from slime.cross_job.settings import Settings
-from slime.cross_job.verdicts import patience_left_s
-
-from .ledger_hands import Clock, attach, publish
+from tests.support.attached import attached
+from tests.support.ledger import Clock, attach, publish
 
 LIMIT_S, WORK_S = 30.0, 45.0
 
@@ -46,9 +45,9 @@ class Passing:
         self.clock.now += seconds
         for name, waits_s in self.lives.items():
             self.ledger.heartbeat(name, "busy", (), self.clock.now - self.began if waits_s is None else waits_s)
-        self.ledger.tick()
-        for client in self.ledger.silent(2.0):
-            self.ledger.vouch(client)
+        self.ledger.membership.tick()
+        for client in self.ledger.membership.silent(2.0):
+            self.ledger.membership.vouch(client)
         for when, act in [*self.then]:
             if self.clock.now >= self.began + when:
                 self.then.remove((when, act))
@@ -73,7 +72,7 @@ class Passing:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in (link, member):
+    for module in (connection, deadlines, session):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made, time=made, sleep=lambda s: None))
     return made
 
@@ -87,17 +86,7 @@ def way(clock: Clock) -> Passing:
 
 
 def client(kind: type, name: str, way: Passing, **settings: Any) -> Any:
-    """Attached, but for its heartbeat."""
-    made = kind.__new__(kind)
-    vars(made).update(
-        {"job_id": "exp", "settings": Settings(timeout_s=LIMIT_S, **settings), "link": way, "_fault": None},
-        **{"info": SimpleNamespace(client_id=name, node_id="n"), "_ended": threading.Event(), "_activity": ""},
-        **{"_spans": [], "_tracing": False, "_waits": {}, "_at_work": False, "metrics": False, "_durably": None},
-    )
-    if kind is Consumer:
-        made._latencies = Latencies()
-        made._prepare(())
-    return made
+    return attached(kind, name, way, Settings(timeout_s=LIMIT_S, **settings))
 
 
 def test_a_rollout_of_any_length_is_waited_for(way):
@@ -127,7 +116,7 @@ def test_weights_wait_for_a_generation_of_any_length(way):
 
 @pytest.mark.parametrize("ask", ["producer_facts", "loaded"])
 def test_a_rollout_job_may_take_any_time_to_start(way, monkeypatch, ask):
-    monkeypatch.setattr(member, "get", lambda ref, *_: ref)
+    monkeypatch.setattr(session, "get", lambda ref, *_: ref)
     way.lives, answers = {"p": 0.0, "c": None}, []
     operation = "facts" if ask == "producer_facts" else ask
     monkeypatch.setattr(way.ledger, operation, lambda *_, **__: answers[0] if answers else None)
@@ -231,7 +220,9 @@ def handed_over(way, monkeypatch) -> Callable[..., Any]:
         monkeypatch.setattr(producer, "_publish", lambda rollout_id, source, node_id, timeout_s, repeatable: (
             producer._hand_over(SimpleNamespace(), source, node_id, timeout_s, f"rollout {rollout_id}", repeatable)
         ))  # fmt: skip
-        monkeypatch.setattr("slime.cross_job.producer.ray", SimpleNamespace(actor=SimpleNamespace(ActorHandle=object)))
+        monkeypatch.setattr(
+            "slime.cross_job.client.producer.ray", SimpleNamespace(actor=SimpleNamespace(ActorHandle=object))
+        )
         return producer.publish_from(0, SimpleNamespace(generate=SimpleNamespace(remote=None)), "generate")
 
     return made
@@ -264,8 +255,8 @@ def test_an_evaluation_may_take_any_time_while_its_job_lives(way, monkeypatch, d
         way.passes(max(timeout, 0.1))
         return (refs, []) if way.clock.now > way.began + WORK_S else ([], refs)
 
-    monkeypatch.setattr(member, "ray", SimpleNamespace(wait=wait))
-    monkeypatch.setattr(member, "get", lambda ref, *_: ref)
+    monkeypatch.setattr(session, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(session, "get", lambda ref, *_: ref)
     consumer = client(Consumer, "c", way)
     if not dies:
         assert consumer.answer("figures", "eval") == "figures"

@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from slime.cross_job import debug_files
+from slime.cross_job.adapter import debug_files
 from slime.cross_job.errors import BadInput, PayloadDamaged
 
 SAMPLE = {
@@ -30,7 +31,6 @@ class Bomb:
 
 
 def test_what_is_written_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
     template = debug_files.make_folder(tmp_path / "out")
     assert template == str(tmp_path / "out" / "{rollout_id}.pt")
     samples = [SAMPLE, {**SAMPLE, "rollout_routed_experts": torch.arange(6).reshape(3, 2)}]
@@ -45,7 +45,6 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_nothing_of_a_file_is_executed(tmp_path):
-    torch = pytest.importorskip("torch")
     path, trap = tmp_path / "0.pt", tmp_path / "trap"
     torch.save({"rollout_id": 0, "samples": [{**SAMPLE, "metadata": {"x": Bomb(trap)}}]}, path)
     with pytest.raises(BadInput, match="reading that would execute code of the file, which is not done here"):
@@ -64,7 +63,6 @@ def test_nothing_of_a_file_is_executed(tmp_path):
     ],
 )
 def test_other_files_are_named(content, said, tmp_path):
-    torch = pytest.importorskip("torch")
     path = tmp_path / "0.pt"
     torch.save(content, path)
     with pytest.raises(BadInput, match=said):
@@ -73,7 +71,6 @@ def test_other_files_are_named(content, said, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"no file of torch's", b"PK\x03\x04 and then nothing"])
 def test_a_file_that_is_torn_or_foreign_is_damaged(content, tmp_path):
-    pytest.importorskip("torch")
     path = tmp_path / "0.pt"
     path.write_bytes(content)
     with pytest.raises((PayloadDamaged, BadInput), match=str(path)):
@@ -83,7 +80,6 @@ def test_a_file_that_is_torn_or_foreign_is_damaged(content, tmp_path):
 
 
 def test_a_file_that_is_cut_off_is_damaged(tmp_path):
-    pytest.importorskip("torch")
     path = debug_files.write(debug_files.make_folder(tmp_path / "out"), 0, [SAMPLE])
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(PayloadDamaged, match="cannot be read as a file of torch"):

@@ -4,8 +4,7 @@ import pytest
 
 from slime.cross_job.errors import BadInput, Fenced, JobIdTaken, NotOwner, Refused, RolloutNotFound, ValueLost
 from slime.cross_job.types import Payload
-
-from .ledger_hands import attach, ends_at, figures, publish, train, weights
+from tests.support.ledger import attach, ends_at, figures, publish, train, weights
 
 # ---------------------------------------------------------------------- training goes back to a checkpoint
 
@@ -29,7 +28,7 @@ def test_what_the_checkpoint_covers_is_acked_although_it_was_never_acked(pair):
         publish(pair, rollout_id)
     pair.claim("c", 0)
     assert pair.resume("c", 2) == {"again": [], "acked": [0, 1]}
-    assert pair.take_drops() == [("v1/a", "t0"), ("v1/a", "t1")]
+    assert pair.garbage.take_drops() == [("v1/a", "t0"), ("v1/a", "t1")]
     assert pair.claim("c").rollout_id == 2
     assert figures(pair, "covered", "rewound", "acked", "requeued") == [2, 0, 0, 1]
 
@@ -37,7 +36,7 @@ def test_what_the_checkpoint_covers_is_acked_although_it_was_never_acked(pair):
 def test_what_the_checkpoint_covers_and_is_lost_is_not_generated_again(pair):
     publish(pair, 0)
     publish(pair, 1)
-    pair.payload_lost("exp", "t0")
+    pair.rollouts.payload_lost("exp", "t0")
     assert pair.resume("c", 1)["acked"] == [0]
     assert figures(pair, "lost", "freed") == [[], 1]
 
@@ -141,9 +140,9 @@ def test_another_group_keeps_what_it_acked_and_holds(pair):
     with pytest.raises(RolloutNotFound, match="acked by group 'archive'"):
         pair.claim("ca", 0)
     pair.ack("ca", 1)
-    assert pair.take_drops() == []
+    assert pair.garbage.take_drops() == []
     train(pair, 0, 1)
-    assert len(pair.take_drops()) == 2
+    assert len(pair.garbage.take_drops()) == 2
 
 
 def test_weights_may_go_back_once_their_author_is_over(pair):
@@ -156,7 +155,7 @@ def test_weights_may_go_back_once_their_author_is_over(pair):
     pair.end("c", "dead", "killed")
     weights(pair, 3, author="c2")
     assert pair.get_value("exp", "weights").version == 3
-    assert ("v1/a", "w5-c") in pair.take_drops()
+    assert ("v1/a", "w5-c") in pair.garbage.take_drops()
 
 
 def test_a_rollout_that_the_void_history_generated_is_not_taken(pair):
@@ -180,21 +179,21 @@ def test_a_vault_that_died_takes_what_it_held_and_nothing_else(pair):
     publish(pair, 1, vault="v2/a")
     publish(pair, 2, vault="v1/b")
     weights(pair, 1)
-    assert pair.vault_lost("v1", "b") == {"exp": ["rollout 0 version 1", "weights version 1"]}
-    assert pair.vault_lost("v1", "b") == {}
+    assert pair.rollouts.vault_lost("v1", "b") == {"exp": ["rollout 0 version 1", "weights version 1"]}
+    assert pair.rollouts.vault_lost("v1", "b") == {}
     assert [located.rollout_id for located in pair.catalog()] == [1, 2]
     assert pair.get_value("exp", "weights") is None
-    assert pair.vaults() == {"v1", "v2"}
+    assert pair.rollouts.vaults() == {"v1", "v2"}
     assert figures(pair, "lost", "losses", "held_bytes") == [[0], 1, 20]
     with pytest.raises(RolloutNotFound, match="lost with its vault: demand it"):
         pair.get("exp", 0)
-    assert pair.take_drops() == []  # there is nothing to be freed
+    assert pair.garbage.take_drops() == []  # there is nothing to be freed
 
 
 def test_what_is_lost_is_generated_again_when_it_is_demanded(pair):
     publish(pair, 0)
-    assert pair.payload_lost("exp", "t0") == "rollout 0 version 1"
-    assert pair.payload_lost("exp", "t0") is None
+    assert pair.rollouts.payload_lost("exp", "t0") == "rollout 0 version 1"
+    assert pair.rollouts.payload_lost("exp", "t0") is None
     assert pair.next_demand("p") is None
     pair.demand("c", 0)
     assert pair.next_demand("p") == 0
@@ -206,7 +205,7 @@ def test_what_is_lost_is_generated_again_when_it_is_demanded(pair):
 def test_a_consumer_that_cannot_read_its_rollout_gets_it_again(pair):
     publish(pair, 0)
     pair.claim("c")
-    pair.payload_lost("exp", "t0")
+    pair.rollouts.payload_lost("exp", "t0")
     pair.unreadable("c", 0)
     with pytest.raises(NotOwner):
         pair.ack("c", 0)
@@ -215,10 +214,13 @@ def test_a_consumer_that_cannot_read_its_rollout_gets_it_again(pair):
     assert pair.claim("c").payload.token == "again"
 
 
-def test_what_was_read_before_it_was_lost_can_be_acked(pair):
+@pytest.mark.parametrize("demanded", [False, True])
+def test_what_was_read_before_it_was_lost_can_be_acked_and_is_not_generated(pair, demanded):
     publish(pair, 0)
     pair.claim("c", 0)
-    pair.payload_lost("exp", "t0")
+    pair.rollouts.payload_lost("exp", "t0")
+    if demanded:
+        pair.demand("c", 0)
     pair.ack("c", 0)
     assert figures(pair, "acked", "lost", "freed") == [1, [], 1]
     assert pair.next_demand("p") is None
@@ -229,7 +231,7 @@ def test_what_every_group_has_acked_is_not_missed(ledger):
     attach(ledger, "c")
     publish(ledger, 0)
     train(ledger, 0)
-    ledger.vault_lost("v1")
+    ledger.rollouts.vault_lost("v1")
     assert figures(ledger, "lost", "losses", "freed", "queue_depth") == [[], 0, 0, 0]
     ledger.demand("c", 0)
     assert ledger.next_demand("p") is None
@@ -241,7 +243,7 @@ def test_what_was_lost_after_it_was_acked_is_generated_again_for_a_training_that
     for rollout_id in range(3):
         publish(ledger, rollout_id, source=rollout_id)
         train(ledger, rollout_id)
-    ledger.vault_lost("v1")
+    ledger.rollouts.vault_lost("v1")
     attach(ledger, "c2", ray_job="r-c")
     assert ledger.resume("c2", 1) == {"again": [1, 2], "acked": []}
     assert figures(ledger, "lost", "losses") == [[1, 2], 2]
@@ -257,7 +259,7 @@ def test_who_comes_after_a_rollout_was_acked_and_lost_never_gets_it(ledger):
     attach(ledger, "c")
     publish(ledger, 0)
     train(ledger, 0)
-    ledger.vault_lost("v1")
+    ledger.rollouts.vault_lost("v1")
     attach(ledger, "ca", group="archive")
     assert figures(ledger, "lost", "freed") == [[], 1]
 
@@ -265,7 +267,7 @@ def test_who_comes_after_a_rollout_was_acked_and_lost_never_gets_it(ledger):
 def test_an_older_version_stays_when_the_newest_is_lost(pair):
     publish(pair, 0, "first", vault="v1/a")
     publish(pair, 0, "second", vault="v2/a")
-    pair.vault_lost("v2")
+    pair.rollouts.vault_lost("v2")
     assert pair.claim("c", 0).payload.token == "first"
     with pytest.raises(RolloutNotFound, match=r"versions? 1, not 2"):
         pair.get("exp", 0, 2)
@@ -274,7 +276,7 @@ def test_an_older_version_stays_when_the_newest_is_lost(pair):
 
 def test_a_retry_of_what_went_with_its_vault_is_there_again_under_its_number(pair):
     assert publish(pair, 0, "same", vault="v1/a").version == 1
-    pair.vault_lost("v1", "b")
+    pair.rollouts.vault_lost("v1", "b")
     assert publish(pair, 0, "same", vault="v1/b").version == 1
     assert pair.claim("c", 0).payload.vault == "v1/b"
     assert figures(pair, "published", "lost") == [1, []]
@@ -304,7 +306,7 @@ def test_the_order_is_that_of_generation_not_of_the_ids(pair):
 def test_what_was_lost_is_generated_from_the_same_prompts(pair):
     for rollout_id in range(3):
         publish(pair, rollout_id, source=f"after {rollout_id}")
-    pair.payload_lost("exp", "t1")
+    pair.rollouts.payload_lost("exp", "t1")
     assert ends_at(pair, 1) == (1, "after 0")
     assert ends_at(pair, 3) == (3, "after 2")
     publish(pair, 1, "again", source="after 1")
@@ -315,7 +317,7 @@ def test_what_was_lost_is_generated_from_the_same_prompts(pair):
 def test_another_producer_goes_on_where_the_last_one_stood(pair):
     publish(pair, 0, source="after 0")
     publish(pair, 1, source="after 1")
-    pair.payload_lost("exp", "t1")
+    pair.rollouts.payload_lost("exp", "t1")
     pair.end("p", "dead", "killed")
     attach(pair, "p2")
     assert ends_at(pair, 1, "p2") == (1, "after 0")
@@ -326,12 +328,12 @@ def test_a_large_source_is_freed_when_no_generation_can_begin_there_any_more(pai
     for rollout_id in range(2):
         publish(pair, rollout_id, source_apart=True)
     train(pair, 0)
-    assert pair.take_drops() == [("v1/a", "t0")]  # rollout 1 may be generated again from there
+    assert pair.garbage.take_drops() == [("v1/a", "t0")]  # rollout 1 may be generated again from there
     train(pair, 1)
-    assert sorted(pair.take_drops()) == [("v1/a", "t0.source"), ("v1/a", "t1")]
+    assert sorted(pair.garbage.take_drops()) == [("v1/a", "t0.source"), ("v1/a", "t1")]
     publish(pair, 2, source_apart=True)
     train(pair, 2)
-    assert sorted(pair.take_drops()) == [("v1/a", "t1.source"), ("v1/a", "t2")]
+    assert sorted(pair.garbage.take_drops()) == [("v1/a", "t1.source"), ("v1/a", "t2")]
 
 
 # ---------------------------------------------------------------------- values go with their vault, too
@@ -340,7 +342,7 @@ def test_a_large_source_is_freed_when_no_generation_can_begin_there_any_more(pai
 def test_who_waits_while_its_weights_are_lost_is_told_to_publish_them_again(pair):
     attach(pair, "ca", group="archive")
     weights(pair, 3)
-    assert pair.vault_lost("v1") == {"exp": ["weights version 3"]}
+    assert pair.rollouts.vault_lost("v1") == {"exp": ["weights version 3"]}
     for rollout_id in (0, None):
         with pytest.raises(ValueLost, match=r"weights version 3 .* publish it again"):
             pair.claim("c", rollout_id)
@@ -372,12 +374,12 @@ def test_a_large_source_of_a_checkpoint_lies_in_a_vault_as_long_as_it_counts(pai
     pair.resume("c", 5, source=large(5))
     assert pair.source_before("p", 5) == (1, large(5))
     pair.resume("c", 4, source=large(4))
-    assert pair.take_drops() == [("v1/a", "s5.source")]
+    assert pair.garbage.take_drops() == [("v1/a", "s5.source")]
     assert pair.source_before("p", 4) == (1, large(4))
     publish(pair, 4, source="after 4")
     pair.resume("c", 4, source=large(3))
-    assert pair.take_drops() == [("v1/a", "s3.source")], "what was published says more"
+    assert pair.garbage.take_drops() == [("v1/a", "s3.source")], "what was published says more"
     train(pair, 4)
-    assert pair.take_drops() == [("v1/a", "t4"), ("v1/a", "s4.source")]
+    assert pair.garbage.take_drops() == [("v1/a", "t4"), ("v1/a", "s4.source")]
     with pytest.raises(BadInput, match="at most 65536"):
         pair.resume("c", 5, source="x" * 70_000)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job import engine_weights
-from slime.cross_job.engine_weights import NEW, Said, stamp
+from slime.cross_job.adapter import engine_weights
+from slime.cross_job.adapter.engine_weights import NEW, Said, stamp
 from slime.cross_job.errors import WaitTimeout, WrongWeights
 
 URL = "http://node:15000"

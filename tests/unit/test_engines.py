@@ -7,26 +7,9 @@ from slime.cross_job.ledger import Ledger
 from slime.cross_job.types import ClientInfo, Payload
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(clock: Clock) -> Ledger:
-    return Ledger(clock, clock)
-
-
 def attach(ledger: Ledger, name: str, role: str, ray_job: str, **stated: int) -> str:
     group = "train" if role == "consumer" else ""
-    ledger.attach(ClientInfo(name, "exp", role, group, ray_job_id=ray_job), **stated)
+    ledger.membership.attach(ClientInfo(name, "exp", role, group, ray_job_id=ray_job), **stated)
     ledger.announce(name, [f"facts of {name}"])
     return name
 
@@ -39,6 +22,14 @@ def update(ledger: Ledger, trainer: str, version: int, until: int | None = None)
     epoch = ledger.begin_update(trainer, until)
     assert epoch is not None
     ledger.end_update(trainer, version, epoch)
+
+
+def begun(ledger: Ledger, max_ahead: int = 0) -> tuple[str, str]:
+    """Both jobs, where the engines have weights 0, and rollout 0 is demanded."""
+    rollout, train = jobs(ledger, max_ahead)
+    update(ledger, train, 0)
+    ledger.demand(train, 0)
+    return rollout, train
 
 
 def wanted(ledger: Ledger, rollout_job: str, until: int | None = None) -> int | None:
@@ -60,9 +51,7 @@ def test_nothing_is_generated_before_the_engines_have_weights(ledger):
 
 
 def test_weights_wait_for_the_end_of_a_generation_and_it_for_them(ledger):
-    rollout, train = jobs(ledger)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger)
     assert wanted(ledger, rollout) == 0
     assert ledger.begin_update(train) is None
     publish(ledger, rollout, 0)
@@ -75,9 +64,7 @@ def test_weights_wait_for_the_end_of_a_generation_and_it_for_them(ledger):
 
 
 def test_one_ahead_is_generated_with_the_weights_of_before_however_fast_the_trainer_is(ledger):
-    rollout, train = jobs(ledger, max_ahead=1)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger, max_ahead=1)
     assert wanted(ledger, rollout) == 0
     publish(ledger, rollout, 0)
     assert ledger.begin_update(train, until=3) is None, "rollout 1 is to see the same weights, and has not begun"
@@ -92,9 +79,7 @@ def test_one_ahead_is_generated_with_the_weights_of_before_however_fast_the_trai
 
 
 def test_behind_the_last_rollout_nothing_is_waited_for(ledger):
-    rollout, train = jobs(ledger, max_ahead=1)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger, max_ahead=1)
     publish(ledger, rollout, 0)
     update(ledger, train, 1, until=1)
     assert wanted(ledger, rollout, until=1) is None, "the engines stay until the train job ends"
@@ -122,9 +107,7 @@ def test_a_train_job_that_is_started_again_with_more_rollouts_gets_them(ledger):
 
 
 def test_further_ahead_only_what_an_update_waits_for_is_begun(ledger):
-    rollout, train = jobs(ledger, max_ahead=5)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger, max_ahead=5)
     for rollout_id in (0, 1):
         assert wanted(ledger, rollout) == rollout_id
         publish(ledger, rollout, rollout_id)
@@ -136,9 +119,7 @@ def test_further_ahead_only_what_an_update_waits_for_is_begun(ledger):
 
 
 def test_new_engines_get_weights_before_anything_else(ledger):
-    rollout, train = jobs(ledger)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger)
     assert wanted(ledger, rollout) == 0
     assert ledger.unloaded(train, since=1) is None
     ledger.end(rollout, "dead", "killed")
@@ -166,9 +147,7 @@ def test_an_update_that_its_rollout_job_did_not_survive_does_not_count(ledger):
 
 
 def test_engines_that_a_train_job_left_in_the_middle_of_an_update_wait_for_the_next_one(ledger):
-    rollout, train = jobs(ledger)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger)
     ledger.begin_update(train)
     publish(ledger, rollout, 0)
     assert ledger.begin_update(train) == 1
@@ -223,24 +202,9 @@ def test_each_side_hears_what_the_newest_of_the_other_announced(ledger, clock):
     assert ledger.facts(rollout) == (2, ["facts of t2"])
 
 
-def test_a_rollout_job_learns_where_the_last_one_stopped(ledger):
-    rollout, train = jobs(ledger, max_ahead=2)
-    assert ledger.source_before(rollout, 0) == (0, None)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
-    for rollout_id in (0, 1, 2):
-        publish(ledger, rollout, rollout_id)
-    ledger.claim(train, 0)
-    ledger.ack(train, 0)
-    position, payload = ledger.source_before(rollout, 3)
-    assert (position, payload.meta) == (3, {"of": 2})
-
-
 def test_a_rollout_that_is_there_already_ends_its_generation(ledger):
     """Generated twice, because a rollout job could not know; the vault finds it equal and records no new version."""
-    rollout, train = jobs(ledger)
-    update(ledger, train, 0)
-    ledger.demand(train, 0)
+    rollout, train = begun(ledger)
     assert wanted(ledger, rollout) == 0
     payload = Payload("t", "vault", 1, num_samples=1)
     ledger.publish(rollout, 0, payload)

@@ -14,7 +14,7 @@ import torch
 EXAMPLE = Path(__file__).resolve().parents[2] / "slime_overlay" / "examples" / "cross_job_cpu"
 sys.path.insert(0, str(EXAMPLE))
 
-from grpo import build_model, build_optimizer, export_weights, generate, load_weights, train_step  # noqa: E402
+from grpo import as_tensors, build_model, build_optimizer, export_weights, generate, load_weights, train_step  # noqa: E402
 from model import response_log_probs, sample  # noqa: E402
 from recipe import Recipe  # noqa: E402
 from task import BOS, EOS, PAD, SYMBOLS, Prompt, SumTask, decode, encode  # noqa: E402
@@ -147,10 +147,8 @@ def test_sampling_follows_the_generator(task: SumTask) -> None:
 
 def test_weights_round_trip_without_aliasing(task: SumTask) -> None:
     source, target = build_model(SMALL, 0), build_model(SMALL, 1)
-    weights = {name: array.copy() for name, array in export_weights(source).items()}
-    for array in weights.values():
-        array.flags.writeable = False
-    before = {name: array.copy() for name, array in weights.items()}
+    weights = {name: tensor.clone() for name, tensor in export_weights(source).items()}
+    before = {name: tensor.clone() for name, tensor in weights.items()}
     load_weights(target, weights)
     assert generate(source, task, SMALL, 0, 0) == generate(target, task, SMALL, 0, 0)
     train_step(target, build_optimizer(target, SMALL), generate(target, task, SMALL, 0, 0), SMALL, 0)
@@ -167,11 +165,11 @@ def test_a_missing_weight_is_an_error() -> None:
         load_weights(model, weights)
 
 
-def test_training_reads_lists_and_read_only_views_alike(task: SumTask) -> None:
+def test_training_reads_lists_read_only_views_and_tensors_alike(task: SumTask) -> None:
     columns = generate(build_model(SMALL, 0), task, SMALL, 0, 0)
     columns["rewards"] = [float(i % 3 == 0) for i in range(64)]
     trained = []
-    for batch in (columns, read_only_views(columns)):
+    for batch in (columns, read_only_views(columns), as_tensors(columns, "cpu")):
         model = build_model(SMALL, 0)
         metrics = train_step(model, build_optimizer(model, SMALL), batch, SMALL, 0)
         assert {"entropy", "clip_fraction", "grad_norm"} <= set(metrics)
@@ -179,12 +177,13 @@ def test_training_reads_lists_and_read_only_views_alike(task: SumTask) -> None:
         trained.append(export_weights(model))
     for name, array in trained[0].items():
         np.testing.assert_array_equal(array, trained[1][name])
+        np.testing.assert_array_equal(array, trained[2][name])
 
 
 def test_equal_rewards_in_a_group_teach_nothing(task: SumTask) -> None:
     recipe = replace(SMALL, entropy=0.0)
     model = build_model(recipe, 0)
-    before = {name: array.copy() for name, array in export_weights(model).items()}
+    before = {name: tensor.clone() for name, tensor in export_weights(model).items()}
     columns = generate(model, task, recipe, 0, 0)
     columns["rewards"] = [float(i // 16 % 2) for i in range(64)]  # groups differ, samples of one group do not
     train_step(model, build_optimizer(model, recipe), columns, recipe, 0)

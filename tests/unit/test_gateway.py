@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job import engine_weights, update_groups, weight_folders
-from slime.cross_job.engine_weights import Said, stamp
+from slime.cross_job.adapter import engine_weights, update_groups, weight_folders
+from slime.cross_job.adapter.engine_weights import Said, stamp
+from slime.cross_job.adapter.weight_folders import Folder
 from slime.cross_job.errors import BadInput, CrossJobError, NotOwner, WrongWeights
-from slime.cross_job.weight_folders import Folder
 
 URL = "http://node:15000"
 
@@ -19,10 +19,13 @@ class Consumer:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.link = self
+        self.connection = self
+        self.manager: Any = None
+        self.epoch, self.looks = 1, 0
 
     def producer_facts(self) -> tuple[int, Any]:
-        return 1, {"engines": ["a", "b"], "lock": "lock", "manager": None}
+        self.looks += 1
+        return self.epoch, {"engines": ["a", "b"], "lock": "lock", "manager": self.manager}
 
     def loaded(self) -> int:
         return 3
@@ -69,6 +72,7 @@ def made(engines, gateway):
     gate._consumer, gate._unlocked, gate._first = Consumer(), 0, False
     gate._stamp, gate._carrying, gate._lock, gate._carry_lock = "", set(), threading.Lock(), threading.Lock()
     gate._folders = set()
+    gate._updating, gate._known, gate._updated, gate._compared = 0, (0, None), None, 1
     return gate
 
 
@@ -83,6 +87,36 @@ def test_the_gate_opens_with_what_every_engine_says(made, engines):
     (last,) = {*engines.versions.values()}
     assert last.startswith("exp/3/")
     assert made._consumer.calls[-1] == ("end_update", 3, 1, last)
+
+
+def test_in_an_update_the_broker_is_not_asked_again_who_the_rollout_job_is(made, engines):
+    """Each question to it is some milliseconds, in which neither job does anything."""
+    made.end_update(3, made.begin_update(None, 3))
+    assert made._consumer.looks == 1
+    made._rollout_job()
+    assert made._consumer.looks == 2, "between two updates there may be another one"
+    epoch = made.begin_update(None, 4)
+    assert made._rollout_job()[0] == 1
+    made.end_update(4, epoch)
+    assert made._consumer.looks == 2
+
+
+def test_a_rollout_job_that_dies_in_an_update_is_looked_for_anew(made, engines, monkeypatch):
+    class Dead:
+        class save:
+            @staticmethod
+            def remote() -> Any:
+                made._consumer.epoch = made._compared = 2
+                made._consumer.manager = SimpleNamespace(save=SimpleNamespace(remote=lambda: "ref"))
+                raise engine_weights.ray.exceptions.RayActorError()
+
+    made._consumer.manager = Dead
+    monkeypatch.setattr(made, "_is_over", lambda epoch: True)
+    made.begin_update(None, 3)
+    made._ask_with_epoch("save")
+    assert made._rollout_job()[0] == 2
+    with pytest.raises(NotOwner):
+        made._engines(1)
 
 
 def test_one_engine_that_ignored_the_update_keeps_the_gate_shut(made, engines):
@@ -187,7 +221,7 @@ def folders(made, monkeypatch):
             return [Folder("/local", f"host{n}", n, job_id if gone == owner else owner) for n in newest]
 
         monkeypatch.setattr(engine_weights, "ask", local)
-        monkeypatch.setattr(engine_weights, "lives", lambda link, job_id: alive)
+        monkeypatch.setattr(engine_weights, "lives", lambda connection, job_id: alive)
         monkeypatch.setattr(weight_folders, "published", lambda path, *who: Folder(path, "here", 2, "exp"))
         monkeypatch.setattr(made, "_ask_with_epoch", lambda *args: (1, ["a"] * len(newest)))
         made._args.update_weight_disk_dir, made._args.update_weight_local_checkpoint_dir = "/disk", "/local"

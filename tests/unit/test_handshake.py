@@ -7,11 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from slime.cross_job.adapter.handshake import differences, others, terms, warn_of
 from slime.cross_job.errors import Refused
-from slime.cross_job.handshake import differences, others, terms, warn_of
 from slime.cross_job.types import MOST_META_BYTES, check_facts
-
-from .ledger_hands import attach
+from tests.support.ledger import attach
 
 TOKENIZER = "the tokenizer in --hf-checkpoint"
 
@@ -45,18 +44,10 @@ def test_a_checkpoint_that_lies_elsewhere_is_known_by_its_name():
     assert terms(SimpleNamespace(hf_checkpoint="Org/Model"), False)[TOKENIZER] == "Org/Model"
 
 
-def test_jobs_that_differ_in_slimes_arguments_are_told_which(checkpoint, ledger):
-    mine = terms(SimpleNamespace(n_samples_per_prompt=8, global_batch_size=64, hf_checkpoint=str(checkpoint)), False)
-    other = terms(SimpleNamespace(n_samples_per_prompt=4, global_batch_size=64, hf_checkpoint=str(checkpoint)), False)
-    attach(ledger, "p", terms=mine)
-    with pytest.raises(Refused, match=r"disagree: --n-samples-per-prompt is 4 here and 8 there\. Give both the same"):
-        attach(ledger, "c", terms=other)
-    attach(ledger, "c", terms=mine)
-
-
 @pytest.mark.parametrize(
     ("name", "mine", "theirs"),
     [
+        ("n_samples_per_prompt", 8, 4),
         ("use_rollout_routing_replay", True, False),
         ("update_weight_local_checkpoint_dir", "/local", None),
         ("use_tis", True, False),
@@ -64,6 +55,10 @@ def test_jobs_that_differ_in_slimes_arguments_are_told_which(checkpoint, ledger)
         ("rollout_top_p", 1.0, 0.95),
         ("multimodal_keys", {"image": "images"}, None),
         ("custom_generate_function_path", "agent.generate", None),
+        ("dynamic_sampling_filter_path", "filter.keep", None),
+        ("over_sampling_batch_size", 16, 8),
+        ("partial_rollout", True, False),
+        ("use_fault_tolerance", True, False),
         ("rollout_num_gpus", 8, 16),
         ("rollout_num_gpus_per_engine", 1, 2),
         ("rollout_stop", ["</s>"], []),
@@ -77,10 +72,11 @@ def test_what_rollouts_or_the_way_of_the_weights_depend_on_is_refused(ledger, na
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(Refused) as refused:
         attach(ledger, "c", terms=terms(SimpleNamespace(**{name: theirs}), False))
-    assert f"{flag} is {theirs!r} here and {mine!r} there" in str(refused.value)
+    assert f"disagree: {flag} is {theirs!r} here and {mine!r} there. Give both the same" in str(refused.value)
     assert flag in ledger.heartbeat("p", "generating")["notice"], "the job that was there hears of it, too"
     assert "notice" not in ledger.heartbeat("p", "generating"), "once"
     assert [event.kind for event in ledger.jobs["exp"].events.values()][-1] == "refused"
+    attach(ledger, "c", terms=terms(SimpleNamespace(**{name: mine}), False))
 
 
 def test_from_v03_on_the_number_of_engines_is_the_rollout_jobs_own_affair():

@@ -7,13 +7,23 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job import broker as broker_module
-from slime.cross_job import vault as vault_module
-from slime.cross_job.broker import Broker
+from slime.cross_job.broker import actor as broker_module
+from slime.cross_job.broker.actor import Broker
 from slime.cross_job.types import BROKER_NAME, VAULT_NAME
-from slime.cross_job.vault import Target, Vault
-
-from .ray_stand_in import NAMESPACE, OTHER, VAULT, Troubled, batch, client, from_refs, payload, unavailable
+from slime.cross_job.vault import actor as vault_module
+from slime.cross_job.vault.actor import Vault
+from slime.cross_job.vault.protocol import Target
+from tests.support.ray_stand_in import (
+    NAMESPACE,
+    OTHER,
+    VAULT,
+    Troubled,
+    batch,
+    client,
+    from_refs,
+    payload,
+    unavailable,
+)
 
 HERE = f"{VAULT_NAME}_node1"
 """The vault of the broker's node."""
@@ -85,7 +95,7 @@ def test_vaults_of_nodes_with_clients_stay_until_those_end_and_that_of_the_broke
 
 
 def test_a_vault_that_a_client_needs_since_stays(broker, vaults, ray_stand_in, run):
-    assert not run(broker._keeper.retire(VAULT, 0.0, lambda: True))
+    assert not run(broker._replicas.retire(VAULT, 0.0, lambda: True))
     assert VAULT in ray_stand_in.actors
 
 

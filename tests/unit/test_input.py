@@ -4,6 +4,7 @@ import enum
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -16,12 +17,12 @@ import pytest
 import torch
 
 from slime.cross_job.batch import Batch
-from slime.cross_job.consumer import Consumer
+from slime.cross_job.client.consumer import Consumer
+from slime.cross_job.client.producer import Producer, returned
+from slime.cross_job.client.session import read_source
 from slime.cross_job.errors import BadInput, Refused
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.member import read_source
-from slime.cross_job.producer import Producer, returned
-from slime.cross_job.records import DROP
+from slime.cross_job.ledger.state import DROP
 from slime.cross_job.settings import Settings
 from slime.cross_job.types import (
     MOST_META_BYTES,
@@ -36,8 +37,7 @@ from slime.cross_job.types import (
     check_version,
     shortened,
 )
-
-from .ledger_hands import attach, figures, publish, train, weights
+from tests.support.ledger import attach, figures, publish, train, weights
 
 PAYLOAD = Payload("t", "v1/a", 10)
 
@@ -49,6 +49,11 @@ class Colour(enum.IntEnum):
 class Foreign:
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
+
+
+def shown(value: object) -> str:
+    """The name of a case: the same in every process."""
+    return re.sub(r" at 0x\w+", "", repr(value))[:80]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,9 @@ def test_names():
 
 def test_a_text_is_cut_with_a_note():
     assert shortened("abc", 3) == "abc"
-    assert shortened("abcdef", 3) == "abc… (3 more characters)"
+    assert shortened("abcdef", 3) == "abc... (3 more characters)"
+    assert shortened("the vault of node 17", 14) == "the vault of... (8 more characters)"
+    assert shortened("the vault of node 17", 12) == "the vault of... (8 more characters)"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +163,7 @@ def test_a_text_is_cut_with_a_note():
         *({"columns": bad} for bad in ("tokens", (1,))),
         *({"source": bad} for bad in (object(), "x" * 100_000)),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_record_that_is_wrong_is_refused_by_the_ledger_before_anything_changes(pair, wrong):
     publish(pair, 0)
@@ -168,7 +175,7 @@ def test_a_record_that_is_wrong_is_refused_by_the_ledger_before_anything_changes
         with pytest.raises(BadInput, match=next(iter(wrong))):
             call()
     assert pair.status() == before
-    assert pair.take_drops() == []
+    assert pair.garbage.take_drops() == []
 
 
 @pytest.mark.parametrize("version", ["3", -1, 1.5, True])
@@ -192,7 +199,7 @@ def test_the_ledger_takes_records_in_plain_types(pair):
         *({"on_stale": "never"}, {"retain_s": "1"}, {"store": 3}, {"dead_after_s": "30"}, {"dead_after_s": math.nan}),
         *({"columns": "tokens"}, {"terms": [1]}, {"terms": {"a": object()}}),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_the_ledger_lets_nobody_in_who_states_what_cannot_be(ledger, stated):
     with pytest.raises(BadInput):

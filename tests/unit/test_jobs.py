@@ -12,7 +12,7 @@ from slime.cross_job import errors
 OVERLAY = Path(__file__).parents[2] / "slime_overlay"
 SCRIPT = """
 from slime.cross_job import errors
-from slime.cross_job.jobs import run
+from slime.cross_job.client.jobs import run
 
 def main():
     print("at work")

@@ -5,9 +5,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import launch
 import launch_environment
-import pytest
 
 SCRIPTS = Path(launch.__file__).parent
 
@@ -36,6 +37,8 @@ def test_options_are_taken_apart():
     assert options.entrypoint_resources is None
     assert cross_job == ["--cross-job-max-ahead", "1"]
     assert slime_arguments == ["--lr", "1", "--"]
+    words = ["--cross-job-max-ahead=1", "--cross-job-retain", "2"]
+    assert parse(f"--job-id exp --slime . {' '.join(words)} --")[1] == words
 
 
 @pytest.mark.parametrize(
@@ -43,9 +46,16 @@ def test_options_are_taken_apart():
     [
         ("-- --lr 1", "required: --job-id"),
         ("--job-id exp --lr 1", "no -- before slime's arguments"),
-        ("--job-id exp --lr 1 --", "--lr is no option here: slime's own arguments go behind --"),
+        ("--job-id exp --lr 1 --", "--lr is no option here: slime's arguments go behind --"),
+        ("--job-id exp --cross-job-max-aheda 1 --", "--cross-job-max-aheda is no option here: --cross-job-max-ahead?"),
+        ("--job-id exp --cross-job-max-aheda=1 --", "--cross-job-max-aheda is no option here: --cross-job-max-ahead?"),
+        ("--job-id exp --cross-job-max-ahead 1 2 --", "2 is no option here"),
+        ("--job-id exp --cross-job-max-ahead=one --", "argument --cross-job-max-ahead: invalid int value: 'one'"),
+        ("--job-id exp --cross-job-max-ahead -1 --", "--cross-job-max-ahead -1 must be 0 or more"),
+        ("--job-id exp --cross-job-heartbeat-s nan --", "--cross-job-heartbeat-s nan must be 0.05 or more"),
+        ("--job-id exp --cross-job-on-stale wiat --", "--cross-job-on-stale wiat is none of wait, drop, regenerate"),
         ("--job-id exp --cross-job-role train --", "--cross-job-role is no option here"),
-        ("--job-id exp --cross-job-max-ahead --", "--cross-job-max-ahead needs a value"),
+        ("--job-id exp --cross-job-max-ahead --", "argument --cross-job-max-ahead: expected one argument"),
         ("--job-id exp --env A --", "an --env without =: give NAME=VALUE"),
         ("--job-id exp --", "Give one of --slime, --working-dir and --image-checkout"),
         ("--job-id exp --slime a --working-dir b --", "not allowed with argument --slime"),

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import launch_cluster
 import pytest
+
+import launch_cluster
 from local_cluster import free_ports
 
 SCRIPTS = Path(launch_cluster.__file__).parent

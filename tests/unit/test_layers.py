@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,92 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patient
+
 ROOT = Path(__file__).parents[2]
 OVERLAY = ROOT / "slime_overlay"
 PACKAGE = OVERLAY / "slime" / "cross_job"
 
-ORDER = (
-    *("errors", "types", "settings", "stopping"),
-    *("batch", "stores"),
-    *("gate", "tables", "records", "progress", "verdicts", "status"),  # the state: no Ray
-    *("roster", "sources", "retention", "shelf", "pacing", "engines", "steering", "ledger", "snapshot"),
-    *("records_json", "archive", "journal", "mail", "recording", "communicators"),  # what durable stores hold
-    "debug_files",  # of slime
-    "books",
-    *("preview", "metrics"),
-    *("liveness", "deposits", "vault", "keeper", "follower", "clusters", "broker"),  # the actors
-    "link",
-    *("weights", "cluster_watch", "member", "resources"),  # what both sides have in common
-    *("producer", "consumer"),
-    *("facade", "jobs"),
-    *(
-        "arguments",
-        "parts",
-        "handshake",
-        "train_data",
-        "data_source",
-        "conversion",
-        "boxes",
-        "tap",
-        "update_groups",
-        "engine_weights",
-        "weight_folders",
-        "ports",
-    ),  # slime's side
-    "replay",
-    *("tracking", "gateway", "train_side", "train_group"),
-    *("hooks", "rollout_side"),
-    *("ops", "__main__"),  # for those who run it
-)
-"""Imports point from right to left only. A new module takes its place here, as a decision."""
-
-STRANGERS = (
-    ("producer", "consumer"),
-    ("jobs", "facade"),
-    ("liveness", "vault"),
-    ("settings", "batch"),
-    ("tap", "gateway"),
-    ("liveness", "keeper"),
-    ("keeper", "vault"),
-    ("stopping", "ledger"),
-    ("recording", "producer"),
-    ("debug_files", "recording"),
-    ("replay", "conversion"),
-)
-"""Pairs that do not import each other either way, and have no reason to."""
-
-USES_RAY = frozenset(
-    [
-        *("deposits", "liveness", "vault", "keeper", "broker", "link", "member", "resources", "producer", "facade"),
-        *("metrics", "ops"),
-        *(
-            "boxes",
-            "replay",
-            "gateway",
-            "train_side",
-            "train_group",
-            "hooks",
-            "update_groups",
-            "engine_weights",
-            "rollout_side",
-        ),
-    ]
-)
-USES_SLIME = frozenset(["boxes", "conversion", "parts", "data_source", "tracking", "train_side", "rollout_side"])
-"""Modules that import slime's own: they are of use on a patched checkout only."""
-FLAGS = {"settings": "..cross_job_arguments"}
-"""The flags lie beside the package, so that slime's parser need not import it."""
+ROOMS = ("batch", "ledger", "storage", "vault", "broker", "client", "proposal", "adapter", "ops")
 LAZY_ONLY = ("torch", "redis", "sglang", "megatron")
 NOT_IMPORTED = ("ray", *LAZY_ONLY)
-
-
-def modules() -> dict[str, list[Path]]:
-    """Top-level module of the package -> its files."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path != PACKAGE / "__init__.py":
-            files.setdefault(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(path)
-    return files
 
 
 @functools.cache
@@ -105,23 +30,6 @@ def parsed(source: str) -> ast.Module:
         return ast.parse(source)
     except SystemError:
         return ast.parse(source)
-
-
-def package_imports(source: str, depth: int = 0) -> set[str]:
-    """Modules of the package that are imported, by a file `depth` folders below the package."""
-    found = set()
-    for node in ast.walk(parsed(source)):
-        if isinstance(node, ast.ImportFrom):
-            name = node.module or ""
-            if node.level == depth + 1:
-                found |= {name.split(".")[0]} if name else {alias.name for alias in node.names}
-            elif node.level > depth + 1:
-                found.add(f"{'.' * node.level}{name}")
-            elif f"{name}.".startswith("slime."):
-                found.add(name.removeprefix("slime.cross_job").removeprefix(".").split(".")[0] or "__init__")
-        elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("slime.cross_job.") for a in node.names if f"{a.name}.".startswith("slime.")}
-    return found
 
 
 def outside_imports(source: str, lazy_too: bool) -> set[str]:
@@ -171,66 +79,57 @@ def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_every_module_has_its_place():
-    assert sorted(modules()) == sorted(ORDER), "give the new module its place in ORDER, and say in ARCHITECTURE.md why"
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    """Another process, which has the overlay and nothing else on its path."""
+    command, env = [sys.executable, "-c", code], {"PYTHONPATH": str(OVERLAY)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=patient(120))
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_point_one_way(name):
-    allowed = {*ORDER[: ORDER.index(name)], FLAGS.get(name, name)}
-    allowed |= {"slime"} if name in USES_SLIME else set()
-    for path in modules()[name]:
-        depth = len(path.relative_to(PACKAGE).parts) - 1
-        inside = package_imports(path.read_text(), depth)
-        assert inside <= allowed, f"{path.relative_to(ROOT)} imports {sorted(inside - allowed)}"
+def test_rooms_import_one_way():
+    """The contracts are in pyproject.toml; import-linter keeps them."""
+    words = [Path(sys.executable).with_name("lint-imports"), "--config", ROOT / "pyproject.toml"]
+    env = {**os.environ, "PYTHONPATH": str(OVERLAY)}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=patient(120))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("pair", STRANGERS, ids="-".join)
-def test_neighbours_that_need_not_know_each_other(pair):
-    for one, other in (pair, pair[::-1]):
-        for path in modules()[one]:
-            assert other not in package_imports(path.read_text(), len(path.relative_to(PACKAGE).parts) - 1)
+def test_every_room_says_what_is_in_it():
+    for room in ROOMS:
+        said = ast.get_docstring(parsed((PACKAGE / room / "__init__.py").read_text())) or ""
+        files = {path.name for path in (PACKAGE / room).glob("*.py")} - {"__init__.py"}
+        assert not {name for name in re.findall(r"\b\w+\.py\b", said) if name not in files}, room
 
 
-def test_inside_the_batch_imports_make_no_circle():
-    folder = PACKAGE / "batch"
-    edges = {}
-    for path in folder.glob("*.py"):
-        lines = parsed(path.read_text())
-        eager = ast.Module([node for node in at_import(lines) if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        edges[path.stem] = package_imports(ast.unparse(eager))
-    while leaves := {name for name, inside in edges.items() if not inside & edges.keys()}:
-        edges = {name: inside for name, inside in edges.items() if name not in leaves}
-    assert not edges, f"in a circle, or on the way to one: {edges}"
+def test_only_the_adapter_knows_slime():
+    knowing = {path for path in PACKAGE.rglob("*.py") if "slime" in outside_imports(path.read_text(), lazy_too=True)}
+    assert {path.relative_to(PACKAGE).parts[0] for path in knowing} == {"adapter"}
 
 
-def test_only_these_modules_know_slime():
-    knowing = {n for n, paths in modules().items() if any("slime" in package_imports(p.read_text()) for p in paths)}
-    assert knowing == USES_SLIME
+@pytest.mark.parametrize(
+    "module", ["slime.cross_job", *(f"slime.cross_job.{name}" for name in ("ledger", "batch", "storage"))]
+)
+def test_the_ledger_and_the_batch_import_nothing_heavy(module):
+    done = python(f"import sys, {module}; print(*[name for name in {NOT_IMPORTED} if name in sys.modules])")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 def test_the_flags_need_no_line_of_the_package():
-    source = (OVERLAY / "slime" / "cross_job_arguments.py").read_text()
-    assert outside_imports(source, lazy_too=False) == {"argparse", "re", "typing"}
-
-
-def test_only_these_modules_know_ray():
-    knowing = {
-        name for name, paths in modules().items() if any("ray" in outside_imports(p.read_text(), True) for p in paths)
-    }
-    assert knowing == USES_RAY
+    imported = set()
+    for name in ("cross_job_arguments", "cross_job_settings"):
+        imported |= outside_imports((OVERLAY / "slime" / f"{name}.py").read_text(), lazy_too=False)
+    assert imported == {"argparse", "collections", "dataclasses", "re", "typing"}
 
 
 @pytest.mark.parametrize("library", LAZY_ONLY)
 def test_heavy_libraries_are_imported_where_they_are_needed_only(library):
     for path in (OVERLAY / "slime").rglob("*.py"):
-        if (library, path) == ("redis", PACKAGE / "stores" / "redis.py"):
+        if (library, path) == ("redis", PACKAGE / "storage" / "redis.py"):
             continue  # which is imported where such a store is opened
         source = path.read_text()
         assert library not in outside_imports(source, lazy_too=False), path
         if library in outside_imports(source, lazy_too=True):
             assert library == "torch", path
-            assert path.parent == PACKAGE / "batch" or path == PACKAGE / "debug_files.py", path
+            assert path.parent == PACKAGE / "batch" or path == PACKAGE / "adapter" / "debug_files.py", path
 
 
 @pytest.mark.parametrize("folder", ["slime_overlay", "scripts"])
@@ -261,34 +160,6 @@ def test_the_search_for_private_parts_finds_them(bad):
     assert private_ray(bad)
 
 
-@pytest.mark.parametrize(
-    ("source", "depth", "found"),
-    [
-        ("from .ledger import Ledger", 0, {"ledger"}),
-        ("from . import ledger, link", 0, {"ledger", "link"}),
-        ("def f():\n    from .link import get", 0, {"link"}),
-        ("from ..errors import BatchError\nfrom .wire import Encoded", 1, {"errors"}),
-        ("import slime.cross_job.ledger", 0, {"ledger"}),
-        ("from slime.cross_job.link import get", 0, {"link"}),
-        ("from ..utils import cross_job_utils", 0, {"..utils"}),
-        ("import json, numpy", 0, set()),
-    ],
-)
-def test_the_search_for_imports_finds_them(source, depth, found):
-    assert package_imports(source, depth) == found
-
-
-@pytest.mark.parametrize(
-    "module", ["slime.cross_job", *(f"slime.cross_job.{name}" for name in ORDER[: ORDER.index("liveness")])]
-)
-def test_the_state_and_the_batch_import_nothing_heavy(module):
-    code = f"import sys, {module}; print(*[name for name in {NOT_IMPORTED} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(OVERLAY)}, capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
-
-
 def test_the_overlay_is_made_of_namespace_packages():
     packages = [path.parent for path in OVERLAY.rglob("__init__.py")]
     assert packages, "no package was found"
@@ -296,10 +167,7 @@ def test_the_overlay_is_made_of_namespace_packages():
 
 
 def test_the_command_line_says_what_it_needs_and_nothing_else_loads_it():
-    code = "import sys; sys.modules['typer'] = None; from slime.cross_job.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(OVERLAY)}, capture_output=True, text=True, timeout=60
-    )
+    done = python("import sys; sys.modules['typer'] = None; from slime.cross_job.__main__ import main; main()")
     assert done.returncode == 1
     assert "pip install typer rich" in done.stderr
     for path in PACKAGE.rglob("*.py"):

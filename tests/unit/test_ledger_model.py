@@ -13,17 +13,16 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import invariant, precondition, rule
 
-from slime.cross_job.errors import NotOwner, Refused, RolloutNotFound
+from slime.cross_job.errors import JobNotFound, NotOwner, Refused, RolloutNotFound
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.records import TABLES
-from slime.cross_job.records_json import decode, encode
-from slime.cross_job.snapshot import Snapshot, restore, snapshot
-from slime.cross_job.tables import Mark
+from slime.cross_job.ledger.records_json import decode, encode
+from slime.cross_job.ledger.snapshot import Snapshot, restore, snapshot
+from slime.cross_job.ledger.state import TABLES
+from slime.cross_job.ledger.tables import Mark
 from slime.cross_job.types import Payload
-
-from .ledger_clients import FEW, GRACE, INDEX, JOB, KEYS, PERHAPS_FEW, ROLLOUT_IDS, VAULTS
-from .ledger_invariants import Invariants
-from .ledger_model import Life, Someone
+from tests.unit.ledger_clients import FEW, GRACE, INDEX, JOB, KEYS, PERHAPS_FEW, ROLLOUT_IDS, VAULTS
+from tests.unit.ledger_invariants import Invariants
+from tests.unit.ledger_model import Life, Someone
 
 
 def as_json(found: Snapshot) -> Snapshot:
@@ -323,7 +322,7 @@ class LedgerAgainstModel(Invariants):
         wanted = max(versions, default=0) if version < 0 else version
         located = self.compare(
             lambda: self.ledger.get(JOB, rollout_id, None if version < 0 else version),
-            None if wanted in versions else RolloutNotFound,
+            None if wanted in versions else RolloutNotFound if self.life else JobNotFound,
         )
         assert located is None or (located.version, located.payload) == (wanted, versions[wanted])
         for person in self.people.values():
@@ -354,17 +353,19 @@ class LedgerAgainstModel(Invariants):
     @rule(which=st.sampled_from(VAULTS), restarts=st.booleans())
     def a_vault_dies(self, which: str, restarts: bool) -> None:
         self.incarnations[which] += 1
-        told = self.ledger.vault_lost(which, str(self.incarnations[which]) if restarts else "")
+        told = self.ledger.rollouts.vault_lost(which, str(self.incarnations[which]) if restarts else "")
         gone = self.lose(lambda payload: payload.vault.startswith(which) and not payload.stored)
         assert {job: len(what) for job, what in told.items()} == ({JOB: len(gone)} if gone else {})
-        assert self.ledger.vault_lost(which, str(self.incarnations[which])) == {}, "the new one holds what it holds"
+        assert self.ledger.rollouts.vault_lost(which, str(self.incarnations[which])) == {}, (
+            "the new one holds what it holds"
+        )
 
     @rule(which=st.integers(0, 30))
     def a_payload_is_lost(self, which: int) -> None:
         tokens = [*self.payloads][-12:]
         if tokens:
             token = tokens[which % len(tokens)]
-            told = self.ledger.payload_lost(JOB, token)
+            told = self.ledger.rollouts.payload_lost(JOB, token)
             assert (told is not None) == (self.lose(lambda payload: payload.token == token) == [token])
 
     def lose(self, gone: Callable[[Payload], bool]) -> list[str]:

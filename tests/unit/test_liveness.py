@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from slime.cross_job import liveness
+from slime.cross_job.broker import liveness
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import job_api
 import local_cluster
-import pytest
 from local_cluster import CREDENTIALS, LocalCluster, NotStarted, begin_without, forget_ray, says_why
 
 ROOT = Path(__file__).parents[2]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job import metrics as metrics_module
-from slime.cross_job.broker import Broker
-from slime.cross_job.metrics import COUNTER, GAUGE, METRICS, OTHERS, OVER_S, Exporter, Latencies, RayMetrics, figures
-from slime.cross_job.records import FINISHED, PAUSED
-
-from .ledger_hands import attach, publish, restarted, train
-from .ray_stand_in import attach_both, payload
+from slime.cross_job.broker import exporter as exporter_module
+from slime.cross_job.broker.actor import Broker
+from slime.cross_job.broker.exporter import OVER_S, Exporter
+from slime.cross_job.ledger.state import FINISHED, PAUSED
+from slime.cross_job.metrics import COUNTER, GAUGE, METRICS, OTHERS, Latencies, RayMetrics, figures
+from tests.support.ledger import attach, publish, restarted, train
+from tests.support.ray_stand_in import attach_both, payload
 
 
 class Written:
@@ -190,7 +190,7 @@ def test_verdicts_are_counted_by_kind(pair, exporter, sink):
 
 
 def test_who_waited_for_what_is_a_counter_of_seconds(pair, exporter, sink):
-    pair.note_wait("p", "next_demand", 2.5)
+    pair.views.note_wait("p", "next_demand", 2.5)
     exporter.export()
     assert sink.of("wait_seconds_total", "exp", "producer", "demand") == 2.5
 
@@ -224,15 +224,11 @@ def test_without_ray_nothing_is_exported(pair, clock):
     assert not exporter._jobs
 
 
-def test_the_broker_exports_every_few_seconds(broker: Broker, run, loop, monkeypatch):
+async def test_the_broker_exports_every_few_seconds(broker: Broker, loop, monkeypatch):
     sink = Written()
-    monkeypatch.setattr(metrics_module, "RayMetrics", lambda: sink)
-
-    async def test() -> None:
-        await attach_both(broker)
-        await asyncio.sleep(metrics_module.EVERY_S + 1)
-        await broker.call("publish", "p", 0, payload("t0"))
-        await asyncio.sleep(metrics_module.EVERY_S + 1)
-
-    run(test())
+    monkeypatch.setattr(exporter_module, "RayMetrics", lambda: sink)
+    await attach_both(broker)
+    await asyncio.sleep(exporter_module.EVERY_S + 1)
+    await broker.call("publish", "p", 0, payload("t0"))
+    await asyncio.sleep(exporter_module.EVERY_S + 1)
     assert sink.of("rollouts_total", "exp", "published") == 1

@@ -14,7 +14,7 @@ import pytest
 from slime.cross_job.errors import BadInput
 from slime.cross_job.ops.page import FOLDER, SCRIPTS, embedded, live_page, plain, report_page, to_json
 from slime.cross_job.ops.report import report_data, spread, write_report
-from viewer_stand_in import HOSTILE, ViewerStandIn
+from tests.support.viewer_stand_in import HOSTILE, ViewerStandIn
 
 
 class Elements(HTMLParser):
@@ -144,7 +144,7 @@ def test_the_figures_are_those_of_the_rows():
         for r in range(5)
     ]
     status = ViewerStandIn().begin().status("exp") | {"acked": 5}
-    found = report_data({"status": status, "progress": rows})
+    found = report_data({"status": status, "progress": rows, "wall": status["began"] + 100.0})
     assert found["wall_s"] == 52  # from 10 to 18 + 44
     assert found["rollouts_per_minute"] == pytest.approx(60 * 5 / 52)
     assert found["samples_per_s"] == pytest.approx(5 * 64 / 52, abs=1e-6)
@@ -154,9 +154,37 @@ def test_the_figures_are_those_of_the_rows():
     train = [2, 3, 4, 5, 6]
     assert found["spans"]["train to ack"]["p50"] == numpy.percentile(train, 50)
     assert found["spans"]["train to ack"]["p95"] == numpy.percentile(train, 95)
+    assert spread([5.0, 1.0, 3.0]) == {"count": 3, "p50": 3, "p95": pytest.approx(4.8), "max": 5, "mean": 3}
     assert found["staleness"] == {"0": 3, "1": 2}
     assert found["reward"] == {"count": 3, "first": 0.1, "last": 0.4, "max": 0.9, "max_at": 1}
     json.dumps(found, allow_nan=False)
+
+
+def test_the_chip_says_how_the_job_stands():
+    """Not what its operator wants (`control`), which is "running" when both jobs are dead."""
+    page = live_page().html
+    assert "status.state" in page
+    assert "status.control" not in page
+
+
+def test_a_report_names_its_cluster(run, tmp_path):
+    write_report(run, "exp", tmp_path / "report.html")
+    assert f'"cluster":"{run.address}"' in (tmp_path / "report.html").read_text()
+
+
+def test_waits_are_shares_of_the_whole_run():
+    """Those before the first demand are in it, and those of rollouts that are remembered no more."""
+    viewer = ViewerStandIn().begin()
+    viewer.ahead_s = 1000.0
+    viewer.ledger.views.note_wait("p-exp", "next_demand", 1000.0)
+    viewer.run(3)
+    look = viewer.look("exp")
+    status = look["status"] | {"began": look["wall"] - 1000.0}
+    found = report_data({**look, "status": status})
+    shares = {what: share for what, share in found["waited_share"].items() if found["waited_s"][what]}
+    assert set(shares) == {"producer demand", "consumer data"}
+    assert all(0 < share <= 1 for share in shares.values())
+    assert shares["consumer data"] == pytest.approx(found["waited_s"]["consumer data"] / 1000, rel=0.01)
 
 
 def test_a_job_of_which_nothing_is_known_has_no_figures():
@@ -165,11 +193,6 @@ def test_a_job_of_which_nothing_is_known_has_no_figures():
     assert found["rollouts_per_minute"] is None
     assert found["spans"]["generate"] == spread([])
     assert found["reward"]["count"] == 0
-
-
-def test_percentiles_are_numpys():
-    values = list(numpy.random.default_rng(0).exponential(size=101))
-    assert spread(values)["p95"] == pytest.approx(numpy.percentile(values, 95), abs=1e-6)
 
 
 def test_write_report_writes_a_whole_file_whose_data_give_the_figures_again(run, tmp_path):

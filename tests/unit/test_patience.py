@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-import patience
-from patience import WINDOWS, wait_for
+from tests.support import patience
+from tests.support.patience import WINDOWS, wait_for, within
 
 
 @pytest.fixture
@@ -40,6 +40,13 @@ def test_what_says_for_ever_that_it_waits_ends_too(clock):
     with pytest.raises(AssertionError, match="not within 60 s"):
         wait_for(lambda: False, 10.0, moves=lambda: clock.now)
     assert clock.now < 100 + WINDOWS * 20 + 1
+
+
+def test_what_takes_longer_than_it_may_is_said(clock):
+    with within(5.0):
+        patience.time.sleep(9.0)
+    with pytest.raises(AssertionError, match=r"it took 11\.0 s"), within(5.0):
+        patience.time.sleep(11.0)
 
 
 def test_the_quiet_machine_is_not_given_less():

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from slime.cross_job import hooks, ports
+from slime.cross_job.adapter import hooks, ports
 from slime.cross_job.errors import BadInput
 
 START = 21000
@@ -28,8 +28,8 @@ def apart(tmp_path, monkeypatch):
 
 def another_job(*words: str) -> int:
     """The port that another process takes, which then ends, and all that it holds."""
-    code = f"from slime.cross_job import ports; print(ports.take({', '.join(words)}))"
-    env = {**os.environ, "PYTHONPATH": str(Path(ports.__file__).parents[2])}
+    code = f"from slime.cross_job.adapter import ports; print(ports.take({', '.join(words)}))"
+    env = {**os.environ, "PYTHONPATH": str(Path(ports.__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
     return int(done.stdout)
 

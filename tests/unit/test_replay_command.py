@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from cross_job_replay import main, parse_ids
-from slime.cross_job.conversion import MISSING
+from slime.cross_job.adapter.conversion import MISSING
+from slime.cross_job.adapter.handshake import PIN
 from slime.cross_job.errors import BadInput, RolloutNotFound
-from slime.cross_job.handshake import PIN
-from slime.cross_job.recording import RECORDED, Header, Recording
-from slime.cross_job.stores import open_store
+from slime.cross_job.storage import open_store
+from slime.cross_job.storage.recording import RECORDED, Header, Recording
 
 from .test_conversion import split, whole
 
@@ -127,10 +127,22 @@ def test_ids_are_written_plainly(text, uri, tmp_path, capsys):
 
 
 def test_a_recording_is_served_under_the_terms_of_its_run():
-    from slime.cross_job.replay import terms_of
+    from slime.cross_job.adapter.replay import terms_of
 
     recording = SimpleNamespace(name="kept", terms=TERMS)
     assert terms_of(recording) == TERMS
     assert terms_of(recording, 2, ("--global-batch-size",)) == {"--num-rollout": 2, PIN: "abc"}
     with pytest.raises(BadInput, match="'--lr' is no term of recording 'kept'; they are: --global-batch-size"):
         terms_of(recording, free=("--lr",))
+
+
+def test_what_only_engines_and_prompts_are_about_binds_no_train_job_of_a_recording():
+    """Both lay elsewhere when it was recorded."""
+    from slime.cross_job.adapter.handshake import terms
+    from slime.cross_job.adapter.replay import terms_of
+
+    elsewhere = {"prompt_data": "/then/p", "update_weight_disk_dir": "/then/w", "eval_top_k": 1, "input_key": "q"}
+    of_the_data = {"rollout_batch_size": 8, "rollout_num_gpus": 1, "use_tis": False}
+    recording = SimpleNamespace(name="kept", terms=terms(SimpleNamespace(**elsewhere, **of_the_data), False))
+    assert {*terms_of(recording)} == {PIN, "--rollout-batch-size", "--use-tis"}
+    assert {*terms_of(recording, free=("--prompt-data",))} == {*terms_of(recording)}, "it says what holds anyway"

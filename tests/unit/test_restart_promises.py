@@ -4,10 +4,9 @@ import pytest
 
 from slime.cross_job.errors import NotOwner, PayloadLost
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.snapshot import restore
+from slime.cross_job.ledger.snapshot import restore
 from slime.cross_job.types import LocatedValue, Payload
-
-from .ledger_hands import attach, ends_at, publish, remembered, restarted, train
+from tests.support.ledger import attach, attach_pair, ends_at, publish, publish_each, remembered, restarted, train
 
 
 def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
@@ -15,8 +14,7 @@ def put(ledger: Ledger, key: str, version: int) -> LocatedValue:
 
 
 def test_what_is_to_be_generated_again_was_not_lost_by_a_restart(ledger):
-    attach(ledger, "p", max_staleness=0, on_stale="regenerate")
-    attach(ledger, "c")
+    attach_pair(ledger, max_staleness=0, on_stale="regenerate")
     publish(ledger, 0, weight_version=0)
     weights = put(ledger, "weights", 1)
     assert ledger.claim("c", 0) is None
@@ -26,26 +24,23 @@ def test_what_is_to_be_generated_again_was_not_lost_by_a_restart(ledger):
     assert (status["lost"], status["losses"], status["regenerated"]) == ([], 0, 1)
 
 
-def test_a_job_that_is_complete_lost_nothing_by_a_restart(ledger):
-    attach(ledger, "p")
-    attach(ledger, "c")
-    publish(ledger, 0)
-    ledger.payload_lost("exp", "t0")
-    ledger.end("p", "finished")
-    ledger.end("c", "finished")
-    status = restarted(ledger).status("exp")["exp"]
+def test_a_job_that_is_complete_lost_nothing_by_a_restart(pair):
+    publish(pair, 0)
+    pair.rollouts.payload_lost("exp", "t0")
+    pair.end("p", "finished")
+    pair.end("c", "finished")
+    status = restarted(pair).status("exp")["exp"]
     assert (status["complete"], status["lost"], status["losses"]) == (True, [], 1)
 
 
 def test_a_rollout_that_was_given_up_does_not_come_back_with_a_vault_that_was_not_told(ledger):
-    attach(ledger, "p", max_staleness=0, on_stale="regenerate")
-    attach(ledger, "c")
+    attach_pair(ledger, max_staleness=0, on_stale="regenerate")
     stale = publish(ledger, 0, weight_version=0)
     weights = put(ledger, "weights", 1)
     assert ledger.claim("c", 0) is None
     again = restarted(ledger, stale, weights)
     assert again.catalog() == []
-    assert again.take_drops() == [("v1/a", "t0")]
+    assert again.garbage.take_drops() == [("v1/a", "t0")]
     assert again.next_demand("p") == 0
 
 
@@ -55,20 +50,18 @@ def test_a_value_that_was_replaced_does_not_come_back_when_the_newest_is_lost(le
     put(ledger, "weights", 2)
     again = restarted(ledger, old)
     assert again.get_value("exp", "weights") is None
-    assert again.take_drops() == [("v1/a", "weights1")]
+    assert again.garbage.take_drops() == [("v1/a", "weights1")]
 
 
-def test_nothing_of_a_job_that_was_complete_comes_back_in_the_next_one_of_its_name(ledger):
-    attach(ledger, "p")
-    attach(ledger, "c")
-    old = publish(ledger, 0)
-    train(ledger, 0)
-    ledger.end("p", "finished")
-    ledger.end("c", "finished")
-    attach(ledger, "p2")
-    again = restarted(ledger, old)
+def test_nothing_of_a_job_that_was_complete_comes_back_in_the_next_one_of_its_name(pair):
+    old = publish(pair, 0)
+    train(pair, 0)
+    pair.end("p", "finished")
+    pair.end("c", "finished")
+    attach(pair, "p2")
+    again = restarted(pair, old)
     assert again.catalog() == []
-    assert again.take_drops() == [("v1/a", "t0")]
+    assert again.garbage.take_drops() == [("v1/a", "t0")]
 
 
 def test_what_was_given_back_is_not_given_back_twice_when_the_answer_was_lost(ledger):
@@ -87,22 +80,18 @@ def test_what_was_given_back_is_not_given_back_twice_when_the_answer_was_lost(le
         again.release("c", 0, token="another")
 
 
-def test_what_was_lost_and_published_again_is_there_after_a_restart(ledger):
-    attach(ledger, "p")
-    attach(ledger, "c")
-    publish(ledger, 0)
-    ledger.payload_lost("exp", "t0")
-    retried = publish(ledger, 0)  # the same token: the vault was restarted, and called the method again
-    assert [located.payload.token for located in restarted(ledger, retried).catalog()] == ["t0"]
+def test_what_was_lost_and_published_again_is_there_after_a_restart(pair):
+    publish(pair, 0)
+    pair.rollouts.payload_lost("exp", "t0")
+    retried = publish(pair, 0)  # the same token: the vault was restarted, and called the method again
+    assert [located.payload.token for located in restarted(pair, retried).catalog()] == ["t0"]
 
 
-def test_where_a_source_stood_is_not_remembered_again_by_a_restart(ledger):
-    attach(ledger, "p")
-    attach(ledger, "c")
-    located = [publish(ledger, rollout_id, source={"at": rollout_id}) for rollout_id in range(3)]
+def test_where_a_source_stood_is_not_remembered_again_by_a_restart(pair):
+    located = [publish(pair, rollout_id, source={"at": rollout_id}) for rollout_id in range(3)]
     for rollout_id in (0, 2):
-        train(ledger, rollout_id)
-    assert [*restarted(ledger, located[1]).jobs["exp"].sources] == [*ledger.jobs["exp"].sources] == [0, 2]
+        train(pair, rollout_id)
+    assert [*restarted(pair, located[1]).jobs["exp"].sources] == [*pair.jobs["exp"].sources] == [0, 2]
 
 
 def test_a_value_that_was_put_after_the_job_was_complete_is_there_after_a_restart(ledger):
@@ -114,12 +103,10 @@ def test_a_value_that_was_put_after_the_job_was_complete_is_there_after_a_restar
     assert restarted(ledger, value).get_value("exp", "tokenizer") == value
 
 
-def test_what_a_vault_that_was_silent_at_a_restart_has_of_before_does_not_come_back(ledger):
+def test_what_a_vault_that_was_silent_at_a_restart_has_of_before_does_not_come_back(pair):
     """Its rollout counted as lost, was generated again, trained on and freed."""
-    attach(ledger, "p")
-    attach(ledger, "c")
-    old = publish(ledger, 0, "old", source="after 0")
-    again = restarted(ledger)
+    old = publish(pair, 0, "old", source="after 0")
+    again = restarted(pair)
     assert again.status("exp")["exp"]["lost"] == [0]
     publish(again, 0, "new", vault="v2/a", source="after 0")
     publish(again, 1, vault="v2/a", source="after 1")
@@ -129,31 +116,26 @@ def test_what_a_vault_that_was_silent_at_a_restart_has_of_before_does_not_come_b
     third = restarted(again, old, last)
     assert [located.rollout_id for located in third.catalog()] == [2]
     assert ends_at(third, 3) == (3, "after 2")
-    assert ("v1/a", "old") in third.take_drops()
+    assert ("v1/a", "old") in third.garbage.take_drops()
 
 
-def test_a_claim_that_is_asked_for_again_is_answered_as_long_as_it_is_held(ledger):
-    attach(ledger, "p")
-    attach(ledger, "c")
-    for rollout_id in range(2):
-        publish(ledger, rollout_id)
-    first = ledger.claim("c", token="once")
-    assert ledger.claim("c", token="once") == first
-    ledger.release("c", 0)
-    ledger.claim("c", 0)
-    ledger.ack("c", 0)
-    assert ledger.claim("c", token="once").rollout_id == 1, "what it holds no more is not handed out again"
+def test_a_claim_that_is_asked_for_again_is_answered_as_long_as_it_is_held(pair):
+    publish_each(pair, *range(2))
+    first = pair.claim("c", token="once")
+    assert pair.claim("c", token="once") == first
+    pair.release("c", 0)
+    pair.claim("c", 0)
+    pair.ack("c", 0)
+    assert pair.claim("c", token="once").rollout_id == 1, "what it holds no more is not handed out again"
 
 
-def test_a_memory_that_is_older_than_what_vaults_hold_is_not_trusted_with_prompts(ledger, caplog):
+def test_a_memory_that_is_older_than_what_vaults_hold_is_not_trusted_with_prompts(pair, caplog):
     """The newest copy died with the broker's node: prompts would be used twice, without a word."""
-    attach(ledger, "p")
-    attach(ledger, "c")
     for rollout_id in range(2):
-        publish(ledger, rollout_id, source=f"after {rollout_id}")
-    old = remembered(ledger)
-    publish(ledger, 2, source="after 2")
-    held = put(ledger, "weights", 3)
+        publish(pair, rollout_id, source=f"after {rollout_id}")
+    old = remembered(pair)
+    publish(pair, 2, source="after 2")
+    held = put(pair, "weights", 3)
     again = Ledger(lambda: 1000.0, wall=lambda: 1000.0)
     restore(again, old, [held])
     assert "no vault that answered knows what its broker was told last" in caplog.text
@@ -165,22 +147,20 @@ def test_a_memory_that_is_older_than_what_vaults_hold_is_not_trusted_with_prompt
     assert ends_at(third, 3) == (1, "after 2, says the checkpoint")
 
 
-def test_where_the_source_stood_in_a_history_that_is_over_is_forgotten_and_freed(ledger):
+def test_where_the_source_stood_in_a_history_that_is_over_is_forgotten_and_freed(pair):
     """What lies above the checkpoint was not generated in the history that goes on."""
-    attach(ledger, "p")
-    attach(ledger, "c")
     for rollout_id in range(3):
-        publish(ledger, rollout_id, source_apart=True, stored=f"n{rollout_id}")
-    job = ledger.jobs["exp"]
+        publish(pair, rollout_id, source_apart=True, stored=f"n{rollout_id}")
+    job = pair.jobs["exp"]
     job.gap = True
     told = {source.stored for source in job.sources.values()}
     assert told == {"n0", "n1", "n2"}
-    ledger.take_drops()
-    ledger.take_store_drops()
-    ledger.resume("c", 1, source="after 0, says the checkpoint")
+    pair.garbage.take_drops()
+    pair.garbage.take_store_drops()
+    pair.resume("c", 1, source="after 0, says the checkpoint")
     assert [source.source for source in job.sources.values()] == ["after 0, says the checkpoint"]
-    assert ends_at(ledger, 1) == (1, "after 0, says the checkpoint")
-    assert ends_at(ledger, 2) == (1, "after 0, says the checkpoint"), "not where its first generation began"
-    freed = {name for _, name in ledger.take_store_drops()}
+    assert ends_at(pair, 1) == (1, "after 0, says the checkpoint")
+    assert ends_at(pair, 2) == (1, "after 0, says the checkpoint"), "not where its first generation began"
+    freed = {name for _, name in pair.garbage.take_store_drops()}
     assert freed >= {f"{name}-source" for name in told}
-    assert {token for _, token in ledger.take_drops()} >= {f"t{rollout_id}.source" for rollout_id in range(3)}
+    assert {token for _, token in pair.garbage.take_drops()} >= {f"t{rollout_id}.source" for rollout_id in range(3)}

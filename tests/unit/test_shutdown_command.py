@@ -155,7 +155,7 @@ def test_a_broker_that_does_not_answer_needs_force(cluster, jobs):
     assert error is jobs.error
     said, error = shutdown("--yes", "--force")
     assert error is None
-    assert "no broker says who is attached" in said
+    assert "does not say which clients are attached" in said
     assert "1 vaults are silent, and do not say what they hold" in said
     assert cluster.killed == [BROKER_NAME, V1, V2]
 

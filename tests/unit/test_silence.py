@@ -3,8 +3,7 @@
 import pytest
 
 from slime.cross_job.errors import Fenced, JobIdTaken, PeerFailed
-
-from .ledger_hands import attach, figures, publish
+from tests.support.ledger import attach, figures, publish, publish_each, train
 
 
 def silent(ledger, clock, *names, vouched=True):
@@ -14,8 +13,8 @@ def silent(ledger, clock, *names, vouched=True):
         if name not in names:
             ledger.heartbeat(name, "at work")
     for name in names if vouched else ():
-        ledger.vouch(ledger.clients[name])
-    assert [client.info.client_id for client in ledger.tick()] == [*names]
+        ledger.membership.vouch(ledger.clients[name])
+    assert [client.info.client_id for client in ledger.membership.tick()] == [*names]
 
 
 def test_who_wakes_up_and_was_not_replaced_goes_on_with_what_it_held(pair, clock):
@@ -38,8 +37,7 @@ def test_a_producer_hears_of_the_consumer_that_lives_not_of_a_later_one_that_is_
 
 def test_another_of_the_group_takes_what_a_silent_one_holds_and_that_one_is_fenced(pair, clock):
     attach(pair, "c2")
-    for rollout_id in range(3):
-        publish(pair, rollout_id)
+    publish_each(pair, *range(3))
     pair.claim("c", 0)
     pair.claim("c", 2)
     assert pair.claim("c2").rollout_id == 1
@@ -96,8 +94,7 @@ def test_a_resumption_whose_answer_was_lost_is_not_made_again(ledger):
     attach(ledger, "p")
     for rollout_id in range(2):
         publish(ledger, rollout_id)
-        ledger.claim("c", rollout_id)
-        ledger.ack("c", rollout_id)
+        train(ledger, rollout_id)
     assert ledger.resume("c", 1, token="t") == {"again": [1], "acked": []}
     attach(ledger, "c2", ray_job="r-c")
     ledger.claim("c2", 1)

@@ -8,10 +8,9 @@ import pytest
 
 from slime.cross_job.errors import Fenced, Forgotten, PayloadLost, PeerFailed, RolloutNotFound, ValueLost
 from slime.cross_job.ledger import Ledger
-from slime.cross_job.snapshot import Snapshot, Tables, restore, snapshot
+from slime.cross_job.ledger.snapshot import Snapshot, Tables, restore, snapshot
 from slime.cross_job.types import Located, LocatedValue
-
-from .ledger_hands import Clock, attach, ends_at, figures, publish, remembered, train, weights
+from tests.support.ledger import Clock, attach, ends_at, figures, publish, remembered, train, weights
 
 Remembered = tuple[Snapshot, Tables]
 
@@ -50,11 +49,11 @@ def busy(ledger: Ledger) -> Ledger:
     publish(ledger, 4, "other content", source="after 4")
     train(ledger, 0, 1)
     ledger.claim("c", 2)
-    ledger.payload_lost("exp", "t3")
+    ledger.rollouts.payload_lost("exp", "t3")
     weights(ledger, 1)
     ledger.demand("c", 6)
     assert ledger.next_demand("p") == 6
-    ledger.take_drops()
+    ledger.garbage.take_drops()
     return ledger
 
 
@@ -62,7 +61,7 @@ def test_all_that_was_counted_is_counted_on(busy, clock):
     again = restarted(busy, clock)
     assert without_clocks(again.status()) == without_clocks(busy.status())
     assert again.catalog() == busy.catalog()
-    assert again.take_drops() == []
+    assert again.garbage.take_drops() == []
 
 
 def test_clients_go_on_as_who_they_were(busy, clock):
@@ -110,10 +109,10 @@ def test_each_generation_begins_where_it_began_before(busy, clock):
 def test_nobody_is_dead_because_the_broker_was(busy, clock):
     clock.now += 1000
     again = restarted(busy, clock)
-    assert again.tick() == []
+    assert again.membership.tick() == []
     for _ in range(31):
         clock.now += 1
-        gone = again.tick()
+        gone = again.membership.tick()
     assert [client.info.client_id for client in gone] == ["p", "c"]
 
 
@@ -240,7 +239,7 @@ def test_what_was_freed_and_is_still_held_is_freed_again(pair, clock):
     records = held(pair)
     train(pair, 0)
     again = made_again(clock, remembered(pair), records)
-    assert again.take_drops() == [("v1/a", "t0")]
+    assert again.garbage.take_drops() == [("v1/a", "t0")]
     assert again.catalog() == []
 
 
@@ -252,7 +251,7 @@ def test_of_several_values_of_a_key_the_one_that_came_last_counts(pair, clock):
     weights(pair, 2, author="c2")  # training went back
     again = made_again(clock, remembered(pair), held(pair) + records)
     assert again.get_value("exp", "weights").version == 2
-    assert again.take_drops() == [("v1/a", "w9-c")]
+    assert again.garbage.take_drops() == [("v1/a", "w9-c")]
     weights(again, 3, author="c2")
 
 
@@ -263,7 +262,7 @@ def test_a_complete_job_stays_complete_and_its_name_begins_anew(pair, clock):
         pair.end(name, "finished")
     again = made_again(clock, remembered(pair), records)
     assert figures(again, "complete", "retained", "freed") == [True, 0, 1]
-    assert again.take_drops() == [("v1/a", "t0")]
+    assert again.garbage.take_drops() == [("v1/a", "t0")]
     attach(again, "p2")
     assert publish(again, 0, "new", producer="p2").version == 1
 
@@ -271,23 +270,21 @@ def test_a_complete_job_stays_complete_and_its_name_begins_anew(pair, clock):
 # ---------------------------------------------------------------------- how much
 
 
-def test_a_thousand_rollouts_and_fifty_consumers_are_there_at_once(ledger, clock):
-    attach(ledger, "p")
-    attach(ledger, "c")
+def test_a_thousand_rollouts_and_fifty_consumers_are_there_at_once(pair, clock):
     for number in range(50):
-        ledger.end(attach(ledger, f"c{number}", group=f"g{number % 5}"), "finished")
+        pair.end(attach(pair, f"c{number}", group=f"g{number % 5}"), "finished")
     for rollout_id in range(1000):
-        publish(ledger, rollout_id, meta={"step": rollout_id}, columns=("tokens",) * 10, source={"at": rollout_id})
-    train(ledger, *range(0, 100, 2))
+        publish(pair, rollout_id, meta={"step": rollout_id}, columns=("tokens",) * 10, source={"at": rollout_id})
+    train(pair, *range(0, 100, 2))
     for rollout_id in range(100, 200):
-        ledger.claim("c", rollout_id)
-    kept, records = remembered(ledger), pickle.dumps(held(ledger))
+        pair.claim("c", rollout_id)
+    kept, records = remembered(pair), pickle.dumps(held(pair))
     began = time.perf_counter()
     again = Ledger(clock, wall=clock)
     restore(again, kept, pickle.loads(records))
     took_s = time.perf_counter() - began
     assert took_s < 1.0
-    assert without_clocks(again.status()) == without_clocks(ledger.status())
+    assert without_clocks(again.status()) == without_clocks(pair.status())
     assert again.claim("c").rollout_id == 1
 
 

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from slime.cross_job import tables
-from slime.cross_job.tables import Mark, Table
+from slime.cross_job.ledger import tables
+from slime.cross_job.ledger.tables import Mark, Table
 
 KEYS = st.integers(0, 9)
 STEPS = st.one_of(

@@ -12,9 +12,8 @@ from slime.cross_job.batch import Batch
 from slime.cross_job.ledger import Ledger
 from slime.cross_job.ops import text
 from slime.cross_job.ops.top import picture, sparkline
-from slime.cross_job.preview import MOST_CHARACTERS, preview, shown
-
-from .ledger_hands import Clock, attach, publish
+from slime.cross_job.vault.preview import MOST_CHARACTERS, preview, shown
+from tests.support.ledger import Clock, attach, publish
 
 HOSTILE = [
     "\x1b[2J\x1b[31mred\x1b]0;title\x07",
@@ -55,7 +54,7 @@ def test_what_is_harmless_stays():
     assert text.clean("größer ≥ 数学 🙂 \\x41") == "größer ≥ 数学 🙂 \\x41"
     assert text.clean("a\n\tb", lines=True) == "a\n\tb"
     assert text.clean("a\nb") == "a\\x0ab"
-    assert text.clean("x" * 10, most=4) == "xxxx… 6 more characters"
+    assert text.clean("x" * 10, most=4) == "xxxx... (6 more characters)"
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

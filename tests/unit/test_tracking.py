@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from slime.cross_job.adapter.names import PLACES, of_slime
+from slime.cross_job.adapter.tracking import Tracking, named, share_run
 from slime.cross_job.errors import BadInput
-from slime.cross_job.tracking import Tracking, named, share_run
-
-from .ledger_hands import attach, publish, restarted
+from tests.support.ledger import attach, publish, restarted
 
 
 class Asked:
@@ -35,17 +35,18 @@ def wandb(monkeypatch) -> SimpleNamespace:
     stand_in.log = stand_in.logged.append
     stand_in.define_metric = lambda *args, **kwargs: stand_in.defined.append((args, kwargs))
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.setitem(sys.modules, "slime.utils.logging_utils", None)
+    for module in PLACES["log"]:
+        monkeypatch.setitem(sys.modules, module, None)
     return stand_in
 
 
-@pytest.fixture
-def slimes(monkeypatch, wandb) -> list[tuple[Any, dict[str, float], str]]:
-    """Stands for slime.utils.logging_utils of v0.3 on; what it was told."""
+@pytest.fixture(params=PLACES["log"])
+def slimes(monkeypatch, wandb, request) -> list[tuple[Any, dict[str, float], str]]:
+    """Stands for slime's logging_utils from v0.3 on; what it was told."""
     told: list[tuple[Any, dict[str, float], str]] = []
-    module: Any = ModuleType("slime.utils.logging_utils")
+    module: Any = ModuleType(request.param)
     module.log = lambda args, metrics, step_key: told.append((args, metrics, step_key))
-    monkeypatch.setitem(sys.modules, "slime.utils.logging_utils", module)
+    monkeypatch.setitem(sys.modules, request.param, module)
     return told
 
 
@@ -148,3 +149,21 @@ def test_what_a_job_agreed_on_outlives_its_clients_and_its_broker(pair):
     assert again.agree("p-again", "wandb run id", "second") == "first"
     with pytest.raises(BadInput):
         again.agree("p-again", "wandb run id", "")
+
+
+def test_figures_for_tensorboard_do_not_vanish_where_slimes_logging_moved(pair, wandb, caplog):
+    publish(pair, 0)
+    Tracking(SimpleNamespace(use_tensorboard=True), Asked(pair)).published(0)
+    assert "this slime has no log in slime.observability.logging_utils or slime.utils.logging_utils" in caplog.text
+    assert wandb.logged == [], "wandb is not used"
+
+
+def test_an_import_that_fails_within_slime_is_told_as_it_is(monkeypatch, tmp_path):
+    (tmp_path / "place_of_box.py").write_text("import not_installed_here\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(PLACES, "Box", ("place_of_box", "slime.nowhere"))
+    with pytest.raises(ModuleNotFoundError, match="not_installed_here"):
+        of_slime("Box")
+    monkeypatch.setitem(PLACES, "Box", ("slime.nowhere", "slime.cross_job.adapter.names"))
+    with pytest.raises(ImportError, match="this slime has no Box in"):
+        of_slime("Box")

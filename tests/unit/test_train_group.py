@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slime.cross_job import stopping
+from slime.cross_job.client import shutdown
 from slime.cross_job.errors import Stopped, WrongWeights
 
 
@@ -35,22 +35,25 @@ class Side:
         self.args = SimpleNamespace(use_critic=True, num_critic_only_steps=2, async_save=False, save="folder")
         vars(self.args).update(args)
         self.lock, self.trained, self.saved, self.acked = contextlib.nullcontext(), -1, -1, list[int]()
-        self.settings, self.save, self.steps, self.ended = SimpleNamespace(traces="off"), None, list[Any](), False
-        self.at_work, self.began = dict[int, bool](), list[int]()
+        self.settings, self.save, self.steps, self.ended = SimpleNamespace(), None, list[Any](), False
+        self.at_work, self.began, self.spans = dict[int, bool](), list[int](), list[tuple[str, int]]()
         nothing = SimpleNamespace(remote=lambda *_: None)
         self.gateway = SimpleNamespace(working=SimpleNamespace(remote=self.at_work.__setitem__), doing=nothing)
+
+    def add_span(self, what: str, rollout_id: int, began: float, ended: float) -> None:
+        self.spans.append((what, rollout_id))
 
     def ask(self, method: str, rollout_id: int) -> None:
         {"saved": self.acked, "training": self.began}[method].append(rollout_id)
 
 
 @pytest.fixture
-def train_group(train_side: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+def train_group(train_driver: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A step ends at once, unless a test says otherwise."""
-    module = importlib.import_module("slime.cross_job.train_group")
+    module = importlib.import_module("slime.cross_job.adapter.train_group")
     monkeypatch.setattr(module.ray, "wait", lambda refs, **_: (refs, []))
     yield module
-    del sys.modules["slime.cross_job.train_group"]
+    del sys.modules["slime.cross_job.adapter.train_group"]
 
 
 def trained(train_group: Any, side: Side, until: int, save_interval: int = 1) -> list[str]:
@@ -116,7 +119,7 @@ def test_a_wish_to_stop_comes_between_rollouts_not_between_critic_and_actor(trai
     actor, critic = Group("actor", did), Group("critic", did)
     train_group.adopt(actor, side, critic)
     critic.async_train(0, "data")
-    monkeypatch.setattr(stopping, "requested", SimpleNamespace(is_set=lambda: True))
+    monkeypatch.setattr(shutdown, "requested", SimpleNamespace(is_set=lambda: True))
     actor.async_train(0, "data")
     with pytest.raises(Stopped):
         critic.async_train(1, "data")
@@ -139,8 +142,6 @@ def ends(train_group, monkeypatch):
 def test_a_step_that_no_update_follows_ends_by_itself(train_group, ends, role):
     """As with --update-weights-interval: the driver waits for the next rollout then, and a stuck job is to be seen."""
     side = Side(num_critic_only_steps=0)
-    side.settings.traces, spans = "on", list[tuple[str, int]]()
-    side.gateway.add_span = SimpleNamespace(remote=lambda what, rollout_id, *_: spans.append((what, rollout_id)))
     actor, critic = Group("actor", []), Group("critic", [])
     train_group.adopt(actor, side, critic)
     critic.async_train(0, "data")
@@ -150,7 +151,7 @@ def test_a_step_that_no_update_follows_ends_by_itself(train_group, ends, role):
     assert [*side.at_work.values()][-1] is True, "the step goes on"
     ends(f"{role} 0")
     assert [*side.at_work.values()][-1] is False
-    assert spans[-1] == ("train", 0)
+    assert side.spans[-1] == ("train", 0)
 
 
 def test_the_end_of_a_step_does_not_end_what_is_done_by_then(train_group, ends):

@@ -2,16 +2,16 @@
 
 import pytest
 
-from slime.cross_job.records import DEAD, FAILED, FINISHED, Client
+from slime.cross_job.ledger.state import DEAD, FAILED, FINISHED, Client
+from slime.cross_job.ledger.verdicts import verdict, who
 from slime.cross_job.types import ClientInfo
-from slime.cross_job.verdicts import verdict, who
 
 
 def described(state: str = "live", reason: str = "", beat: float = 990.0) -> Client:
     info = ClientInfo(
         "id", "exp", "producer", ray_job_id="02000000", submission_id="raysubmit_1", host="node7", pid=4711
     )
-    return Client(info, 3, 30.0, 900.0, beat, 5000.0, "publishing rollout 5", state, reason)
+    return Client(info, 3, 30.0, 900.0, beat, "publishing rollout 5", state, reason)
 
 
 WHO = "producer of job exp (epoch 3, Ray job 02000000 (raysubmit_1), pid 4711 on node7)"
@@ -46,7 +46,7 @@ WHO = "producer of job exp (epoch 3, Ray job 02000000 (raysubmit_1), pid 4711 on
     ],
 )
 def test_verdicts(peer, kind, message):
-    found = verdict(peer, "producer", "exp", now=1000.0, now_wall=6000.0)
+    found = verdict(peer, "producer", "exp", now=1000.0)
     assert found["kind"] == kind
     assert message in found["message"]
     if peer is not None:
@@ -57,14 +57,14 @@ def test_verdicts(peer, kind, message):
 
 
 def test_a_verdict_of_the_other_side_names_it():
-    assert verdict(None, "consumer", "exp", 0.0, 0.0)["message"].startswith("no train job has attached")
-    consumer = Client(ClientInfo("id", "exp", "consumer", group="archive"), 1, 30.0, 0.0, 0.0, 0.0)
+    assert verdict(None, "consumer", "exp", 0.0)["message"].startswith("no train job has attached")
+    consumer = Client(ClientInfo("id", "exp", "consumer", group="archive"), 1, 30.0, 0.0, 0.0)
     assert who(consumer) == "consumer of job exp (epoch 1, group archive, Ray job ?, pid 0 on ?)"
 
 
 def test_what_lasts_long_says_how_long():
     client = described(beat=999.0)
     client.since = 940.0
-    found = verdict(client, "producer", "exp", now=1000.0, now_wall=6000.0)
+    found = verdict(client, "producer", "exp", now=1000.0)
     assert "doing: publishing rollout 5, for 60 s by now; it is still at work" in found["message"]
     assert found["activity_s"] == 60.0

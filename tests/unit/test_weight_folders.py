@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slime.cross_job import weight_folders
+from slime.cross_job.adapter import weight_folders
 from slime.cross_job.errors import BadInput
 
 

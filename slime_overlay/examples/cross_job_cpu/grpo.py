@@ -1,7 +1,8 @@
 """One rollout and one training step of GRPO, over columns as slime names them.
 
 `generate` needs nothing but the model, the seed and the rollout id, so the same id with the same weights is the same
-rollout, in any process. `train_step` reads a mapping of columns: lists, or the read-only views of a batch.
+rollout, in any process. `train_step` reads a mapping of columns: lists, or the read-only views of a batch. Both work
+where the model is: on a CPU, or on a GPU.
 
 Does NOT know Ray or cross-job.
 """
@@ -19,37 +20,41 @@ from task import EOS, PAD, VOCABULARY, SumTask, decode
 from torch import Tensor
 
 Columns = Mapping[str, Sequence[Any]]
+TENSORS = {"tokens": torch.long, "loss_masks": torch.int, "rollout_log_probs": torch.float32}
+"""The ragged columns, with their types as tensors."""
 
 
-def build_model(recipe: Recipe, seed: int) -> TinyDecoder:
-    """A model with the weights of `seed`."""
+def build_model(recipe: Recipe, seed: int, device: str = "cpu") -> TinyDecoder:
+    """A model with the weights of `seed`, the same on every device."""
     torch.manual_seed(seed)
-    return TinyDecoder(
+    model = TinyDecoder(
         len(VOCABULARY), recipe.width, recipe.layers, recipe.heads, max_length=8 + recipe.max_new_tokens
     )
+    return model.to(device)
 
 
 def build_optimizer(model: TinyDecoder, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=recipe.adam_betas)
 
 
-def export_weights(model: TinyDecoder) -> dict[str, npt.NDArray[Any]]:
+def export_weights(model: TinyDecoder) -> dict[str, Tensor]:
     """Parameters by name, sharing the model's memory until they are published."""
-    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
 def load_weights(model: TinyDecoder, weights: Mapping[str, Any]) -> None:
-    """Copy `weights` (read-only arrays are fine) into the model. Raises KeyError if one is missing."""
+    """Copy `weights` (read-only tensors, of any device) into the model. Raises KeyError if one is missing."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(torch.tensor(weights[name]))
+            tensor.copy_(weights[name])
 
 
 def generate(model: TinyDecoder, task: SumTask, recipe: Recipe, rollout_id: int, seed: int) -> dict[str, list[Any]]:
     """Sample `n_samples` answers to each of `n_prompts` prompts; those of one prompt are consecutive."""
+    device = model.head.weight.device
     prompts = task.prompts(seed, rollout_id, recipe.n_prompts)
     digest = hashlib.sha256(f"{seed}/{rollout_id}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     drawn = sample(model, [p.tokens for p in prompts], recipe.n_samples, recipe.max_new_tokens, EOS, generator)
     rewards, metadata = [], []
     for i, one in enumerate(drawn):
@@ -71,6 +76,15 @@ def generate(model: TinyDecoder, task: SumTask, recipe: Recipe, rollout_id: int,
     }
 
 
+def as_tensors(columns: dict[str, list[Any]], device: str) -> dict[str, list[Any]]:
+    """The same with a tensor a sample on `device`, as slime's newer versions have them, where they are ragged."""
+    made = {
+        name: [torch.tensor(row, dtype=dtype, device=device) for row in columns[name]]
+        for name, dtype in TENSORS.items()
+    }
+    return columns | made
+
+
 def train_step(
     model: TinyDecoder, optimizer: torch.optim.Optimizer, batch: Columns, recipe: Recipe, rollout_id: int
 ) -> dict[str, float]:
@@ -82,7 +96,7 @@ def train_step(
     fraction = max(recipe.decay_to, 1 - rollout_id / recipe.decay_over)
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * fraction
-    data = _Distinct(batch, recipe.n_samples)
+    data = _Distinct(batch, recipe.n_samples, model.head.weight.device)
     n_groups = len(batch["rewards"]) // recipe.n_samples
     group_size = -(-n_groups // recipe.minibatches)
     figures = []
@@ -95,31 +109,32 @@ def train_step(
 
 class _Distinct:
     """The distinct samples of each group as padded tensors, with how often each was drawn: equal samples of a group
-    have equal gradients, and after a while most are equal.
+    have equal gradients, and after a while most are equal. Found on the CPU, then moved to `device`.
     """
 
-    def __init__(self, batch: Columns, n_samples: int):
+    def __init__(self, batch: Columns, n_samples: int, device: torch.device):
         rewards = torch.tensor(np.asarray(batch["rewards"], dtype=np.float32)).view(-1, n_samples)
         advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True, unbiased=False) + 1e-4)
         lengths = torch.tensor([len(row) for row in batch["tokens"]])
-        tokens = _padded(batch["tokens"], torch.long, PAD)
+        tokens = _padded(batch["tokens"], np.int64, PAD)
         groups = torch.arange(len(lengths)) // n_samples
         keys = torch.cat([groups[:, None], tokens], 1)
         _, inverse, count = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
         places = torch.arange(len(lengths))
         first = torch.full((len(count),), len(lengths)).scatter_reduce(0, inverse, places, "amin")
-        self.tokens, self.lengths, self.groups = tokens[first], lengths[first], groups[first]
-        self.response_lengths = torch.tensor(np.asarray(batch["response_lengths"], dtype=np.int64))[first]
-        self.old_log_probs = _padded(batch["rollout_log_probs"], torch.float32, 0)[first]
-        self.loss_masks = _padded(batch["loss_masks"], torch.float32, 0)[first]
-        self.advantages, self.weights = advantages.flatten()[first], count.float()
+        self.tokens, self.lengths, self.groups = (x[first].to(device) for x in (tokens, lengths, groups))
+        response_lengths = torch.tensor(np.asarray(batch["response_lengths"], dtype=np.int64))
+        self.response_lengths = response_lengths[first].to(device)
+        self.old_log_probs = _padded(batch["rollout_log_probs"], np.float32, 0)[first].to(device)
+        self.loss_masks = _padded(batch["loss_masks"], np.float32, 0)[first].to(device)
+        self.advantages, self.weights = advantages.flatten()[first].to(device), count.float().to(device)
 
 
-def _padded(rows: Sequence[Any], dtype: torch.dtype, fill: float) -> Tensor:
-    padded = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=dtype)
+def _padded(rows: Sequence[Any], dtype: npt.DTypeLike, fill: float) -> Tensor:
+    padded = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=dtype)
     for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row, dtype=dtype)
-    return padded
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def _update(

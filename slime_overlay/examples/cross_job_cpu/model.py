@@ -93,17 +93,18 @@ def sample(
 ) -> list[Sample]:
     """Sample `n_samples` responses a prompt at temperature 1; those of one prompt are consecutive.
 
-    A response ends with `eos`, or is truncated after `max_new_tokens`.
+    A response ends with `eos`, or is truncated after `max_new_tokens`. `generator` is one of the model's device.
     """
+    device = model.head.weight.device
     longest = max(len(prompt) for prompt in prompts)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts])
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     # Prompts are padded on the left, so that all responses start in the same column. A column left of a prompt is
     # attended to by nobody but itself (a row of nothing but -inf would be NaN).
-    tokens = torch.tensor([[eos] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    columns = torch.arange(longest + max_new_tokens)
+    tokens = torch.tensor([[eos] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    columns = torch.arange(longest + max_new_tokens, device=device)
     real = columns[None, :] >= padding[:, None]
     causal = columns[:longest, None] >= columns[None, :longest]
-    mask = (causal & real[:, None, :longest]) | torch.eye(longest, dtype=torch.bool)
+    mask = (causal & real[:, None, :longest]) | torch.eye(longest, dtype=torch.bool, device=device)
     positions = (columns[None, :longest] - padding[:, None]).clamp(min=0)
     logits, past = model(tokens, positions, mask[:, None])
 
@@ -147,10 +148,10 @@ def response_log_probs(
         `response_lengths[i]` numbers first. What lies where the mask is False means nothing.
     """
     time = tokens.shape[1]
-    columns = torch.arange(time)
+    columns = torch.arange(time, device=tokens.device)
     # Padding is on the right: the causal mask alone hides it from every real token.
     logits, _ = model(tokens, columns[None].expand_as(tokens), (columns[:, None] >= columns[None])[None, None])
-    steps = torch.arange(int(response_lengths.max()))
+    steps = torch.arange(int(response_lengths.max()), device=tokens.device)
     mask = steps[None] < response_lengths[:, None]
     target = ((lengths - response_lengths)[:, None] + steps[None]).clamp(max=time - 1)
     predicted = logits.gather(1, (target - 1)[:, :, None].expand(-1, -1, logits.shape[-1])).log_softmax(-1)

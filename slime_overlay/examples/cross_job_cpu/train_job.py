@@ -14,7 +14,7 @@ from grpo import build_model, build_optimizer, export_weights, train_step
 from recipe import Recipe
 
 from slime.cross_job import Consumer
-from slime.cross_job.jobs import run
+from slime.cross_job.client.jobs import run
 from slime.cross_job.settings import Settings, add_arguments
 
 
@@ -23,11 +23,12 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=Recipe.rollouts)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl")
+    parser.add_argument("--device", default="cpu", help="where the model is: cpu or cuda (default: %(default)s)")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     recipe = Recipe()
-    model = build_model(recipe, args.seed)
+    model = build_model(recipe, args.seed, args.device)
     optimizer = build_optimizer(model, recipe)
     with Consumer(args.job_id, settings=Settings.from_args(args)) as consumer:
         consumer.publish_weights(0, export_weights(model))
@@ -52,6 +53,7 @@ def main() -> None:
                     "reward": sum(batch["rewards"]) / rollout.num_samples,
                     "claim_ms": claim_ms,
                     "node": ray.util.get_node_ip_address(),
+                    "device": str(model.head.weight.device),
                     "time": time.time(),
                     **metrics,
                 }

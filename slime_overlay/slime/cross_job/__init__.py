@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import Batch, Column
-    from .consumer import Consumer, Rollout
-    from .producer import Producer, Published
+    from .client.consumer import Consumer, Rollout
+    from .client.producer import Producer, Published
 
 _HOME = {
     "Batch": "batch",
     "Column": "batch",
-    "Consumer": "consumer",
-    "Producer": "producer",
-    "Published": "producer",
-    "Rollout": "consumer",
+    "Consumer": "client.consumer",
+    "Producer": "client.producer",
+    "Published": "client.producer",
+    "Rollout": "client.consumer",
 }
 __all__ = ["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "errors"]
 
@@ -26,6 +26,8 @@ __all__ = ["Batch", "Column", "Consumer", "Producer", "Published", "Rollout", "e
 def __getattr__(name: str) -> Any:
     if name == "errors":
         return import_module(".errors", __name__)
+    if name == "hooks":  # as the patched lines of slime import it
+        return import_module(".adapter.hooks", __name__)
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run it; what it needs besides the package is named where it is missing."""
     try:
-        from .ops.app import main as run
+        from .ops.main import main as run
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

@@ -6,8 +6,7 @@
     │   └── ContentRefused           what was generated holds a value that cannot be published: named in words
     ├── Refused                   3  the broker says no: the message names who holds the place
     │   ├── JobIdTaken               a live job has this place under the job id already
-    │   ├── Fenced                   this incarnation was replaced; a newer one took its place
-    │   │   └── KeptElsewhere        between brokers: that of another cluster keeps the job, ask there
+    │   ├── Fenced                   this incarnation was replaced; a newer one took its place, or another broker
     │   ├── ProtocolMismatch         the broker was made by another protocol version
     │   ├── Poisoned                 a rollout is set aside: the message says why, and how to go on
     │   ├── StoreRefused             the durable store does not let us in, or write
@@ -28,7 +27,10 @@
     ├── WaitTimeout (TimeoutError) 5 the deadline passed; `verdict` says who was waited for
     │   └── HeldBack              9  it passed while the job was paused, or full: `verdict` says which
     ├── NotStored (KeyError)      2  the durable store has no such key
-    ├── RolloutNotFound (KeyError)   2  no such rollout or version, or it was freed already
+    ├── RolloutNotFound (KeyError) 2 no such rollout or version, or it was freed already
+    │   ├── JobNotFound              no such job in this namespace, hence no rollout of it
+    │   ├── GroupNotFound            the job has no such consumer group
+    │   └── RecordingNotFound        the store has no such recording
     ├── PeerFailed                6  the other job failed or died; `verdict` says how
     ├── WrongWeights              10  engines serve other weights than this job gave them; names both
     ├── MethodFailed                 a producer's method raised what no other process can take
@@ -79,16 +81,7 @@ class JobIdTaken(Refused):
 
 
 class Fenced(Refused):
-    """A newer incarnation took this one's place; this one must stop."""
-
-
-class KeptElsewhere(Fenced):
-    """The broker of another cluster keeps the job `job_id`: it is to be asked, in the store `uri`. Brokers tell each
-    other; a client does not see it."""
-
-    def __init__(self, message: str, job_id: str = "", uri: str = ""):
-        super().__init__(message, job_id, uri)
-        self.job_id, self.uri = job_id, uri
+    """A newer incarnation took this one's place, or another broker keeps the job; this one must stop."""
 
 
 class ProtocolMismatch(Refused):
@@ -193,6 +186,18 @@ class RolloutNotFound(CrossJobError, KeyError):
     """No such rollout, version or value, or it was acked and freed."""
 
     exit_code = 2
+
+
+class JobNotFound(RolloutNotFound):
+    """This namespace has no such job; the message names those that it has."""
+
+
+class GroupNotFound(RolloutNotFound):
+    """The job has no such consumer group; the message names those that it has."""
+
+
+class RecordingNotFound(RolloutNotFound):
+    """The durable store has no recording of this name; the message names those that it has."""
 
 
 class PeerFailed(CrossJobError):

@@ -1,76 +1,39 @@
-"""All settings of cross-job, one frozen dataclass, read from the command line in one place."""
+"""The settings of cross-job as they are read and checked; the table of them is `slime/cross_job_settings.py`."""
 
 import argparse
 import logging
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..cross_job_arguments import SETTINGS, STORE_SOURCES, add_settings, flag, holds_password
+from ..cross_job_settings import ABOUT, OF_JOB, STORE_SOURCES, Table, add_settings, flag, holds_password
 from .errors import BadInput
-from .types import DEFAULT_NAMESPACE, check_number, check_seconds
+from .types import check_number, check_seconds
+
+__all__ = ["ABOUT", "OF_JOB", "Settings"]
 
 logger = logging.getLogger(__name__)
 
-ON_STALE = ("wait", "drop", "regenerate")
-ON_POISON = ("stop", "skip")
-STORE_MODES = ("write-through", "write-behind")
-COMPRESSIONS = ("none", "lz4", "zstd")
-SWITCH = ("on", "off")
-RETAIN_FROM = ("ack", "publication")
-_CHOICES = {
-    **{"store_mode": STORE_MODES, "compression": COMPRESSIONS, "on_stale": ON_STALE},
-    "on_poison": ON_POISON,
-    **{"metrics": SWITCH, "traces": SWITCH, "retain_from": RETAIN_FROM},
-}
-_LEAST = {"retain_bytes": 1, "max_bytes": 1, "heartbeat_s": 0.05}  # else 0
+COMPRESSIONS: tuple[str, ...] = ABOUT["compression"]["choices"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a client behaves. The first fifteen belong to the job: all statements of them must agree (None: as the
-    other side says, or the default). The rest is the client's own.
+class Settings(Table):
+    """How a client behaves. Those of the job (see OF_JOB) must agree among its clients (None: as the other side says,
+    or the default); the rest is the client's own. Bytes are of payloads, `_s` are seconds.
 
     Raises:
         BadInput: a value that is out of range, naming the flag.
     """
 
-    # rollouts generated beyond the last one demanded; 0: slime's train.py, 1: train_async.py
-    max_ahead: int | None = None
-    retain: int | None = None  # acked rollouts that are kept before their payload is freed
-    retain_s: float | None = None  # seconds after which what is acked is freed
-    retain_bytes: int | None = None  # bytes of acked rollouts that are kept
-    retain_from: str | None = None  # when retention begins: ack | publication, see retention.py
-    forget_after_s: float | None = None  # seconds after which a complete job is forgotten
-    max_bytes: int | None = None  # payloads that are kept; at the bound the producer waits (None: the object store's)
-    max_staleness: int | None = None  # weight versions that a rollout may be behind (None: any number)
-    on_stale: str | None = None  # what happens to one that is further behind: wait | drop | regenerate
-    on_poison: str | None = None  # what happens where a rollout ends its train jobs: stop | skip
-    # not in the repr: it may hold a password
-    store: str | None = field(
-        default=None, repr=False
-    )  # URI of a durable store, see stores/ (None: object store only)
-    store_mode: str | None = None  # write-through: published means stored; write-behind: stored soon
-    compression: str | None = None  # of what is stored: none | lz4 | zstd
-    metrics: str | None = None  # on | off: figures for Prometheus
-    traces: str | None = None  # off | on: clients tell what they did to each rollout
-    namespace: str = DEFAULT_NAMESPACE
-    heartbeat_s: float = 1.0
-    dead_after_s: float = 30.0  # a client's lease: silence after which others may take its place
-    peer_grace_s: float = 0.0  # how long a waiting side lets a failed peer come back before it raises
-    resources_s: float = 600.0  # how long to wait for a node that could hold what is to be started
-    timeout_s: float = 3600.0  # silence, missing resources or stopped progress after which a wait ends
-    rollout_timeout_s: float | None = None  # the longest that one rollout may take to generate (None: any time)
-    update_timeout_s: float = 3600.0  # the longest that one update of slime's weights may take
-
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is not None or f.default is not None:
-                object.__setattr__(self, f.name, check_setting(f.name, value))
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is not None or one.default is not None:
+                object.__setattr__(self, one.name, check_setting(one.name, value))
         for name in ("store_mode", "compression"):
             if getattr(self, name) is not None and self.store is None:
                 raise BadInput(f"{flag(name)} {getattr(self, name)} says nothing without {flag('store')}")
@@ -87,9 +50,9 @@ class Settings:
         """Read the `cross_job_*` attributes of `args` (slime's, or any argparse namespace); absent: defaults.
 
         Raises:
-            BadInput: see the class and store_uri.
+            BadInput: see the class, and store_uri.
         """
-        given = {f.name: getattr(args, f"cross_job_{f.name}", None) for f in fields(cls)}
+        given = {name: getattr(args, f"cross_job_{name}", None) for name in ABOUT}
         variable, file = (getattr(args, f"cross_job_{name}", None) for name in STORE_SOURCES)
         given["store"] = store_uri(given["store"], variable, file)
         return cls(**{name: value for name, value in given.items() if value is not None})
@@ -97,12 +60,12 @@ class Settings:
 
 def check_setting(name: str, value: Any) -> Any:
     """Return the value of a setting in its type (numpy's numbers as Python's). Raises BadInput, naming its flag."""
-    kind, least = SETTINGS[name][0], _LEAST.get(name, 0)
+    kind, choices, least = (ABOUT[name][what] for what in ("kind", "choices", "least"))
     shown = flag(name) if name == "store" else f"{flag(name)} {value!r:.100}"  # that may hold a password
     if name == "namespace" and not (isinstance(value, str) and value.strip()):
         raise BadInput(f"{shown} must be a name, the same in both jobs")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise BadInput(f"{shown} is none of {', '.join(_CHOICES[name])}")
+    if choices and value not in choices:
+        raise BadInput(f"{shown} is none of {', '.join(choices)}")
     if kind is int:
         return check_number(value, flag(name), int(least))
     if kind is str:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..cross_job_settings import Table
 from .errors import BadInput, ClusterUnreachable
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Version of what clients, broker and vaults say to each other; all of one cluster must agree."""
 
-DEFAULT_NAMESPACE = "slime_shared"
+DEFAULT_NAMESPACE: str = Table.namespace
 BROKER_NAME = "slime_cross_job_broker"
 VAULT_NAME = "slime_cross_job_vault"
 
@@ -25,7 +26,7 @@ MOST_ID = 2**63 - 2
 MOST_META_BYTES = 1 << 18
 """Of `meta`, as JSON: it lies in the memory of broker and vaults."""
 MOST_SOURCE_BYTES = 1 << 16
-"""Of a `source` inside a record; what is larger lies beside the payload, see producer.returned."""
+"""Of a `source` inside a record; what is larger lies beside the payload, see session.small_or_apart."""
 MOST_NAME = 200
 """Characters of a name: of a group, a key, a column."""
 MOST_ACTIVITY = 200
@@ -187,9 +188,15 @@ _PLAIN = {type(None), bool, int, float, str}
 
 
 def shortened(text: Any, most: int) -> str:
-    """At most `most` characters of a text, with a note of how many are left out."""
+    """A text that is cut behind a word where it has more than `most` characters, with a note of how many are left
+    out."""
     text = str(text)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+    if len(text) <= most:
+        return text
+    words = text[: most + 1].rstrip()
+    space = max(words.rfind(" "), words.rfind("\n"))
+    head = text[: space if len(words) > most and space > most // 2 else most].rstrip()
+    return f"{head}... ({len(text) - len(head):,} more characters)"
 
 
 def _brief(value: Any) -> str:
@@ -277,8 +284,7 @@ class ClientInfo:
     node_id: str = ""
     host: str = ""
     pid: int = 0
-    cluster: str = ""  # its broker says which Ray cluster that is
-    one_cluster: bool = False  # it exchanges handles of actors with its peer: both must be on one cluster
+    of_slime: bool = False  # one of slime's jobs, which cannot go on without a rollout that is set aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +306,7 @@ class Payload:
     source: Any = None  # where the producer's source of prompts stood after it (JSON-able), see Producer.source_before
     source_apart: bool = False  # that is large, and lies in the vault beside the payload
     made_at: float = 0.0  # wall clock of its vault, s: when all of it was there; 0: nobody said
-    stored: str = ""  # its name in the job's durable store (archive.py); its source there: source_name
+    stored: str = ""  # its name in the job's durable store (payloads.py); its source there: source_name
 
     @property
     def made_by(self) -> int | None:

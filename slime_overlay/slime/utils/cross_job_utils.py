@@ -11,10 +11,10 @@ Only names live here; everything they stand for is in `slime.cross_job`.
 
 from slime.cross_job import errors
 from slime.cross_job.batch import Batch
-from slime.cross_job.communicators import FileSystemCommunicator, RayJobCommunicator
-from slime.cross_job.consumer import Consumer, Rollout
-from slime.cross_job.facade import CrossJobDataBroker, DataProducer, setup_cross_job_communication
-from slime.cross_job.producer import Producer, Published, returned
+from slime.cross_job.client.consumer import Consumer, Rollout
+from slime.cross_job.client.producer import Producer, Published, returned
+from slime.cross_job.proposal.communicators import FileSystemCommunicator, RayJobCommunicator
+from slime.cross_job.proposal.data_broker import CrossJobDataBroker, DataProducer, setup_cross_job_communication
 from slime.cross_job.settings import Settings, add_arguments
 
 __all__ = [

@@ -19,10 +19,10 @@ from policy import PROMPTS, generate
 
 from slime.cross_job import Producer
 from slime.cross_job.batch import Batch
-from slime.cross_job.jobs import run
-from slime.cross_job.producer import returned
+from slime.cross_job.client.jobs import run
+from slime.cross_job.client.producer import returned
+from slime.cross_job.client.weights import Weights
 from slime.cross_job.settings import Settings, add_arguments
-from slime.cross_job.weights import Weights
 
 
 @ray.remote(num_cpus=0, resources={"rollout": 0.01})

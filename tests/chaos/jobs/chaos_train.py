@@ -19,8 +19,8 @@ from points import point
 from policy import RANKS, first_weights, gradient, step
 
 from slime.cross_job import Consumer
+from slime.cross_job.client.jobs import run
 from slime.cross_job.errors import EndOfStream, Stopped, ValueLost
-from slime.cross_job.jobs import run
 from slime.cross_job.settings import Settings, add_arguments
 
 _KEPT = 3  # checkpoints

@@ -12,7 +12,7 @@ import ray
 from speak import say
 
 from slime.cross_job import Consumer, Producer
-from slime.cross_job.jobs import run
+from slime.cross_job.client.jobs import run
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ import ray
 from speak import columns, say
 
 from slime.cross_job import Consumer, Producer
-from slime.cross_job.jobs import run
-from slime.cross_job.producer import returned
+from slime.cross_job.client.jobs import run
+from slime.cross_job.client.producer import returned
 
 
 @ray.remote(num_cpus=0)
@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--until", type=int, default=4)
     args = parser.parse_args()
     ray.init()
-    settings = {"store": args.store, "store_mode": args.mode, "compression": args.compression, "retain": 2}
+    settings: dict[str, Any] = {"store": args.store, "store_mode": args.mode, "compression": args.compression}
+    settings |= {"retain": 2, "peer_grace_s": 120.0}  # the other one's job takes a while to start on a busy machine
     if args.role == "producer":
         produce(args, settings)
     else:

@@ -11,7 +11,7 @@ import ray
 from speak import say
 
 from slime.cross_job import Consumer
-from slime.cross_job.jobs import run
+from slime.cross_job.client.jobs import run
 
 
 def main() -> None:

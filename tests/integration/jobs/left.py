@@ -11,8 +11,8 @@ import ray
 from speak import say
 
 from slime.cross_job import Producer
+from slime.cross_job.client.jobs import run
 from slime.cross_job.errors import BadInput, ClusterUnreachable
-from slime.cross_job.jobs import run
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from speak import say
 
-from slime.cross_job.link import Link
+from slime.cross_job.client.connection import Connection
 
 ray.init()
 prefix, folder, number = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
@@ -23,6 +23,6 @@ for n in range(20):
     while time.time() < first + n:
         time.sleep(0.001)
     started = time.time()
-    link = Link(f"{prefix}-{n}")
-    hello = link.hello()
+    connection = Connection(f"{prefix}-{n}")
+    hello = connection.hello()
     say(namespace=hello["namespace"], broker=hello["actor_id"], started=started)

@@ -8,7 +8,7 @@ import ray
 from speak import columns, say
 
 from slime.cross_job import Producer
-from slime.cross_job.producer import returned
+from slime.cross_job.client.producer import returned
 
 
 @ray.remote(num_cpus=0)

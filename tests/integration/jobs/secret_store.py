@@ -10,7 +10,7 @@ import ray
 from speak import columns, say
 
 from slime.cross_job import Consumer, Producer
-from slime.cross_job.jobs import run
+from slime.cross_job.client.jobs import run
 from slime.cross_job.settings import Settings, add_arguments
 
 

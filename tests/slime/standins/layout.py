@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, param_is_not_tensor_parallel_duplicate
-from megatron_arguments_v031 import MODEL_PARALLEL
+from megatron_arguments_in_parts import MODEL_PARALLEL
 
 
 def sizes(args: object) -> tuple[int, int, int]:

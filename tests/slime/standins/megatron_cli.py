@@ -23,6 +23,8 @@ OPTIONS = {
         "--pipeline-model-parallel-size": 1,
         "--expert-model-parallel-size": 1,
         "--ckpt-step": None,
+        "--moe-router-topk": 2,
+        "--q-lora-rank": None,
     },
     float: {
         "--lr": 1e-3,

@@ -8,6 +8,7 @@ outside any vocabulary, which stops nothing. SGLang uses the seed only with dete
 
 import asyncio
 import hashlib
+import os
 
 from hold import held
 from slime.rollout import sglang_rollout
@@ -24,6 +25,7 @@ def sampling_seed(rollout_seed: int, index: int) -> int:
 async def generate(args, sample, sampling_params):
     while held("SLIME_CPU_HOLD_ROLLOUT", sample.index // (args.rollout_batch_size * args.n_samples_per_prompt)):
         await asyncio.sleep(0.1)
+    await asyncio.sleep(float(os.environ.get("SLIME_CPU_GENERATE_S") or 0))  # all samples of a rollout at once
     seed = sampling_seed(args.rollout_seed, sample.index)
     stops = [*(sampling_params.get("stop_token_ids") or ()), BEYOND_VOCABULARY + seed]
     params = {**sampling_params, "sampling_seed": seed, "stop_token_ids": stops}

@@ -16,7 +16,7 @@ class SGLangEngine(RayActor):
     def __init__(self, args, rank):
         self.args, self.rank = args, rank
         if getattr(args, "cross_job_role", None) is not None:  # as the patch inserts it into slime's own class
-            from slime.cross_job import hooks
+            from slime.cross_job.adapter import hooks
 
             hooks.engine_ports()
 

@@ -22,13 +22,17 @@ if (SLIME / "ray" / "buffer.py").exists():  # 079dbcf and v0.1.0
         "slime.backends.sglang_utils.sglang_engine": "sglang_engine_buffer_era.py",
     }
     AMEND = {}
-else:  # v0.3.1
+else:  # from v0.3.1 on
     REDIRECT = {
         "slime.backends.megatron_utils": "empty_package.py",
-        "slime.backends.megatron_utils.arguments": "megatron_arguments_v031.py",
-        "slime.backends.megatron_utils.actor": "megatron_actor_v031.py",
+        "slime.backends.megatron_utils.arguments": "megatron_arguments_in_parts.py",
+        "slime.backends.megatron_utils.actor": "megatron_actor_in_parts.py",
     }
-    AMEND = {"slime.backends.sglang_utils.sglang_engine": "sglang_engine_v031"}
+    AMEND = {
+        "slime.backends.sglang_utils.sglang_engine": "sglang_engine_in_parts",
+        "slime.backends.megatron_utils.update_weight.update_weight_from_distributed": "weights_over_gloo",
+        "slime.utils.accelerator": "accelerator_cpu",
+    }
 
 
 for name in filter(None, os.environ.get("SLIME_CPU_REAL_MODULES", "").split(",")):

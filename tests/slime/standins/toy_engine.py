@@ -4,14 +4,17 @@
 sglang-router 0.1.9 and 0.3.2. The generator of a request is seeded by its input ids, sampling_params.sampling_seed and
 stop_token_ids (see seeded_generate for why those) and by nothing else: equal requests get equal answers.
 
+With top_p below 1 it tells which tokens that kept, as slime's patch to SGLang does.
+
 For tests, SLIME_CPU_IGNORE_UPDATE names a file (see hold.py) with a number n: the n-th weight update does nothing and
 reports success.
 
-Not SGLang's: no batching, top_p, top_k, stop strings or streaming (they are refused), and pausing lets requests that
+Not SGLang's: no batching, top_k, stop strings or streaming (they are refused), and pausing lets requests that
 run finish (they take milliseconds) and holds new ones back, where SGLang's default aborts.
 """
 
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -27,6 +30,7 @@ import weights
 from hold import held
 from tokenizers import Tokenizer
 from toy_model import ToyModel, log_softmax
+from weight_group import WeightGroups
 
 
 class BadRequest(Exception):
@@ -41,12 +45,11 @@ class Engine:
         self.tokenizer = Tokenizer.from_file(f"{model_path}/tokenizer.json")
         self.model_path, self.weight_version, self.updates = model_path, weight_version, 0
         self.running, self.paused, self.served = 0, False, 0
-        self.changed = threading.Condition()
-        self._load(model_path)
+        self.changed, self.groups = threading.Condition(), WeightGroups()
+        self._load(weights.load_folder(model_path))
 
-    def _load(self, folder: str) -> None:
-        tensors = weights.load_folder(folder)
-        self.checksum = weights.checksum(tensors)
+    def _load(self, tensors: dict) -> None:
+        self.tensors, self.checksum = tensors, weights.checksum(tensors)
         self.model = ToyModel(self.config, {name: tensor.float().numpy() for name, tensor in tensors.items()})
 
     def pause(self, _body: dict) -> dict:
@@ -65,9 +68,19 @@ class Engine:
         self.updates += 1
         if held("SLIME_CPU_IGNORE_UPDATE", self.updates):
             return {"success": True, "message": "This update was ignored, as the test wants."}
+        return self._update(weights.load_folder(body["model_path"]), body)
+
+    def receive_weights(self, body: dict) -> dict:
+        """One chunk of an update: the other weights stay as they are."""
+        received = self.groups.receive(body)
+        if unknown := received.keys() - self.tensors.keys():
+            raise BadRequest(f"this model has no {sorted(unknown)}")
+        return self._update({**self.tensors, **received}, body)
+
+    def _update(self, tensors: dict, body: dict) -> dict:
         with self.changed:  # no request runs half on the old weights
             self.changed.wait_for(lambda: self.running == 0)
-            self._load(body["model_path"])
+            self._load(tensors)
             self.weight_version = str(body.get("weight_version") or self.weight_version)
         return {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
 
@@ -133,12 +146,12 @@ class Engine:
 
     def _answer(self, body: dict, model: ToyModel, version: str, ids: list[int]) -> dict:
         params = body.get("sampling_params") or {}
-        for name, harmless in (("top_p", (None, 1, 1.0)), ("top_k", (None, -1)), ("stop", (None, []))):
+        for name, harmless in (("top_k", (None, -1)), ("stop", (None, []))):
             if params.get(name) not in harmless:
                 raise BadRequest(f"{name}={params[name]} is not done here")
         if body.get("stream") or not ids:
             raise BadRequest("no streaming, and the input must not be empty")
-        scored, new, finish = self._sample(model, ids, params)
+        scored, new, kept, finish = self._sample(model, ids, params)
         meta = {
             "id": body.get("rid") or hashlib.sha256(repr((self.served, ids)).encode()).hexdigest()[:32],
             "finish_reason": finish,
@@ -151,13 +164,20 @@ class Engine:
             meta["output_token_logprobs"] = [[value, token, None] for value, token in new]
             if (start := body.get("logprob_start_len", -1)) >= 0:
                 meta["input_token_logprobs"] = [[value, token, None] for value, token in scored[start:]]
+        if kept:
+            arrays = {"ids": [token for of in kept for token in of], "offsets": np.cumsum([0, *map(len, kept)])}
+            for name, values in arrays.items():
+                packed = np.asarray(values, dtype=np.int32).tobytes()
+                meta[f"top_p_token_{name}"] = base64.b64encode(packed).decode()
         tokens = [token for _, token in new]
         text = self.tokenizer.decode(tokens, skip_special_tokens=params.get("skip_special_tokens", True))
         return {"text": text, "output_ids": tokens, "meta_info": meta}
 
-    def _sample(self, model: ToyModel, ids: list[int], params: dict) -> tuple[list, list, dict]:
-        """Log-probs of the input and of the new tokens, as (value, token), and the finish reason."""
+    def _sample(self, model: ToyModel, ids: list[int], params: dict) -> tuple[list, list, list, dict]:
+        """Log-probs of the input and of the new tokens, as (value, token), the tokens that top_p kept at each new one,
+        and the finish reason."""
         limit, temperature = params.get("max_new_tokens", 128), params.get("temperature", 1.0)
+        top_p = params.get("top_p") or 1.0
         stops = {
             *(params.get("stop_token_ids") or ()),
             *(() if params.get("ignore_eos") else (self.config["eos_token_id"],)),
@@ -165,23 +185,29 @@ class Engine:
         identity = [ids, params.get("sampling_seed"), sorted(params.get("stop_token_ids") or ())]
         seed = hashlib.sha256(json.dumps(identity).encode()).digest()
         uniform = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little"))).random(max(limit, 1))
-        sequence, scored, new = model.start(len(ids) + limit), [(None, ids[0])], []
+        sequence, scored, new, kept = model.start(len(ids) + limit), [(None, ids[0])], [], []
         for i, token in enumerate(ids):
             logits = sequence.feed(token)
             if i + 1 < len(ids):
                 scored.append((float(log_softmax(logits)[ids[i + 1]]), ids[i + 1]))
         for draw in uniform[:limit]:
             log_probs = log_softmax(logits / np.float32(temperature or 1.0))
-            chances = np.exp(log_probs, dtype=np.float64).cumsum()
+            chances = np.exp(log_probs, dtype=np.float64)
+            if top_p < 1.0:
+                order = np.argsort(-chances, kind="stable")
+                ahead = chances[order].cumsum() - chances[order]
+                chances[order[ahead >= top_p]] = 0.0
+                kept.append(np.flatnonzero(chances).tolist())
+            chances = chances.cumsum()
             token = (
                 int(chances.searchsorted(draw * chances[-1], side="right")) if temperature else int(logits.argmax())
             )
             new.append((float(log_probs[token]), token))
             if token in stops:
-                return scored, new, {"type": "stop", "matched": token}
+                return scored, new, kept, {"type": "stop", "matched": token}
             if len(new) < limit:
                 logits = sequence.feed(token)
-        return scored, new, {"type": "length", "length": limit}
+        return scored, new, kept, {"type": "length", "length": limit}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -222,6 +248,9 @@ class Handler(BaseHTTPRequestHandler):
             "/pause_generation": engine.pause,
             "/continue_generation": engine.resume,
             "/update_weights_from_disk": engine.update_weights,
+            "/init_weights_update_group": engine.groups.join,
+            "/destroy_weights_update_group": engine.groups.leave,
+            "/update_weights_from_distributed": engine.receive_weights,
             "/update_weight_version": engine.update_version,
             "/pull_weights": engine.pull_weights,
             "/weights_checker": engine.checker,
@@ -231,7 +260,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._reply(404, {"error": f"no {self.path} here"})
         try:
             self._reply(200, route(json.loads(body) if body else {}))
-        except (BadRequest, FileNotFoundError, KeyError, ValueError) as error:
+        except (BadRequest, FileNotFoundError, KeyError, RuntimeError, ValueError) as error:
             self._reply(400, {"success": False, "error": {"message": repr(error)}})
 
     do_POST = do_PUT = do_GET

@@ -6,7 +6,8 @@ model's own before the first step (those of the rollout with --use-rollout-logpr
 the reward that slime has normalised, or what PPO's critic makes of it (critic.py). Sums have one order (one thread,
 micro-batches in turn, one all-reduce over the ranks), so equal inputs give equal bits.
 
-Not here, and refused: KL terms, entropy bonus, TIS, learning-rate schedules; before v0.3.1 also model parallelism
+--use-tis weighs tokens as slime's vanilla TIS does.
+Not here, and refused: KL terms, entropy bonus, learning-rate schedules; before v0.3.1 also model parallelism
 (layout.py), and dynamic batch sizes, which slime makes on the training side there.
 """
 
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,11 +33,14 @@ REFUSED = (
     "kl_coef",
     "use_kl_loss",
     "entropy_coef",
-    "use_tis",
+    "custom_tis_function_path",
     "normalize_advantages",
     "keep_old_actor",
 )
-MORE = ("multimodal_train_inputs", "rollout_routed_experts")  # not trained on here, but hashed
+MORE = (  # not trained on here, but hashed
+    *("multimodal_train_inputs", "rollout_routed_experts"),
+    *("rollout_top_p_token_ids", "rollout_top_p_token_offsets"),
+)
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -47,7 +52,7 @@ def log(event: str, **fields: object) -> None:
     """One JSON line to the file that SLIME_CPU_TRAIN_LOG names, by rank 0. Floats are exact: json writes repr."""
     if dist.get_rank() == 0 and (path := os.environ.get("SLIME_CPU_TRAIN_LOG")):
         with Path(path).open("a") as file:
-            file.write(json.dumps({"event": event, **fields}) + "\n")
+            file.write(json.dumps({"event": event, "at": time.time(), **fields}) + "\n")
 
 
 class Trainer:
@@ -268,6 +273,9 @@ class Batch:
         for i, new in zip(micro, log_probs, strict=True):
             ratio = (new - self.old[i]).exp()
             worse = torch.maximum(-ratio * self.advantages[i], -ratio.clamp(low, high) * self.advantages[i])
+            if getattr(self.args, "use_tis", False):
+                theirs = torch.as_tensor(self.rollout_log_probs[i], dtype=torch.float32)
+                worse = worse * (self.old[i] - theirs).exp().clamp(self.args.tis_clip_low, self.args.tis_clip)
             total = total + self.mean(i, worse)
         return total / (self.global_batch * layout.parallel_config()["cp_size"])
 

@@ -7,6 +7,10 @@ went in; nothing is pickled, and opening or reading a buffer executes nothing in
 `BatchError`, or wrong values, but never a read outside it. It does not checksum (stores do) and does not compress.
 
 Imports neither ray nor torch; torch is used only where the caller gives or asks for tensors.
+
+batch.py, columns.py   what callers hold              pack.py      from Python values to columns
+wire.py                the Arrow stream               readers.py   from columns to values
+arrays.py, numeric.py, ragged.py, tree.py   arrays and tensors; numbers; rows of any length; nested values as JSON
 """
 
 from .batch import Batch

@@ -220,7 +220,7 @@ def _tensor_over(torch: ModuleType, array: npt.NDArray[Any], name: str) -> Any:
     if dtype is None:
         raise BatchError(f"this torch ({torch.__version__}) has no dtype {name}; numpy_at() gives the raw elements")
     if not array.size:
-        return torch.empty(array.shape, dtype=dtype)
+        return torch.empty(array.shape, dtype=dtype, device="cpu")  # whatever the default device
     raw = array.reshape(-1).view(np.uint8)
     # One storage per row, of the row's size: pickling a tensor writes its whole storage.
     if torch.is_warn_always_enabled():

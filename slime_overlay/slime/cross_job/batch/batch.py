@@ -1,7 +1,9 @@
 """The batch: named columns of equal length over one Arrow IPC stream."""
 
 import base64
+import copyreg
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pickle import PickleBuffer  # the buffer type of PEP 574 only; nothing here is pickled
 from types import MappingProxyType
@@ -163,3 +165,10 @@ def _decode_attrs(stored: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BatchError("the attrs of this batch are damaged: not a mapping")
     return value
+
+
+def _reduce_column(column: Column) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return operator.getitem, (Batch.pack({column.name: column}), column.name)
+
+
+copyreg.pickle(Column, _reduce_column)  # as a batch of its own; Column itself need not know of batches

@@ -1,7 +1,7 @@
 """A column of a batch: a read-only sequence with one value per sample, or a view of some of its samples."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
@@ -63,11 +63,6 @@ class Column(Sequence[Any]):
 
     def __repr__(self) -> str:
         return f"<Column {self.name!r}: {len(self)} x {self.kind}>"
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        from .batch import Batch
-
-        return _column, (Batch.pack({self.name: self}), self.name)
 
     def tolist(self) -> list[Any]:
         """The values as they were packed: Python numbers, lists, tuples, strings, arrays, tensors, trees."""
@@ -134,10 +129,6 @@ def select(rows: Rows, selection: Selection) -> Rows:
     if outside.size:
         raise IndexError(f"sample {outside[0]} of {len(rows)}")
     return np.asarray(rows, np.intp)[picked]
-
-
-def _column(batch: Any, name: str) -> Column:
-    return batch[name]
 
 
 def _python(value: Any) -> Any:

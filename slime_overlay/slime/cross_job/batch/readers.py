@@ -266,6 +266,8 @@ class TreeReader(Reader):
         try:
             return tree.decode(self._json.row(row).tobytes(), self._blob.row(row))
         except BatchError as error:
+            if isinstance(error.__cause__, ImportError):  # a tensor, and no torch: nothing is wrong with the batch
+                raise
             raise self.stored.corrupt(str(error), row) from None
 
     def encode(self, rows: Rows) -> Encoded:

@@ -9,17 +9,17 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
 
-from ..errors import BadInput, CrossJobError
+from ..errors import BadInput
 from ..types import DEFAULT_NAMESPACE
 from .text import dumps
 
 CONNECT_S = 60.0
+_WIDEST = 2000  # columns of what is printed as wide as it is
 
 app = typer.Typer(
     name="slime-cross-job",
@@ -38,45 +38,91 @@ Address = Annotated[
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Ray namespace of the broker")]
 JobId = Annotated[str | None, typer.Option("--job-id", "-j", help="the experiment (default: the only one)")]
 Json = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
+Wide = Annotated[bool, typer.Option("--wide", "-w", help="every column, whatever the width of the terminal")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 RolloutId = Annotated[int, typer.Argument(metavar="ID", help="the rollout", min=0)]
 
 DEFAULT = DEFAULT_NAMESPACE
 
 
-@cache
-def console() -> Console:
-    """Plain text in: markup, emoji codes and highlighting are off, because jobs and models say what they like."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-    return Console(markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
+_ours: TextIO | None = None  # stdout, where Ray is given stderr in its place
+_cluster = ""  # address of the Ray cluster that the command asks
+_named = False  # whether its output names that cluster
 
 
-def out(shown: RenderableType) -> None:
-    console().print(shown)
+def stdout() -> TextIO:
+    """Where commands print."""
+    return _ours if _ours is not None and sys.stdout is sys.stderr else sys.stdout
+
+
+def console(wide: bool = False) -> Console:
+    """Plain text in: markup, emoji codes and highlighting are off, because jobs and models say what they like. `wide`:
+    lines are as long as they are; the terminal wraps them."""
+    to = stdout()
+    width = _WIDEST if wide else None if to.isatty() or "COLUMNS" in os.environ else 160
+    return Console(file=to, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
+
+
+def out(shown: RenderableType, wide: bool = False) -> None:
+    """Print what people read; its first line names the cluster."""
+    _name_cluster(stdout())
+    console(wide).print(shown)
+
+
+def out_text(text: str) -> None:
+    """Print what may be read by programs; the cluster is named on stderr."""
+    _name_cluster(sys.stderr)
+    print(text, file=stdout(), flush=True)
 
 
 def say(text: str) -> None:
     """To stderr."""
+    _name_cluster(sys.stderr)
     print(text, file=sys.stderr, flush=True)
 
 
+def cluster() -> str:
+    """Address of the Ray cluster that this command asks; empty: it has not come so far."""
+    return _cluster
+
+
+def _name_cluster(to: TextIO) -> None:
+    global _named
+    if _cluster and not _named:
+        _named = True
+        print(f"Ray cluster at {_cluster}", file=to, flush=True)
+
+
 def out_json(value: Any, lines: bool = False) -> None:
-    print(dumps(value, None if lines else 2), flush=True)
+    out_text(dumps(value, None if lines else 2))
 
 
 def connected(address: str | None, namespace: str) -> Any:
     """A Viewer (viewer.py). Ends the process with exit code 4 where the cluster does not answer within CONNECT_S."""
-    from ..link import find_address
     from .viewer import Viewer
 
-    there = find_address(where(address))
+    there = cluster_at(address)
     with deadline(CONNECT_S, f"the Ray cluster at {there} does not answer within {CONNECT_S:.0f} s"):
         return Viewer(namespace, there)
 
 
-def where(address: str | None) -> str:
-    """The address to go to, as for link.find_address."""
+def named(address: str | None) -> str:
+    """What to give to connection.find_address."""
     return address or os.environ.get("RAY_ADDRESS") or "auto"
+
+
+def cluster_at(address: str | None) -> str:
+    """The address of the cluster to ask: `address`, else RAY_ADDRESS, else that of the only cluster that has a node on
+    this machine. The output names it. Raises as connection.find_address."""
+    from ..client.connection import find_address
+
+    global _ours, _cluster, _named
+    there = find_address(named(address))
+    if there != _cluster:
+        _cluster, _named = there, False
+    if sys.stdout is not sys.stderr:  # Ray prints warnings of any raylet to it, in the midst of what programs read
+        _ours, sys.stdout = sys.stdout, sys.stderr
+    return there
 
 
 @contextlib.contextmanager
@@ -98,38 +144,12 @@ def deadline(seconds: float, words: str) -> Iterator[None]:
 
 def sure(words: str, yes: bool) -> None:
     """Say what will happen, and where; ask on a terminal. BadInput: nobody can be asked. Exit: it is not wanted."""
-    import ray
-
-    say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}: {words}")
+    global _named
+    _named = True
+    say(f"on the Ray cluster at {_cluster}: {words}")
     if yes:
         return
     if not sys.stdin.isatty():
-        raise BadInput("nobody can be asked here: add --yes")
+        raise BadInput("there is no terminal to ask on: add --yes")
     if not typer.confirm("Go on?", err=True):
         raise typer.Exit(1)
-
-
-def main(words: list[str] | None = None) -> None:
-    """The command line; errors are one line on stderr, and their exit code."""
-    from ..jobs import tell
-    from . import cli, export, steer  # noqa: F401  they add their commands
-
-    os.environ.setdefault("RAY_LOG_TO_STDERR", "0")
-    os.environ.setdefault("SLIME_CROSS_JOB_LOG_LEVEL", "ERROR")
-    code = 0
-    try:
-        app(words, standalone_mode=True, prog_name="slime-cross-job")
-    except CrossJobError as error:
-        from .text import clean
-
-        tell(type(error)(clean(error, most=4000)))
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BrokenPipeError:  # as where `head` has seen enough
-        os._exit(0)
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    os._exit(code)  # Ray takes a while to say farewell, and a driver that only looked has nothing to say

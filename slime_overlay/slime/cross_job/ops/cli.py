@@ -1,15 +1,33 @@
 """The reading commands: jobs, status, top, ls, show, tail, wait, doctor, trace, report, web."""
 
+import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import BadInput, ClusterUnreachable, HeldBack, Unreachable, WaitTimeout
-from ..records import STATES
+from ..errors import BadInput, ClusterUnreachable, CrossJobError, HeldBack, Unreachable, WaitTimeout
+from ..ledger.state import STATES
 from . import text
-from .app import DEFAULT, Address, JobId, Json, Namespace, RolloutId, app, connected, out, out_json, say, where
+from .app import (
+    DEFAULT,
+    Address,
+    JobId,
+    Json,
+    Namespace,
+    RolloutId,
+    Wide,
+    app,
+    cluster_at,
+    connected,
+    named,
+    out,
+    out_json,
+    out_text,
+    say,
+)
 
 _PATIENCE_S = 300.0  # of what follows, while the broker does not answer
 
@@ -18,7 +36,10 @@ _PATIENCE_S = 300.0  # of what follows, while the broker does not answer
 def jobs(
     address: Address = None,
     namespace: Namespace = DEFAULT,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="of the cluster")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="those of all namespaces of the cluster")
+    ] = False,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """All jobs of a namespace, one line each."""
@@ -26,17 +47,17 @@ def jobs(
     if everywhere:
         from .viewer import Viewer
 
-        for name in Viewer.namespaces(where(address)):
+        for name in Viewer.namespaces(cluster_at(address)):
             try:
                 found |= {f"{name}/{job}": status for job, status in connected(address, name).jobs().items()}
             except (Unreachable, WaitTimeout) as error:  # the others are of interest all the same
-                say(f"namespace {name} is left out: {text.clean(error)}")
+                say(f"namespace {name} is not shown: {text.clean(error)}")
     else:
         found = connected(address, namespace).jobs()
     if as_json:
         out_json(found)
     else:
-        out(text.jobs_table(found))
+        out(text.jobs_table(found, wide), wide)
 
 
 @app.command()
@@ -59,12 +80,13 @@ def top(
     job_id: JobId = None,
     every_s: Annotated[float, typer.Option("--every", help="seconds between two looks", min=0.1)] = 0.5,
     once: Annotated[bool, typer.Option("--once", help="one picture, then end")] = False,
+    wide: Wide = False,
 ) -> None:
     """How a job stands, live, until Ctrl-C."""
     from .top import run
 
     viewer = connected(address, namespace)
-    run(viewer, viewer.the_job(job_id), every_s, once)
+    run(viewer, viewer.the_job(job_id), every_s, once, wide)
 
 
 @app.command()
@@ -75,11 +97,12 @@ def ls(
     state: Annotated[list[str] | None, typer.Option("--state", "-s", help=f"only these: {', '.join(STATES)}")] = None,
     limit: Annotated[int, typer.Option("--limit", "-l", help="rollouts a page", min=1)] = 40,
     before: Annotated[int | None, typer.Option("--before", help="only those with a lower id: the next page")] = None,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """Rollouts, the newest first, a page at a time."""
     if wrong := [name for name in state or [] if name not in STATES]:
-        raise BadInput(f"--state {wrong[0]}: there are {', '.join(STATES)}")
+        raise BadInput(f"--state {wrong[0]} is not a state: there are {', '.join(STATES)}")
     viewer = connected(address, namespace)
     rows = viewer.look(viewer.the_job(job_id))["progress"]
     rows = [row for row in rows if not state or row["state"] in state]
@@ -89,7 +112,7 @@ def ls(
     if as_json:
         out_json({"rollouts": page, "more": len(rows) - len(page)})
         return
-    out(text.rollouts_table(page))
+    out(text.rollouts_table(page, wide), wide)
     if len(rows) > len(page):
         say(f"{len(rows) - len(page)} more: --before {page[-1]['rollout_id']}")
 
@@ -100,8 +123,9 @@ def show(
     address: Address = None,
     namespace: Namespace = DEFAULT,
     job_id: JobId = None,
-    samples: Annotated[int, typer.Option("--samples", help="how many of them", min=0, max=1000)] = 1,
+    samples: Annotated[int, typer.Option("--samples", help="how many samples to show", min=0, max=1000)] = 1,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="folder or name, to read tokens with")] = None,
+    wide: Annotated[bool, typer.Option("--wide", "-w", help="meta and values whole")] = False,
     as_json: Json = False,
 ) -> None:
     """All of one rollout: times, versions, leases, columns, some samples."""
@@ -122,7 +146,7 @@ def show(
     if as_json:
         out_json({**detail, "samples": found, "texts": texts})
     else:
-        out(text.rollout_view(detail, found, texts))
+        out(text.rollout_view(detail, found, texts, wide))
 
 
 @app.command()
@@ -130,24 +154,26 @@ def tail(
     address: Address = None,
     namespace: Namespace = DEFAULT,
     job_id: JobId = None,
-    last: Annotated[int, typer.Option("--last", help="begin with so many of the past", min=0)] = 10,
+    last: Annotated[int, typer.Option("--last", help="begin with this many past events", min=0)] = 10,
     every_s: Annotated[float, typer.Option("--every", help="seconds between two looks", min=0.1)] = 0.5,
     as_json: Json = False,
 ) -> None:
     """Follow what happens to rollouts and jobs, until the job is complete."""
+    from .report import changed_at
+
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
     found = viewer.look(job, limit=last)
     events = found["events"][-last:] if last else []
     heard = time.monotonic()
     while True:
-        lines = [{"at": _changed(row), "rollout": row} for row in found["progress"]]
+        lines = [{"at": changed_at(row), "rollout": row} for row in found["progress"]]
         lines += [{"at": event["at"], "event": event} for event in events]
         for line in sorted(lines, key=lambda line: line["at"]):
             if as_json:
                 out_json(line, lines=True)
             else:
-                print(_line(line), flush=True)
+                out_text(_line(line))
         if found["status"]["complete"]:
             return
         number = max([e["number"] for e in found["events"]], default=sum(found["status"]["events"].values()))
@@ -171,9 +197,9 @@ def wait(
     address: Address = None,
     namespace: Namespace = DEFAULT,
     job_id: JobId = None,
-    published: Annotated[int | None, typer.Option(help="until so many rollouts are published", min=1)] = None,
-    claimed: Annotated[int | None, typer.Option(help="until so many are claimed", min=1)] = None,
-    acked: Annotated[int | None, typer.Option(help="until so many are acked", min=1)] = None,
+    published: Annotated[int | None, typer.Option(help="until this many rollouts are published", min=1)] = None,
+    claimed: Annotated[int | None, typer.Option(help="until this many are claimed", min=1)] = None,
+    acked: Annotated[int | None, typer.Option(help="until this many are acked", min=1)] = None,
     complete: Annotated[bool, typer.Option("--complete", help="until both jobs are through")] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", help="seconds, then exit code 5", min=0)] = 3600.0,
     as_json: Json = False,
@@ -196,18 +222,18 @@ def wait(
             if time.monotonic() > end or isinstance(error, ClusterUnreachable):
                 raise
         if found and time.monotonic() > end:
-            stands = {name: found[name] for name in goals}
             kind = HeldBack if found["control"] != "running" else WaitTimeout
             raise kind(
-                f"job {job} did not come so far within {timeout_s:g} s: {stands}; {found['standing'][0]['text']}"
+                f"job {job} did not come so far within {timeout_s:g} s: {_counted(found, goals)}; "
+                f"{found['standing'][0]['text']}"
             )
         if found and found["complete"]:
-            raise WaitTimeout(f"job {job} is complete, and came to { {name: found[name] for name in wanted} } only")
+            raise WaitTimeout(f"job {job} is complete, with only {_counted(found, wanted)} rollouts")
         time.sleep(min(0.5, max(0.05, end - time.monotonic())))
     if as_json:
         out_json(found)
     else:
-        print(text.clean(found["standing"][0]["text"]))
+        out_text(text.clean(found["standing"][0]["text"]))
 
 
 @app.command()
@@ -232,7 +258,10 @@ def doctor(
     from .doctor import diagnose
 
     folder, uri = None if slime is None else str(slime), store_uri(store, store_env, store_file, "--store")
-    findings = diagnose(where(address), namespace, job_id, store=uri, slime=folder, timeout_s=timeout_s)
+    there = address
+    with contextlib.suppress(CrossJobError):  # which it tells as a finding
+        there = cluster_at(address)
+    findings = diagnose(named(there), namespace, job_id, store=uri, slime=folder, timeout_s=timeout_s)
     if as_json:
         out_json([asdict(finding) for finding in findings])
     else:
@@ -246,7 +275,7 @@ def trace(
     address: Address = None,
     namespace: Namespace = DEFAULT,
     job_id: JobId = None,
-    last: Annotated[int, typer.Option("--last", help="so many rollouts, the newest", min=1)] = 50,
+    last: Annotated[int, typer.Option("--last", help="this many of the newest rollouts", min=1)] = 50,
     otlp: Annotated[str | None, typer.Option("--otlp", help="send them there instead, as http://HOST:4318")] = None,
 ) -> None:
     """One span tree a rollout, as a file for Perfetto or chrome://tracing on stdout, or by OTLP.
@@ -259,7 +288,7 @@ def trace(
     job = viewer.the_job(job_id)
     spans = spans_of(viewer.look(job, spans=True), last)
     if otlp is None:
-        print(text.dumps(chrome(job, spans)))
+        out_text(text.dumps(chrome(job, spans)))
     else:
         say(f"{send(otlp, job, spans)} spans sent to {otlp}")
 
@@ -293,13 +322,13 @@ def web(
         bool, typer.Option("--allow-control", help="let the page pause, resume, drain ...")
     ] = False,
     allowed_host: Annotated[
-        list[str] | None, typer.Option("--allowed-host", help="another name of it, as behind a proxy")
+        list[str] | None, typer.Option("--allowed-host", help="another host name of the view, as behind a proxy")
     ] = None,
     view_token_file: Annotated[
-        Path | None, typer.Option(help="file with the token that lets one look (or SLIME_CROSS_JOB_VIEW_TOKEN)")
+        Path | None, typer.Option(help="file with the token for looking (or SLIME_CROSS_JOB_VIEW_TOKEN)")
     ] = None,
     control_token_file: Annotated[
-        Path | None, typer.Option(help="file with the one that lets one steer (or SLIME_CROSS_JOB_CONTROL_TOKEN)")
+        Path | None, typer.Option(help="file with the token for steering (or SLIME_CROSS_JOB_CONTROL_TOKEN)")
     ] = None,
 ) -> None:
     """Serve the live view, until Ctrl-C.
@@ -342,8 +371,8 @@ def web(
             pass
 
 
-def _changed(row: dict[str, Any]) -> float:
-    return max(row[name] for name in ("demanded", "begun", "published", "claimed", "acked"))
+def _counted(status: dict[str, Any], names: Iterable[str]) -> str:
+    return ", ".join(f"{status[name]} {name}" for name in names)
 
 
 def _line(line: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BadInput
-from ..preview import preview, shown
+from ..types import shortened
+from ..vault.preview import preview, shown
 from .app import DEFAULT, Address, JobId, Namespace, RolloutId, app, connected, out_json, say
 from .text import dumps
 
@@ -54,7 +55,7 @@ def export(
 ) -> None:
     """Write whole rollouts to files: Arrow IPC streams (one a part), JSON lines, or slime's debug rollout files."""
     if how not in _FORMATS:
-        raise BadInput(f"--format {how}: there are {', '.join(_FORMATS)}")
+        raise BadInput(f"--format {how} is not a format: there are {', '.join(_FORMATS)}")
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
     found = {rollout: viewer.parts(job, rollout) for rollout in rollouts}
@@ -95,7 +96,7 @@ def read_tokens(tokenizer: str, found: Mapping[str, Any]) -> dict[int, dict[str,
     try:
         reader = AutoTokenizer.from_pretrained(tokenizer)
     except Exception as error:  # transformers' own, of many kinds
-        words = " ".join(str(error).split())[:300]
+        words = shortened(" ".join(str(error).split()), 300)
         raise BadInput(f"{tokenizer} cannot be read as a tokenizer: {words}") from None
     texts = {}
     for sample in found.get("samples", ()):
@@ -108,8 +109,8 @@ def read_tokens(tokenizer: str, found: Mapping[str, Any]) -> dict[int, dict[str,
 
 
 def _debug(to: Path, found: Mapping[int, Any]) -> None:
-    from .. import debug_files
-    from ..conversion import MISSING, to_samples
+    from ..adapter import debug_files
+    from ..adapter.conversion import MISSING, to_samples
 
     made = {rollout: to_samples(parts, located.payload.meta) for rollout, (located, parts) in found.items()}
     template = debug_files.make_folder(to)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from ..errors import BadInput, CrossJobError, RolloutNotFound, Unreachable
-from ..progress import EVENTS_KEPT, PROGRESS
-from ..records import Progress
+from ..errors import BadInput, CrossJobError, JobNotFound, Unreachable
+from ..ledger.history import EVENTS_KEPT, PROGRESS
+from ..ledger.state import Progress
 from ..types import check_job_id
 from .page import to_json
 
@@ -41,6 +41,7 @@ _SEQ = FIELDS.index("seq")
 class View(Protocol):
     """What is used of a viewer.Viewer."""
 
+    address: str
     namespace: str
 
     def jobs(self) -> dict[str, dict[str, Any]]: ...
@@ -183,21 +184,22 @@ class Feed:
         """JSON for somebody who looks and knows that much; None: nothing is known yet.
 
         Raises:
-            CrossJobError: nothing is known, and why. RolloutNotFound: there is no such job.
+            CrossJobError: nothing is known, and why. JobNotFound: there is no such job.
         """
         with self._lock:
             copy = self._copies.get(name) if name is not None else None
             error = (copy.error if copy is not None else None) or self._trouble
-            if copy is None or copy.status is None or isinstance(error, RolloutNotFound):
+            if copy is None or copy.status is None or isinstance(error, JobNotFound):
                 if error is not None:
                     raise error
                 if name is None and self._jobs_at is not None:
-                    raise RolloutNotFound("this namespace has no jobs yet: they appear here when they attach")
+                    raise JobNotFound("this namespace has no jobs yet: they appear here when they attach")
                 return None
             assert copy.taken_at is not None
             head = {
                 "age_s": round(time.monotonic() - copy.taken_at, 3),
                 "poll_s": self._poll_s,
+                "cluster": self._viewer.address if self._viewer is not None else "",
                 "namespace": self._viewer.namespace if self._viewer is not None else "",
                 "error": str(error) if error is not None else None,
                 "kind": type(error).__name__ if error is not None else None,
@@ -246,7 +248,7 @@ class Feed:
             except Exception as error:
                 with self._lock:
                     copy.error = error
-                if not isinstance(error, (RolloutNotFound, BadInput)):
+                if not isinstance(error, (JobNotFound, BadInput)):
                     self._set_trouble(error)
                     return
             if self._ended.is_set():

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import BadInput
-from ..progress import WAITS
-from ..records import SETTINGS
+from ..ledger.history import WAITS
+from ..settings import OF_JOB
 from .page import report_page
 
 _SPANS = {  # what -> (its begin, its end)
@@ -29,6 +29,7 @@ _SPANS = {  # what -> (its begin, its end)
 class Looks(Protocol):
     """What is used of a viewer.Viewer."""
 
+    address: str
     namespace: str
 
     def look(self, job_id: str) -> dict[str, Any]: ...
@@ -38,11 +39,12 @@ def write_report(viewer: Looks, job_id: str, out: Path) -> dict[str, Any]:
     """Write the report of a job to the file `out`; returns its figures, see `report_data`.
 
     Raises:
-        BadInput: the file cannot be written. RolloutNotFound, Unreachable: what the viewer raises.
+        BadInput: the file cannot be written. JobNotFound, Unreachable: what the viewer raises.
     """
     look = viewer.look(job_id)
     figures = report_data(look)
-    page = report_page({"look": look, "figures": figures, "namespace": viewer.namespace, "written_at": time.time()})
+    whose = {"cluster": viewer.address, "namespace": viewer.namespace}
+    page = report_page({"look": look, "figures": figures, **whose, "written_at": time.time()})
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.write_text(page, encoding="utf-8")
@@ -56,6 +58,9 @@ def write_report(viewer: Looks, job_id: str, out: Path) -> dict[str, Any]:
 def report_data(look: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a run, of what Viewer.look said of all of it; JSON-able. Times in seconds; None: not known.
 
+    Shares of waits are of the time since the job began; rates are of the time in which the remembered rollouts were
+    made and acked.
+
     "spans" are {"count", "p50", "p95", "max", "mean"}; "made" is by the clock of the vault, the rest by the broker's,
     so that the first two may be off by what these differ.
     """
@@ -67,6 +72,9 @@ def report_data(look: Mapping[str, Any]) -> dict[str, Any]:
     samples = sum(max(0, row["num_samples"]) for row in acked)
     staleness = Counter(row["staleness"] for row in rows if row["staleness"] is not None)
     waited = status["waited"]
+    run_s = max(
+        0.0, (max(map(changed_at, rows), default=0.0) if status["complete"] else look["wall"]) - status["began"]
+    )
     return {
         "job_id": status["job_id"],
         "complete": status["complete"],
@@ -84,7 +92,7 @@ def report_data(look: Mapping[str, Any]) -> dict[str, Any]:
         },
         "staleness": {str(behind): staleness[behind] for behind in sorted(staleness)},
         "waited_s": {what: waited.get(what, 0.0) for what in WAITS},
-        "waited_share": {what: _rounded(waited.get(what, 0.0) / wall_s) if wall_s else None for what in WAITS},
+        "waited_share": {what: _rounded(min(1.0, waited.get(what, 0.0) / run_s)) if run_s else None for what in WAITS},
         "reward": _reward(rows),
         "bytes": status["bytes"],
         "bytes_per_rollout": spread(row["nbytes"] for row in rows if row["nbytes"]),
@@ -94,8 +102,13 @@ def report_data(look: Mapping[str, Any]) -> dict[str, Any]:
             "lost now": len(status["lost"]),
         },
         "restarts": status["restarts"],
-        "settings": {name: status[name] for name in SETTINGS},
+        "settings": {name: status[name] for name in OF_JOB},
     }
+
+
+def changed_at(row: Mapping[str, Any]) -> float:
+    """When this rollout changed last, in seconds of the broker's clock."""
+    return max(row[name] for name in ("demanded", "begun", "published", "claimed", "acked"))
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

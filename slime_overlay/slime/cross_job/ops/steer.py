@@ -1,4 +1,5 @@
-"""The steering commands. Each says what will happen, and asks on a terminal (`--yes`: does not)."""
+"""The steering commands. Each says what will happen, and asks on a terminal (`--yes`: does not). What the broker would
+refuse is refused before anything is said."""
 
 import logging
 import time
@@ -7,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import BadInput, BrokerLost, NoBroker, Refused, WaitTimeout
-from ..records import LIVE
+from ..ledger.operator import SET_ASIDE
+from ..ledger.state import LIVE
 from .app import (
     CONNECT_S,
     DEFAULT,
@@ -18,12 +20,13 @@ from .app import (
     RolloutId,
     Yes,
     app,
+    cluster_at,
     connected,
     deadline,
     out_json,
+    out_text,
     say,
     sure,
-    where,
 )
 from .text import bytes_text, clean
 
@@ -63,12 +66,14 @@ def requeue(
     """Take a leased rollout from who holds it, or one that is set aside from there: it can be claimed again."""
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
-    holder = viewer.detail(job, rollout)["groups"].get(group, {}).get("held_by", "")
-    words = f"rollout {rollout} of job {job} is taken from the {clean(holder)}, which is refused when it acks it"
-    if str(rollout) in viewer.status(job)["dead_letters"] and not holder:
-        words = holder = f"rollout {rollout} of job {job} is not set aside any more: it is wanted again"
-    sure(words if holder else f"rollout {rollout} of job {job} seems to be leased by nobody of group {group}", yes)
-    say(f"taken from the {clean(viewer.steer('requeue', job, rollout, group))}")
+    holder = viewer.foresee("requeue", job, rollout, group)
+    if holder == SET_ASIDE:
+        words = "is no longer set aside: it is trained on, or generated again"
+    else:
+        words = f"is taken from the {clean(holder)}: its ack will be refused"
+    sure(f"rollout {rollout} of job {job} {words}", yes)
+    held_by = viewer.steer("requeue", job, rollout, group)
+    say(f"rollout {rollout} is wanted again" if held_by == SET_ASIDE else f"taken from the {clean(held_by)}")
 
 
 @app.command()
@@ -86,7 +91,8 @@ def drop(
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
     how = "the same prompts" if same_prompts else "new prompts"
-    sure(f"rollout {rollout} of job {job} is freed, and generated anew from {how}", yes)
+    nbytes = viewer.foresee("discard", job, rollout, same_prompts)
+    sure(f"rollout {rollout} of job {job} ({bytes_text(nbytes)}) is freed, and generated anew from {how}", yes)
     say(f"{bytes_text(viewer.steer('discard', job, rollout, same_prompts))} freed")
 
 
@@ -101,8 +107,9 @@ def close_group(
     """Give up on a consumer group that will not come back: it holds nothing back any more."""
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
-    sure(f"group {clean(group)} of job {job} is through: what only it has not acked is freed", yes)
-    say(f"{len(viewer.steer('close_group', job, group))} rollouts had not been acked by it")
+    behind = len(viewer.foresee("close_group", job, group))
+    sure(f"group {clean(group)} of job {job} is closed: it has not acked {behind} rollouts, and keeps none back", yes)
+    say(f"group {clean(group)} is closed; it had not acked {len(viewer.steer('close_group', job, group))} rollouts")
 
 
 @app.command("give-up")
@@ -115,8 +122,9 @@ def give_up(
     """Let a broker that was restarted go on without a vault that is silent."""
     from . import viewer
 
-    with deadline(CONNECT_S, f"the Ray cluster at {where(address)} does not answer within {CONNECT_S:.0f} s"):
-        viewer.ensure_ray(where(address), logging_level=logging.ERROR)
+    there = cluster_at(address)
+    with deadline(CONNECT_S, f"the Ray cluster at {there} does not answer within {CONNECT_S:.0f} s"):
+        viewer.ensure_ray(there, logging_level=logging.ERROR)
     found = viewer.starting(namespace)
     waited = [] if found is None else found["waits_for"]
     named = [one for one in waited if vault in (one["vault"], one["node_id"])]
@@ -145,6 +153,7 @@ def gc(
     """Free, now, what nobody has known of for 10 minutes in durable stores; with --forget JOB all that a job holds."""
     viewer = connected(address, namespace)
     for job in forget or []:
+        viewer.foresee("forget", job)
         status = viewer.status(job)
         held = f"{status['retained']} rollouts, {bytes_text(status['held_bytes'])}"
         sure(f"job {job} is forgotten: {held}, where it stood, and what it stored", yes)
@@ -152,7 +161,7 @@ def gc(
         say(f"job {job} is forgotten")
     if not forget:
         sure("what the broker has seen in durable stores for 10 minutes, and nobody knows of, is deleted", yes)
-        say(f"{viewer.collect()} freed")
+        say(f"{viewer.collect()} leftovers deleted")
 
 
 @app.command()
@@ -174,7 +183,7 @@ def shutdown(
             raise
         if not views.holdings(namespace)["vaults"]:
             raise
-        say(f"no broker says who is attached, and what is held: {clean(error)}")
+        say(f"the broker does not say which clients are attached, and what is held: {clean(error)}")
     held = views.holdings(namespace)
     if living and not force:
         raise Refused(
@@ -226,7 +235,7 @@ def quarantine(
             out_json({**letters, **found})
             return
         for name, why in {**letters, **found}.items():
-            print(f"{clean(name)}: {clean(why)}")
+            out_text(f"{clean(name)}: {clean(why)}")
         say(f"{len(letters)} rollouts of job {job} set aside, {len(found)} payloads in quarantine")
         return
     names = [*found] if delete == ["all"] else delete
@@ -253,6 +262,7 @@ def _between_signs_s(jobs: dict[str, Any]) -> float:
 def _control(address: str | None, namespace: str, job_id: str | None, yes: bool, wanted: str, words: str) -> None:
     viewer = connected(address, namespace)
     job = viewer.the_job(job_id)
+    viewer.foresee("control", job, wanted)
     sure(f"job {job}: {words}", yes)
     before = viewer.steer("control", job, wanted)
     say(f"job {job} is {wanted}; it was {before}")

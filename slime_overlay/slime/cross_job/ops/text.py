@@ -9,30 +9,31 @@ import math
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..records import STATES
+from ..ledger.state import STATES
+from ..types import shortened
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # controls, format (bidi, zero width), surrogates, private use
 _LEVELS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _STATE_STYLES = {"lost": "red", "dropped": "yellow", "claimed": "cyan", "published": "blue", "generating": "magenta"}
+_STANDS = {"running": "green", "complete": "green", "live": "green", "failed": "bold red", "dead": "bold red"}
 _NONE = "-"
+_WHOLE = 20_000  # characters of what is not cut
 _BLOCKED = "not looked at: it needs"
 _ADVICE = (("why it matters", "why"), ("what to do", "do"))
 
 
 def clean(text: Any, lines: bool = False, most: int = 2000) -> str:
     """Text that a terminal only shows; `lines`: line ends and tabs stay."""
-    text = str(text)
-    cut = text[:most]
     kept = "\n\t" if lines else ""
-    shown = "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else _visible(c) for c in cut)
-    return f"{shown}… {len(text) - most:,} more characters" if len(text) > most else shown
+    cut = shortened(text, most)
+    return "".join(c if c in kept or unicodedata.category(c) not in _HIDDEN else _visible(c) for c in cut)
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -65,66 +66,54 @@ def clock_text(at: float) -> str:
     return time.strftime("%m-%d %H:%M:%S", time.localtime(at)) if at else _NONE
 
 
-def jobs_table(jobs: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    """One line a job; `jobs` by (namespace and) job id."""
-    table = _table("job", "state", "published", "claimed", "acked", "queue", "per min", "reward", "how it stands")
+def jobs_table(jobs: Mapping[str, Mapping[str, Any]], wide: bool = False) -> RenderableType:
+    """One line a job; `jobs` by (namespace and) job id. `wide`: every column."""
+    rows = []
     for name, status in sorted(jobs.items()):
         recent = status["recent"]
-        state = "complete" if status["complete"] else status["control"]
-        figures = [status[name] for name in ("published", "claimed", "acked", "queue_depth")]
-        table.add_row(
-            clean(name),
-            state,
-            *map(_number, figures),
-            _number(recent["per_minute"]),
-            _number(recent["reward"]),
-            _standing(status["standing"][0]),
-        )
-    return table if jobs else Text("no jobs yet")
+        row: dict[str, str | Text] = {"job": clean(name), "state": _stands(status["state"])}
+        row |= {name: str(status[name]) for name in ("published", *(("claimed",) if wide else ()), "acked")}
+        row |= {"queue": str(status["queue_depth"]), "per min": _number(recent["per_minute"])}
+        row |= {"reward": _number(recent["reward"])}
+        rows.append({**row, **({"how it stands": _standing(status["standing"][0])} if wide else {})})
+    return _table(rows, folds=("job",)) if jobs else Text("no jobs yet")
 
 
 def status_view(status: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
     """All figures of a job."""
-    who = _table("", "state", "doing", "for", "last sign", "where", "Ray job", "epoch")
-    who.add_row("rollout job", *_client(status["producer"]))
-    for group, client in status["consumers"].items():
-        who.add_row(f"group {clean(group)}", *_client(client))
     recent, waited = status["recent"], status["waited"]
-    grid = Table.grid(padding=(0, 2))
-    for name, text in (
-        ("rollouts", _counts(status)),
-        (
-            "queue",
-            f"{status['queue_depth']}, oldest {span_text(status['oldest_queued_s'])}; {status['leased']} leased, "
-            f"{status['demanded']} demanded; {bytes_text(status['held_bytes'])} held",
-        ),
-        ("pace", _pace(recent)),
-        (
-            "weights",
-            f"version {_number(status['weight_version'])}; the queue is {_number(status['staleness'])} behind",
-        ),
-        ("waits", _waits(recent, waited)),
-        (
-            "since",
-            f"{clock_text(status['began'])}; last change {span_text(status['idle_s'])} ago; "
-            f"restarts {', '.join(f'{clean(k)} {v}' for k, v in status['restarts'].items()) or 'none'}",
-        ),
-        ("store", _store(status)),
-    ):
-        grid.add_row(Text(name, style="dim"), Text(text))
-    title = Text(f"{clean(status['job_id'])}  {'complete' if status['complete'] else status['control']}", style="bold")
-    body: list[RenderableType] = [*map(_standing, status["standing"]), Text(), who, Text(), grid]
+    figures = {
+        "rollouts": _counts(status),
+        "queue": f"{status['queue_depth']}, oldest {span_text(status['oldest_queued_s'])}; {status['leased']} leased, "
+        f"{status['demanded']} demanded; {bytes_text(status['held_bytes'])} held",
+        "pace": _pace(recent),
+        "weights": f"version {_number(status['weight_version'])}{_behind(status['staleness'])}",
+        "waits": _waits(recent, waited),
+        "since": f"{clock_text(status['began'])}; last change {span_text(status['idle_s'])} ago; "
+        f"restarts {', '.join(f'{clean(k)} {v}' for k, v in status['restarts'].items()) or 'none'}",
+        "store": _store(status),
+    }
+    clients = {"rollout job": status["producer"], **{f"group {k}": c for k, c in status["consumers"].items()}}
+    who = _grid({name: _client(client) for name, client in clients.items()})
+    body: list[RenderableType] = [*map(_standing, status["standing"]), Text(), who, Text(), _grid(figures)]
     if events:
         body += [Text(), events_table(events)]
+    title = Text.assemble(clean(status["job_id"]), "  ", _stands(status["state"]), style="bold")
     return Panel(Group(*body), title=title, title_align="left")
 
 
 def events_table(events: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = _table("when", "what", "rollout", "")
-    for event in events:
-        rollout = "" if event["rollout_id"] < 0 else str(event["rollout_id"])
-        table.add_row(clock_text(event["at"]), event["kind"], rollout, clean(event["text"], most=300))
-    return table
+    return _table(
+        [
+            {
+                "when": clock_text(event["at"]),
+                "what": event["kind"],
+                "": clean(f"rollout {event['rollout_id']}: " * (event["rollout_id"] >= 0) + event["text"], most=300),
+            }
+            for event in events
+        ],
+        folds=("",),
+    )
 
 
 def findings_table(findings: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -146,80 +135,86 @@ def findings_table(findings: Sequence[Mapping[str, Any]]) -> RenderableType:
     return Group(*body)
 
 
-def rollouts_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """`ls`: one line a rollout."""
-    table = _table(
-        *("rollout", "state", "published", "samples", "size", "weights", "behind", "reward"),
-        *("generated in", "queued for", "to its ack", "claims", "version"),
-        numbers=13,
-    )
-    for row in rows:
-        table.add_row(
-            str(row["rollout_id"]),
-            state_text(row["state"]),
-            clock_text(row["published"]),
-            _number(row["num_samples"] if row["num_samples"] >= 0 else None),
-            bytes_text(row["nbytes"]) if row["nbytes"] else _NONE,
-            _number(row["weight_version"]),
-            _number(row["staleness"]),
-            _number(row["reward"]),
-            _between(row, "begun", "made" if row["made"] else "published"),
-            _between(row, "published", "claimed"),
-            _between(row, "claimed", "acked"),
-            _number(row["claims"] or None),
-            _number(row["version"] or None),
-        )
-    return table
+def rollouts_table(rows: Sequence[Mapping[str, Any]], wide: bool = False) -> RenderableType:
+    """`ls`: one line a rollout. `wide`: every column."""
+    shown = [_rollout(row) | (_rollout_times(row) if wide else {}) for row in rows]
+    return _table(shown, right=True) if shown else Text("no rollouts")
+
+
+def _rollout(row: Mapping[str, Any]) -> dict[str, str | Text]:
+    return {
+        "rollout": str(row["rollout_id"]),
+        "state": state_text(row["state"]),
+        "published": clock_text(row["published"]),
+        "samples": _number(row["num_samples"] if row["num_samples"] >= 0 else None),
+        "weights": _number(row["weight_version"]),
+        "behind": _number(row["staleness"]),
+        "reward": _number(row["reward"]),
+    }
+
+
+def _rollout_times(row: Mapping[str, Any]) -> dict[str, str | Text]:
+    return {
+        "size": bytes_text(row["nbytes"]) if row["nbytes"] else _NONE,
+        "generated in": _between(row, "begun", "made" if row["made"] else "published"),
+        "queued for": _between(row, "published", "claimed"),
+        "to its ack": _between(row, "claimed", "acked"),
+        "claims": _number(row["claims"] or None),
+        "version": _number(row["version"] or None),
+    }
 
 
 def rollout_view(
-    detail: Mapping[str, Any], found: Mapping[str, Any] | None, texts: Mapping[int, Any]
+    detail: Mapping[str, Any], found: Mapping[str, Any] | None, texts: Mapping[int, Any], wide: bool = False
 ) -> RenderableType:
-    """`show`: all of one rollout; `found` is Viewer.samples, `texts` what a tokenizer made of samples, by index."""
-    body: list[RenderableType] = []
+    """`show`: all of one rollout; `found` is Viewer.samples, `texts` what a tokenizer made of samples, by index;
+    `wide`: meta and values are not cut."""
+    facts: dict[str, str | Text] = {}
     known = detail["progress"]
     if known is not None:
-        body.append(rollouts_table([{**known, "rollout_id": detail["rollout_id"]}]))
-        waited = f"before it, generation waited {span_text(known['producer_waited_s'])}"
-        body.append(Text(f"{waited}, training {span_text(known['consumer_waited_s'])}", style="dim"))
-    groups = _table("group", "state", "version", "held by")
-    for name, group in detail["groups"].items():
-        groups.add_row(clean(name), group["state"], _number(group["version"]), clean(group["held_by"]))
-    versions = _table("version", "published", "samples", "parts", "bytes", "weights", "vault", "store", "meta")
-    for v in detail["versions"]:
-        meta = clean(dumps(v["meta"]), most=200)
-        versions.add_row(
-            str(v["version"]),
-            clock_text(v["published_at"]),
-            str(v["num_samples"]),
-            str(v["parts"]),
-            f"{v['nbytes']:,}",
-            _number(v["weight_version"]),
-            clean(v["vault"][-24:] or _NONE),
-            clean(v["stored"] or _NONE),
-            meta,
+        row = {**known, "rollout_id": detail["rollout_id"]}
+        facts = {**_rollout(row), **_rollout_times(row)}
+        del facts["rollout"]
+        facts["waited"] = (
+            f"generation {span_text(known['producer_waited_s'])}, training {span_text(known['consumer_waited_s'])}"
         )
-    body += [groups, versions]
+    for name, group in detail["groups"].items():
+        version = "" if group["version"] is None else f" version {group['version']}"
+        by = f", by the {clean(group['held_by'])}" if group["held_by"] else ""
+        facts[f"group {clean(name)}"] = f"{group['state']}{version}{by}"
+    for v in detail["versions"]:
+        facts[f"version {v['version']}"] = "\n".join(
+            [
+                f"published {clock_text(v['published_at'])}, {v['num_samples']} samples, {v['nbytes']:,} bytes, "
+                f"parts {v['parts']}, weights {_number(v['weight_version'])}",
+                f"vault {clean(v['vault'] or _NONE)}",
+                *([f"durable store: {clean(v['stored'])}"] if v["stored"] else []),
+                f"meta {clean(dumps(v['meta']), most=_WHOLE if wide else 200)}",
+            ]
+        )
+    body: list[RenderableType] = [_grid(facts)]
     if detail["events"]:
-        body.append(events_table(detail["events"]))
+        body += [Text(), events_table(detail["events"])]
     if found is not None and "columns" in found:
         columns = ", ".join(f"{clean(name)} ({kind})" for name, kind in found["columns"].items())
         body.append(Text(f"columns: {columns}"))
-        body += [sample_view(sample, texts.get(sample["index"])) for sample in found["samples"]]
+        body += [sample_view(sample, texts.get(sample["index"]), wide) for sample in found["samples"]]
     elif found is not None:
         body.append(Text(clean(dumps(found["value"]), most=2000)))
     title = Text(f"rollout {detail['rollout_id']} of {clean(detail['job_id'])}", style="bold")
     return Panel(Group(*body), title=title, title_align="left")
 
 
-def sample_view(sample: Mapping[str, Any], text: Any = None) -> RenderableType:
-    """One sample: texts whole, numbers cut."""
+def sample_view(sample: Mapping[str, Any], text: Any = None, wide: bool = False) -> RenderableType:
+    """One sample: texts whole, numbers cut, unless `wide`."""
     grid = Table.grid(padding=(0, 2))
     if text is not None:
         for name, words in text.items():
             grid.add_row(Text(name, style="dim"), Text(clean(words, lines=True)))
     for name, value in sample["values"].items():
-        shown = clean(value, lines=True) if isinstance(value, str) else clean(dumps(value), most=160)
+        shown = (
+            clean(value, lines=True) if isinstance(value, str) else clean(dumps(value), most=_WHOLE if wide else 160)
+        )
         grid.add_row(Text(clean(name), style="dim"), Text(shown))
     return Panel(grid, title=Text(f"sample {sample['index']}"), title_align="left", border_style="dim")
 
@@ -240,15 +235,24 @@ def _counts(status: Mapping[str, Any]) -> str:
 
 
 def _pace(recent: Mapping[str, Any]) -> str:
-    if not recent["rollouts"]:
-        return "nothing was claimed yet"
+    if recent["per_minute"] is None:
+        return _so_far(recent)
     reward = f"; mean reward {_number(recent['reward'])}" if recent["reward"] is not None else ""
     pace = f"{_number(recent['per_minute'])} rollouts/min, {_number(recent['samples_per_s'])} samples/s"
     return f"{pace}, over the last {recent['rollouts']}{reward}"
 
 
+def _behind(staleness: int | None) -> str:
+    return "" if staleness is None else f"; the oldest queued rollout is {staleness} behind"
+
+
+def _so_far(recent: Mapping[str, Any]) -> str:
+    claimed = recent["rollouts"]
+    return f"{claimed} rollout{'' if claimed == 1 else 's'} claimed so far"
+
+
 def _waits(recent: Mapping[str, Any], waited: Mapping[str, float]) -> str:
-    shares = "nobody yet"
+    shares = _so_far(recent)
     if recent["bottleneck"] is not None:
         shares = f"training {recent['consumer_waited_share']:.0%}, generation {recent['producer_waited_share']:.0%} "
         shares += f"of the last {recent['rollouts']} rollouts (bottleneck {recent['bottleneck']:+.2f})"
@@ -262,21 +266,22 @@ def _store(status: Mapping[str, Any]) -> str:
     return f"{clean(status['store'])}, {status['store_mode']}, {status['unstored']} not stored yet"
 
 
-def _client(client: Mapping[str, Any] | None) -> list[Any]:
+def _client(client: Mapping[str, Any] | None) -> Text:
     if client is None:
-        return ["absent", *([""] * 6)]
+        return Text("absent", style="yellow")
     state = "dead" if client["presumed_dead"] else client["state"]
-    style = {"live": "green", "failed": "bold red", "dead": "bold red"}.get(state, "yellow")
-    doing = client["activity"] if state in ("live", "silent") else client["reason"]
-    return [
-        Text(state, style=style),
-        clean(doing, most=120),
-        span_text(client["activity_s"]),
-        f"{span_text(client['silent_s'])} ago",
-        f"{clean(client['host'])}:{client['pid']}",
-        clean(client["submission_id"] or client["ray_job_id"]),
-        str(client["epoch"]),
-    ]
+    does = state in ("live", "silent")
+    doing = f"{clean(client['activity'], most=200)}, for {span_text(client['activity_s'])}" if does else ""
+    said = [doing or clean(client["reason"], most=200), f"last sign {span_text(client['silent_s'])} ago"]
+    where = (
+        f"{clean(client['host'])}:{client['pid']}, Ray job {clean(client['submission_id'] or client['ray_job_id'])}"
+    )
+    return Text.assemble(_stands(state), f": {'; '.join(filter(None, said))}", f"\n{where}, epoch {client['epoch']}")
+
+
+def _stands(state: str) -> Text:
+    """The state of a job, or of a client."""
+    return Text(clean(state), style=_STANDS.get(state, "yellow"))
 
 
 def _between(row: Mapping[str, Any], begin: str, end: str) -> str:
@@ -289,11 +294,24 @@ def _number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _table(*names: str, numbers: int = 0) -> Table:
+def _table(rows: Sequence[Mapping[str, str | Text]], folds: Sequence[str] = (), right: bool = False) -> Table:
+    """The keys of the rows are the columns; those that `folds` names are folded where there is no room. `right`: all
+    but the state are numbers."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for at, name in enumerate(names):
-        table.add_column(name, justify="right" if numbers and at not in (1,) else "left", overflow="fold")
+    for name in rows[0] if rows else ():
+        justify: Literal["right", "left"] = "right" if right and name != "state" else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in folds)
+    for row in rows:
+        table.add_row(*row.values())
     return table
+
+
+def _grid(facts: Mapping[str, str | Text]) -> Table:
+    """A line for each of these, or several."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(Text(clean(name), style="dim", no_wrap=True), Text(value) if isinstance(value, str) else value)
+    return grid
 
 
 def _visible(character: str) -> str:

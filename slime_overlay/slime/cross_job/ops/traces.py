@@ -54,18 +54,39 @@ def spans_of(look: Mapping[str, Any], last: int) -> list[Span]:
 
 
 def chrome(job_id: str, trees: Sequence[Span]) -> dict[str, Any]:
-    """Chrome's trace event format, times in microseconds: one row a rollout."""
+    """Chrome's trace event format, times in whole microseconds: one row a rollout, and more where its spans overlap
+    (clocks may differ), because Perfetto drops what lies neither within another span of its row nor beside it."""
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": f"slime cross-job: {job_id}"}}
     ]
+    tid = 0
     for tree in trees:
-        row = {"pid": 1, "tid": tree.rollout_id + 1}
-        events.append({"ph": "M", "name": "thread_name", **row, "args": {"name": f"rollout {tree.rollout_id}"}})
-        for span in (tree, *tree.children):
-            times = {"ts": round(1e6 * span.begin), "dur": max(1, round(1e6 * (span.end - span.begin)))}
-            facts = {**span.facts, "where": span.where}
-            events.append({"ph": "X", "name": span.name, "cat": span.where, **row, **times, "args": facts})
+        for spans in _rows(tree):
+            tid += 1
+            row = {"pid": 1, "tid": tid}
+            events.append({"ph": "M", "name": "thread_name", **row, "args": {"name": f"rollout {tree.rollout_id}"}})
+            for begin, end, span in spans:
+                times = {"ts": begin, "dur": end - begin}
+                facts = {"rollout_id": tree.rollout_id, **span.facts, "where": span.where}
+                events.append({"ph": "X", "name": span.name, "cat": span.where, **row, **times, "args": facts})
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"job_id": job_id}}
+
+
+def _rows(tree: Span) -> list[list[tuple[int, int, Span]]]:
+    """(begin, end, span) in microseconds, in rows in which each lies within or beside every other. Both ends are
+    rounded, not the length: else neighbours overlap by one microsecond."""
+    spans = [(round(1e6 * span.begin), round(1e6 * span.end), span) for span in (tree, *tree.children)]
+    rows: list[list[tuple[int, int, Span]]] = []
+    ends: list[list[int]] = []  # of what is open in each row
+    for begin, end, span in sorted(spans, key=lambda one: (one[0], -one[1])):
+        ends = [[still for still in row if still > begin] for row in ends]
+        at = next((n for n, still in enumerate(ends) if not still or end <= still[-1]), len(rows))
+        if at == len(rows):
+            rows.append([])
+            ends.append([])
+        rows[at].append((begin, end, span))
+        ends[at].append(end)
+    return rows
 
 
 def send(endpoint: str, job_id: str, trees: Sequence[Span]) -> int:

@@ -1,5 +1,6 @@
 """What a tool may see of the jobs of a namespace, and do to them. Reading never disturbs a run: no client attaches, no
-lease is taken, no broker is made; samples are cut in the vault that owns them, and only what is shown travels.
+lease is taken, no broker is made, nothing is written to a store; samples are cut in the vault that owns them, and only
+what is shown travels.
 """
 
 import contextlib
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ..errors import BadInput, BrokerLost, NoBroker, PayloadLost, RolloutNotFound, Unreachable, WaitTimeout
-from ..link import GONE, START_S, Deadline, Link, ensure_ray, get, namespaces
-from ..preview import MOST_CHARACTERS, MOST_NUMBERS, preview
-from ..progress import PROGRESS
-from ..records import DEAD
+from ..client.connection import GONE, START_S, Connection, ensure_ray, get, namespaces
+from ..deadline import Deadline
+from ..errors import BadInput, BrokerLost, JobNotFound, NoBroker, PayloadLost, Unreachable, WaitTimeout
+from ..ledger.history import PROGRESS
+from ..ledger.state import DEAD
 from ..types import BROKER_NAME, DEFAULT_NAMESPACE, VAULT_NAME, Located, check_job_id
+from ..vault.preview import MOST_CHARACTERS, MOST_NUMBERS, preview
 
 if TYPE_CHECKING:
-    from ..archive import Archive
+    from ..storage.payloads import Archive
 
 _STATS_S = 5.0  # for a vault to say what it holds
 _QUIET_S = 1.0  # without a new broker or vault, after which a namespace has ended
@@ -39,10 +41,11 @@ class Viewer:
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE, address: str | None = None, timeout_s: float = START_S):
         ensure_ray(address, logging_level=logging.ERROR)
+        self.address: str = ray.get_runtime_context().gcs_address
         self.namespace, self._timeout_s = namespace, timeout_s
         raise_if_stuck(namespace)
         try:
-            self.link = Link(namespace, make=False)
+            self.connection = Connection(namespace, make=False)
         except WaitTimeout:
             raise_if_stuck(namespace)
             raise
@@ -58,7 +61,7 @@ class Viewer:
         return self._call("status")
 
     def the_job(self, job_id: str | None) -> str:
-        """`job_id`; None: the only job that is not complete, or the only one. Raises RolloutNotFound, BadInput."""
+        """`job_id`; None: the only job that is not complete, or the only one. Raises JobNotFound, BadInput."""
         if job_id is not None:
             return check_job_id(job_id)
         jobs = self.jobs()
@@ -67,11 +70,11 @@ class Viewer:
         if len(candidates) == 1:
             return candidates[0]
         if not jobs:
-            raise RolloutNotFound(f"namespace {self.namespace!r} has no jobs yet")
+            raise JobNotFound(f"namespace {self.namespace!r} has no jobs yet")
         raise BadInput(f"there are several jobs, say which: --job-id {' | '.join(sorted(jobs))}")
 
     def status(self, job_id: str) -> dict[str, Any]:
-        """See status.job_status. Raises RolloutNotFound."""
+        """See status.job_status. Raises JobNotFound."""
         return self._call("status", job_id)[job_id]
 
     def look(
@@ -104,7 +107,7 @@ class Viewer:
         if not payload.vault:
             return preview(self._stored_parts(located), *cut)
         try:
-            vault = self.link.vault(payload.vault)
+            vault = self.connection.vault(payload.vault)
             return get(vault.preview.remote(payload.token, *cut), Deadline(self._timeout_s), "the vault")
         except PayloadLost:
             if payload.stored:
@@ -119,15 +122,19 @@ class Viewer:
         if not located.payload.vault:
             return located, self._stored_parts(located)
         try:
-            return located, ray.get(self.link.open_refs(located.payload), timeout=600)
+            return located, ray.get(self.connection.open_refs(located.payload), timeout=600)
         except ray.exceptions.ObjectLostError as error:
             raise PayloadLost(f"rollout {rollout_id} of job {job_id} is lost: {error}") from None
 
     def steer(self, operation: str, job_id: str, *args: Any) -> Any:
-        """One of steering.STEERING, carried out once; or "forget". Raises what the ledger raises."""
+        """One of operator.STEERING, carried out once; or "forget". Raises what the ledger raises."""
         if operation == "forget":
             return self._call(operation, job_id)
         return self._call("steer", job_id, uuid.uuid4().hex, operation, *args)
+
+    def foresee(self, operation: str, job_id: str, *args: Any) -> Any:
+        """What `steer` would return now. Changes nothing; raises what `steer` would raise."""
+        return self._call("foresee", job_id, operation, *args)
 
     def living(self) -> dict[str, str]:
         """Clients that are attached: client id -> who it is, in words."""
@@ -139,24 +146,24 @@ class Viewer:
 
     def collect(self) -> int:
         """Free what nobody knows of in durable stores; see Broker.collect."""
-        return self.link.ask("collect", Deadline(600.0))
+        return self.connection.ask("collect", Deadline(600.0))
 
     def archive(self, job_id: str) -> "Archive":
         """The job's payloads in its durable store. Raises BadInput: it has none."""
         uri = self._call("store_uri", job_id)
         if uri is None:
             raise BadInput(f"job {job_id} has no durable store (--cross-job-store)")
-        from ..archive import Archive
-        from ..stores import open_store
+        from ..storage import open_store
+        from ..storage.payloads import Archive
 
-        return Archive(open_store(uri), job_id)
+        return Archive(open_store(uri, make=False), job_id)
 
     def _stored_parts(self, located: Located) -> list[Any]:
-        return self.archive(located.job_id).load(located.payload.stored)
+        return self.archive(located.job_id).read(located.payload.stored)
 
     def _call(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self.link.call(operation, *args, timeout_s=self._timeout_s, **kwargs)
+            return self.connection.call(operation, *args, timeout_s=self._timeout_s, **kwargs)
         except WaitTimeout:
             raise_if_stuck(self.namespace)
             raise
@@ -244,7 +251,7 @@ def _ask_one_that_begins(namespace: str, method: str, *args: Any) -> Any:
         broker = ray.get_actor(BROKER_NAME, namespace=namespace)
     except ValueError:
         raise NoBroker(f"namespace {namespace!r} has no broker") from None
-    if not hasattr(broker, method):  # of an earlier version: Link says so
+    if not hasattr(broker, method):  # of an earlier version: Connection says so
         return None
     try:
         return get(getattr(broker, method).remote(*args), Deadline(_BEGINS_S), "the broker")

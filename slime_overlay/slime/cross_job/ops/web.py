@@ -25,8 +25,8 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import BadInput, CrossJobError, Refused, RolloutNotFound, Unreachable, WaitTimeout
-from ..records import DRAINING, PAUSED, RUNNING
-from ..types import check_job_id
+from ..ledger.state import DRAINING, PAUSED, RUNNING
+from ..types import check_job_id, shortened
 from .access import CONTROL, CONTROL_TOKEN, VIEW_TOKEN, Door, check_origin, host_is_ours, needs_token
 from .feed import Feed, View
 from .page import live_page, to_json
@@ -94,7 +94,7 @@ class WebView:
         if allow_control and view_token is not None and control_token is None:
             raise BadInput(f"steering needs a token of its own, besides that of who looks ({CONTROL_TOKEN})")
         if view_token is not None and view_token == control_token:
-            raise BadInput("who only looks would steer: give the view and the control token different values")
+            raise BadInput("the view token would also steer: give the view and the control token different values")
         if not poll_s >= 0.05:
             raise BadInput(f"a question every {poll_s} s is too much for a broker: at least 0.05 s")
         self.job_id = None if job_id is None else check_job_id(job_id)
@@ -340,4 +340,4 @@ def _json(text: str, status: int = 200) -> web.Response:
 
 
 def _failed(words: str, kind: str, status: int) -> web.Response:
-    return _json(to_json({"error": words[:4000], "kind": kind}), status)
+    return _json(to_json({"error": shortened(words, 4000), "kind": kind}), status)

@@ -4,13 +4,12 @@ function drawHead() {
   const { status } = state;
   put(by("job"), state.job || (state.live ? "no job yet" : ""));
   put(by("namespace"), state.namespace ? `namespace ${state.namespace}` : "");
-  show(by("control"), Boolean(status && !status.complete));
-  show(by("complete"), Boolean(status && status.complete));
+  put(by("cluster"), state.cluster ? `Ray cluster ${state.cluster}` : "");
+  show(by("state"), Boolean(status));
   if (!status) return;
-  const glyph = { running: "\u25b6", paused: "\u2016", draining: "\u25bd" }[status.control] || "";
-  put(by("control"), `${glyph} ${status.control}`);
-  mark(by("control"), "data-control", visible(status.control));
-  put(by("complete"), "\u2713 complete");
+  const glyph = { running: "\u25b6", paused: "\u2016", draining: "\u25bd", waiting: "\u25cb", complete: "\u2713" };
+  put(by("state"), `${glyph[status.state] || (MARKS[status.state] || [""])[0]} ${status.state}`);
+  mark(by("state"), "data-state", visible(status.state));
 }
 
 function drawVerdict() {
@@ -112,7 +111,7 @@ function balanceCard() {
     put(said, isNumber(b)
       ? `${signed(b)} \u00b7 train job waited ${share(r.consumer_waited_share)}, rollout job ` +
         `${share(r.producer_waited_share)} of the last ${plural(r.rollouts, "rollout")}`
-      : "nothing was claimed yet");
+      : `${plural(r.rollouts, "rollout")} claimed so far: too few to tell`);
     const waited = Object.entries(status.waited).filter(([, total]) => total > 0.05).sort((a, c) => c[1] - a[1]);
     listed(shares, waited, (row) => row[0], (row) => el("div", {}, el("dt", {}, waitName(row[0])), el("dd")),
       (node, row) => put(node.lastChild, seconds(row[1])));

@@ -9,6 +9,7 @@ const state = {
   job: null, // its id, once known
   status: null,
   wall: 0,
+  cluster: "",
   namespace: "",
   rows: new Map(), // rollout id -> progress
   ids: [], // ascending
@@ -55,7 +56,8 @@ function take(answer, now) {
   }
   state.events = state.events.slice(-500);
   Object.assign(state, {
-    job: answer.job_id, status: answer.status, wall: answer.wall, seq: answer.seq, namespace: answer.namespace,
+    job: answer.job_id, status: answer.status, wall: answer.wall, seq: answer.seq,
+    cluster: answer.cluster, namespace: answer.namespace,
     jobs: answer.jobs, control: answer.allow_control, pollS: answer.poll_s, ageS: answer.age_s,
     trouble: answer.kind ? { kind: answer.kind, error: answer.error } : null, cameAt: now,
   });
@@ -79,7 +81,7 @@ function takeReport(data) {
   take({
     anew: true, run: "report", fields, rows: look.progress.map((row) => fields.map((name) => row[name])),
     events: look.events, job_id: figures.job_id, status: look.status, wall: look.wall, seq: look.seq,
-    namespace: data.namespace, jobs: {}, allow_control: false, poll_s: 1, age_s: 0, kind: null,
+    cluster: data.cluster, namespace: data.namespace, jobs: {}, allow_control: false, poll_s: 1, age_s: 0, kind: null,
   }, moment());
   Object.assign(state, { live: false, figures, writtenAt: data.written_at });
 }

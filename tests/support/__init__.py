@@ -1,0 +1,1 @@
+"""What tests of several folders share: a ledger in few words, stand-ins, servers, jobs, clusters."""
