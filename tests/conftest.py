@@ -15,6 +15,10 @@ from local_cluster import forget_ray
 from tests.support.redis_server import RedisServer, program
 
 forget_ray()  # tests meet clusters of their own only
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # nor does a call of Ray's in a thread that a test left start one
+import ray  # noqa: E402, F401  # it looks at that when it is imported
+
+del os.environ["RAY_ENABLE_AUTO_CONNECT"]  # jobs that tests start connect as slime does
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +60,17 @@ def pytest_configure() -> None:
     SIGINT, and so would the programs that tests start and interrupt."""
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os._exit = _exit_told  # type: ignore[assignment]
+
+
+def _exit_told(code: int) -> None:
+    """What ends a job's process must not end the tests' without a word: a thread that outlived its test, say."""
+    if os.getpid() == _PID:
+        os.abort()  # faulthandler says what every thread was at
+    _exit(code)
+
+
+_exit, _PID = os._exit, os.getpid()
 
 
 def pytest_runtest_call() -> None:

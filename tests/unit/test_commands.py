@@ -18,6 +18,13 @@ ADDRESS = "10.0.0.1:6379"
 Ask = Callable[..., Result]
 
 
+@pytest.fixture(autouse=True)
+def environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """main sets what is not set."""
+    monkeypatch.setenv("RAY_LOG_TO_STDERR", "0")
+    monkeypatch.setenv("SLIME_CROSS_JOB_LOG_LEVEL", "ERROR")
+
+
 @pytest.fixture
 def viewer(monkeypatch: pytest.MonkeyPatch) -> ViewerStandIn:
     made = ViewerStandIn().begin()

@@ -158,6 +158,7 @@ def silent(monkeypatch):
     def answers_after(seconds: float) -> Refs:
         refs = Refs(seconds)
         monkeypatch.setattr(connection.ray, "get", refs.get)
+        monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
         monkeypatch.setattr(connection.time, "monotonic", lambda: refs.now)
         return refs
 
@@ -372,3 +373,10 @@ def test_a_broker_that_is_gone_may_take_its_grace_and_no_more_than_the_callers_d
     with pytest.raises(BrokerLost, match=f"is gone for {borne_s:.0f} s"):
         made.ask("hello", Deadline(within_s))
     assert borne_s <= now[0] - 1000.0 <= borne_s + 2
+
+
+def test_a_thread_that_asks_after_its_process_left_starts_no_cluster_of_its_own(monkeypatch):
+    """ray.get starts one where there is none: a thread of the unit tests did, and they ended with that cluster."""
+    monkeypatch.setattr(connection.ray, "get", lambda *_, **__: pytest.fail("Ray was asked"))
+    with pytest.raises(ClusterUnreachable, match="has left its Ray cluster"):
+        get("answer", Deadline(3600.0), "the gateway")

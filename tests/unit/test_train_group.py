@@ -229,7 +229,7 @@ def test_engines_with_other_weights_end_the_train_job(train_group, monkeypatch):
 def test_the_limit_of_an_update_begins_when_the_ranks_are_through_with_their_step(train_group, monkeypatch):
     """As where a rollout job is started again while a step is under way that takes longer than the limit."""
     side, did = Asked(begin_update=1), list[str]()
-    side.steps = ["step of rank0", "step of rank1"]
+    side.steps, side.ended = ["step of rank0", "step of rank1"], True  # so that nobody waits for other rollout jobs
     monkeypatch.setattr(train_group.ray, "wait", lambda refs, num_returns: did.extend(refs[:num_returns]))
     updates = train_group.Updates(side)
     monkeypatch.setattr(updates, "_within", lambda _: contextlib.nullcontext(did.append("the limit begins")))

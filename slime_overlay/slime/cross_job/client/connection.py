@@ -493,15 +493,15 @@ def get(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | Non
 
 def _silence_borne(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | None) -> Any:
     """`ray.get`, with a look now and then at who is silent, and at whether this process is in the cluster still."""
-    began, was_in = time.monotonic(), ray.is_initialized()
+    began = time.monotonic()
     said_at, look_s, words = began, _LOOKS_S[0], ""
     while True:
+        if not ray.is_initialized():  # ray.get would start a cluster of its own
+            raise ClusterUnreachable(_LEFT)
         try:
             return ray.get(ref, timeout=min(look_s, deadline.left()))
         except ray.exceptions.GetTimeoutError:
             now = time.monotonic()
-            if was_in and not ray.is_initialized():
-                raise ClusterUnreachable(_LEFT) from None
             if not deadline:
                 if not words:
                     raise
