@@ -33,9 +33,10 @@ def main(folder: str, run_id: str = "") -> None:
     try:
         init = of_slime("init_tracking")
         finish = sys.modules[init.__module__].finish_tracking
-    except ImportError:  # slime before v0.3
+    except ImportError:  # slime before v0.3, which has no TensorBoard either
         import wandb
 
+        args.use_tensorboard = False
         init, finish = of_slime("init_wandb_primary"), lambda args: wandb.finish()
     init(args)
     ledger = Ledger()
