@@ -56,7 +56,7 @@ class Running:
         while not path.exists():
             if time.monotonic() > deadline or self._process.poll() not in (None, 0):
                 log = (self.folder / f"{self.name}.log").read_text(errors="replace")
-                raise SystemExit(f"error: {self.name} does not come to .{suffix}:\n{log[-3000:]}")
+                raise SystemExit(f"error: {self.name} did not write its .{suffix} file:\n{log[-3000:]}")
             time.sleep(0.05)
         return path
 
@@ -151,7 +151,7 @@ def load(cluster: NodeCluster, minutes: float) -> dict[str, Any]:
         groups[0].wait_for("ready", 1)  # or it has ended
         time.sleep(5)
         if time.monotonic() - began > 60 * minutes * 1.5 + 120:
-            raise SystemExit("error: the load does not come to its end")
+            raise SystemExit("error: the load does not end")
     found = [group.found(120) for group in groups]
     for running in (*groups, *producers):
         running.end()

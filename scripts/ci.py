@@ -137,7 +137,7 @@ def stop(ran_s: float, silent_s: float, left_s: float, limit_s: float, silence_s
     if silent_s > silence_s:
         return f"no output for {silence_s:.0f} s"
     if ran_s > limit_s:
-        return f"not through after {limit_s:.0f} s"
+        return f"not finished after {limit_s:.0f} s"
     return OVER if left_s <= 0 else ""
 
 

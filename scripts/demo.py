@@ -60,7 +60,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for logs, figures and picture (default: a new one in out/)")
     parser.add_argument("--json", type=Path, help="write the summary there, machine-readable")
     parser.add_argument("--device", default="cpu", help="where both models are: cpu or cuda (default: %(default)s)")
-    parser.add_argument("--num-gpus", type=float, default=0, help="GPUs of each job, also a share (default: none)")
+    parser.add_argument(
+        "--num-gpus", type=float, default=0, help="GPUs of each job, or a fraction of one (default: none)"
+    )
     parser.add_argument(
         "--tensors", action="store_true", help="publish rollouts from tensors of the device, not lists"
     )

@@ -115,7 +115,7 @@ def _check_submission(
     parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], rest: list[str]
 ) -> None:
     if "--" not in words:
-        parser.error("no -- before slime's arguments")
+        parser.error("-- is missing: give it before slime's arguments")
     _check_settings(parser, rest)
     if any("=" not in text for text in options.env):
         parser.error("an --env without =: give NAME=VALUE")  # not shown: it may be a secret
@@ -146,13 +146,13 @@ def _check_settings(parser: argparse.ArgumentParser, rest: list[str]) -> None:
         word = wrong[0].partition("=")[0]  # its value may be a secret
         known = [table.flag(name) for name in (*table.ABOUT, *table.STORE_SOURCES)]
         meant = difflib.get_close_matches(word, known, n=1, cutoff=0.85)
-        parser.error(f"{word} is no option here: " + (f"{meant[0]}?" if meant else "slime's arguments go behind --"))
+        parser.error(f"{word} is no option here: " + (f"{meant[0]}?" if meant else "slime's arguments go after --"))
     for name, about in table.ABOUT.items():
         value = getattr(given, f"cross_job_{name}")
         if value is None:
             continue
         if about["choices"] and value not in about["choices"]:
-            parser.error(f"{table.flag(name)} {value} is none of {', '.join(about['choices'])}")
+            parser.error(f"{table.flag(name)} {value} must be one of {', '.join(about['choices'])}")
         if about["kind"] is not str and not about["least"] <= value < math.inf:
             parser.error(f"{table.flag(name)} {value} must be {about['least']} or more")
 

@@ -137,7 +137,7 @@ def stop_local() -> None:
     while left := _processes(record):
         waited = time.monotonic() - began
         if waited > 2 * GONE_S:
-            fail(f"processes {left} of the cluster do not end")
+            fail(f"these processes of the cluster do not end: {', '.join(map(str, left))}")
         if waited > GONE_S:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):

@@ -13,7 +13,7 @@ STOP_WAIT_S = "600"
 
 _ENVIRONMENT = f"""\
 export RAY_AUTH_MODE=token
-# a job that is asked to stop has so long to finish its step and to save, before Ray kills it
+# seconds that a job which is asked to stop has to finish its step and to save, before Ray kills it
 export RAY_JOB_STOP_WAIT_TIME_S={STOP_WAIT_S}
 # Optional: dead nodes are noticed after some 5 s instead of 30 (too eager for a network that stalls)
 # export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
@@ -109,7 +109,7 @@ within() { # within SECONDS WHAT COMMAND...: until the command succeeds, or end 
     local deadline=$((SECONDS + $1))
     until "${@:3}" 2>/dev/null; do
         kill -0 "$head_step" 2>/dev/null || { echo "error: Ray's head on $head_node ended" >&2 && exit 1; }
-        ((SECONDS < deadline)) || { echo "error: not within $1 s: $2" >&2 && exit 1; }
+        ((SECONDS < deadline)) || { echo "error: not ready within $1 s: $2" >&2 && exit 1; }
         sleep 2
     done
 }

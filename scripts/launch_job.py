@@ -115,7 +115,7 @@ class Jobs:
                 )
                 return 1
             time.sleep(AGAIN_S)
-        print(f"{_words(job)} ({time.monotonic() - began:.1f} s after it was asked). Its last words:")
+        print(f"{_words(job)} ({time.monotonic() - began:.1f} s after it was asked). The end of its log:")
         print(*(f"    {line}" for line in self._log(name)), sep="\n")
         return 0
 
@@ -140,7 +140,7 @@ class Jobs:
         print(f"the {self.role} job of {self.job_id}")
         for name, value in facts.items():
             print(f"  {name.replace('_', ' '):14} {'-' if value is None else value}")
-        print("its last words:", *(f"    {line}" for line in log), sep="\n")
+        print("the end of its log:", *(f"    {line}" for line in log), sep="\n")
         return 0
 
     def _all(self, role: str) -> list[JobDetails]:

@@ -13,7 +13,7 @@ unit | contract | patches | integration | cluster | slime | all)
 -* | "") ;;
 *)
     if [ ! -e "${1%%::*}" ]; then
-        echo "error: '$1' is no suite (unit, contract, patches, integration, cluster, slime, all) and no file" >&2
+        echo "error: '$1' is neither a suite (unit, contract, patches, integration, cluster, slime, all) nor a file" >&2
         exit 2
     fi
     ;;
@@ -78,7 +78,7 @@ fi
 echo "== what ran"
 printf '%s\n' "${ran[@]}"
 [ -n "$suite" ] || [ ${#files[@]} -gt 0 ] || cat <<'END'
-== what else there is, in minutes on 2 cores (reckoned)
+== what else there is, in minutes on 2 cores (estimated)
 scripts/test.sh integration          25   all tests on a local Ray cluster
 scripts/test.sh cluster              12   several machines: containers (Docker), else network namespaces (root)
 scripts/test.sh slime               150   real slime at its pins, on CPUs; SGLang and megatron-core (4 GB to install)

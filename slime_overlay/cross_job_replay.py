@@ -27,8 +27,8 @@ from slime.cross_job.client.jobs import run
 from slime.cross_job.errors import BadInput, PayloadDamaged
 from slime.cross_job.settings import COMPRESSIONS, Settings, add_arguments, store_uri
 from slime.cross_job.storage import Store, open_store
-from slime.cross_job.storage.recording import IMPORTED, Header, Recording, ids_text, is_recording, recordings
-from slime.cross_job.types import Ids, check_job_id
+from slime.cross_job.storage.recording import IMPORTED, Header, Recording, is_recording, recordings
+from slime.cross_job.types import Ids, check_job_id, ids_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     one = command("record", "keep every rollout of a running job")
-    one.add_argument("--compression", choices=COMPRESSIONS, default="none", help="of what is kept (default: none)")
+    one.add_argument(
+        "--compression", choices=COMPRESSIONS, default="none", help="compression of what is kept (default: none)"
+    )
     one.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS)")
     add_arguments(one)
     one = command("list", "the recordings of a store, or the rollouts of one")
@@ -70,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--rollouts", type=parse_ids, help="which, as 0-4,7 (default: all)")
     one.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
     one = command("import", "make a recording of files of slime's --save-debug-rollout-data")
-    one.add_argument("--compression", choices=COMPRESSIONS, default="none", help="of what is kept (default: none)")
+    one.add_argument(
+        "--compression", choices=COMPRESSIONS, default="none", help="compression of what is kept (default: none)"
+    )
     one.add_argument("--rollouts", type=parse_ids, help="which, as 0-4,7 (default: all)")
     one.add_argument("--ranks", type=int, default=1, help="data-parallel ranks to split for (any will do; default: 1)")
     one.add_argument("files", metavar="DIR/{rollout_id}.pt", help="the path template that was given to slime")
@@ -97,7 +101,7 @@ def main(words: list[str]) -> None:
         own, rest = words[:at], words[at + 1 :]
     options = parser().parse_args(own)
     if rest and options.command != "import":
-        raise BadInput(f"{options.command} takes none of slime's arguments: leave out what is behind --")
+        raise BadInput(f"{options.command} takes none of slime's arguments: leave out what follows --")
     commands = {"record": _record, "list": _list, "serve": _serve, "export": _export}
     if options.command == "import":
         _import(options, rest)
@@ -191,14 +195,14 @@ def _export(options: argparse.Namespace) -> None:
             raise BadInput(f"rollout {entry.rollout_id} of recording {recording.name!r}: {error}") from None
         path = debug_files.write(template, entry.rollout_id, samples)
         print(f"rollout {entry.rollout_id}: {len(samples)} samples in {path}")
-    print(f"training data does not have, and these files therefore lack: {MISSING}")
+    print(f"not in these files, because training data does not have it: {MISSING}")
     print(f"read them with --load-debug-rollout-data '{template}'")
 
 
 def _import(options: argparse.Namespace, rest: list[str]) -> None:
     if not rest:
         raise BadInput(
-            "give slime's arguments behind --: how rewards are normalised and samples are split depends on them, and "
+            "give slime's arguments after --: how rewards are normalised and samples are split depends on them, and "
             "slime's own code does both"
         )
     files = debug_files.find(options.files)
@@ -229,7 +233,7 @@ def _slime_arguments(words: list[str]) -> Any:
         from slime.utils.arguments import parse_args
     except ImportError as error:
         raise BadInput(
-            f"import runs slime's own code, which is not here: start it in a patched checkout ({error})"
+            f"import runs slime's own code, which is not found here: start it in a patched checkout ({error})"
         ) from None
     sys.argv = ["train.py", *words]
     return parse_args()

@@ -57,7 +57,7 @@ def target_of(checkout: Checkout, patchset: Patchset, pin: Pin, patched: Mapping
     if any(blob_id(overlay[path].data) == checkout.files[path] for path in there):
         raise PatchsetError(
             f"{there[0]} of the overlay is in commit {checkout.head[:12]}, with {len(there) - 1} more: where "
-            "cross-job is committed with slime, apply to the commit below"
+            "cross-job is committed with slime, apply to the commit before"
         )
     if there:
         raise PatchsetError(f"{there[0]} of the overlay is a file of slime itself: rename it in the overlay")

@@ -136,7 +136,9 @@ class Checkout:
                         self._put(path, was)
                 self._prune(changes)
             except OSError as second:
-                raise PatchsetError(f"{error!r}; not all is put back: {second}; run again, or --reverse") from error
+                raise PatchsetError(
+                    f"{type(error).__name__}: {error}; not all is put back: {second}; run again, or --reverse"
+                ) from error
             if isinstance(error, OSError):
                 raise PatchsetError(f"cannot write: {error}; the checkout is as it was") from error
             raise

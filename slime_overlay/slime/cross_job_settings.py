@@ -61,8 +61,9 @@ class Table:
     retain_s: float | None = _of_job("seconds for which acked rollouts are kept", shown="no bound")
     retain_bytes: int | None = _of_job("bytes of acked rollouts that are kept", shown="no bound", least=1)
     retain_from: str | None = _of_job(
-        "from when that counts, ack: after every consumer group acked it; publication: if no group reads the job, "
-        "after its publication or last read. The oldest goes first, even if nobody read it",
+        "from when the three limits of --cross-job-retain count, ack: after every consumer group acked the rollout; "
+        "publication: if no group reads the job, after its publication or last read. The oldest goes first, even if "
+        "nobody read it",
         "ack",
         choices=("ack", "publication"),
     )
@@ -84,16 +85,16 @@ class Table:
         choices=("wait", "drop", "regenerate"),
     )
     on_poison: str | None = _of_job(
-        "what happens where a rollout cannot be published for what it holds, or 3 train jobs in a row ended while "
-        "training on it, stop: both jobs end and name it, until its operator decides, skip: it is replaced by one of "
-        "new prompts, once; `slime-cross-job quarantine` shows it",
+        "what happens if a rollout cannot be published because of what it holds, or if 3 train jobs in a row ended "
+        "while training on it, stop: both jobs end and name it, until an operator decides on it, skip: it is replaced "
+        "by one of new prompts, once; `slime-cross-job quarantine` shows it",
         "stop",
         choices=("stop", "skip"),
     )
     store: str | None = _of_job(
         "URI of a durable store, besides the object store, for what is published and how the experiment stands: "
-        "file:///a/shared/folder, redis://HOST:PORT/DB, s3://BUCKET/PATH, gs://, az://; everybody who sees "
-        "processes and jobs sees a password in it, see the next two",
+        "file:///a/shared/folder, redis://HOST:PORT/DB, s3://BUCKET/PATH, gs://, az://; everybody who can list "
+        "processes or jobs sees a password in it: then use --cross-job-store-env or --cross-job-store-file",
         shown="none",
         repr=False,  # it may hold a password
     )
@@ -105,7 +106,7 @@ class Table:
     compression: str | None = _of_job("of what is stored: none, lz4 or zstd", "none", choices=("none", "lz4", "zstd"))
     metrics: str | None = _of_job("on, off: figures for Prometheus, through ray.util.metrics", "on", choices=_SWITCH)
     traces: str | None = _of_job(
-        "on, off: both jobs tell what they did to each rollout, and when; see slime-cross-job trace",
+        "on, off: both jobs record what they do with each rollout, and when; see slime-cross-job trace",
         "off",
         choices=_SWITCH,
     )
@@ -122,7 +123,7 @@ class Table:
         0.0,
     )
     resources_s: float = _setting(
-        "seconds that a job waits for a node that could hold its actors, as where nodes are added on demand", 600.0
+        "seconds that a job waits for a node that could hold its actors, such as one that is added on demand", 600.0
     )
     timeout_s: float = _setting(
         "seconds of silence, of missing resources, or in which every client of the job only waits, after which a wait "

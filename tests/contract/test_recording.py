@@ -6,9 +6,9 @@ from slime.cross_job.batch import Batch
 from slime.cross_job.errors import BadInput, PayloadDamaged, RolloutNotFound
 from slime.cross_job.ledger.state import Client, Job
 from slime.cross_job.storage.payloads import Archive, new_name
-from slime.cross_job.storage.recording import IMPORTED, RECORDED, Header, Recording, ids_text, is_recording, recordings
+from slime.cross_job.storage.recording import IMPORTED, RECORDED, Header, Recording, is_recording, recordings
 from slime.cross_job.storage.wal import Journal
-from slime.cross_job.types import ClientInfo
+from slime.cross_job.types import ClientInfo, ids_text
 
 HEADER = Header("exp", RECORDED, {"--num-rollout": 3})
 

@@ -319,7 +319,7 @@ def test_a_file_system_that_is_not_mounted_any_more_is_away_and_not_an_empty_sto
 def test_a_full_disk_is_named_and_nothing_half_is_there(small_disk):
     store = open_store(f"file://{small_disk('size=1m')}/s")
     store.put("a/small", b"x" * 1000)
-    with pytest.raises(StoreFull, match=r"no room for a/large in file://.*free some, or keep less"):
+    with pytest.raises(StoreFull, match=r"no room for a/large in file://.*make room, or keep less"):
         store.put("a/large", b"x" * 2_000_000)
     assert store.keys("a") == ["a/small"]
     store.put("a/fits", b"x" * 500_000)

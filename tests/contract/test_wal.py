@@ -323,7 +323,7 @@ def test_a_journal_that_lacks_an_entry_is_named(store, ledger):
     publish_and_keep(journal, ledger, 4)
     keys = store.keys("exp/journal")
     store.delete([keys[2]])
-    with pytest.raises(StoreRefused, match="the entry behind it, 2, is missing"):
+    with pytest.raises(StoreRefused, match="the entry after it, 2, is missing"):
         Journal(store, "exp").load()
     store.delete(keys[:2])
     with pytest.raises(Torn, match="no entry before it holds all") as torn:

@@ -230,7 +230,7 @@ def test_what_is_damaged_in_the_store_is_named_and_generated_again(driver, job_i
     [
         ({"store": "file:///no/such/folder/at/all"}, BadInput, "is no folder here"),
         ({"store_mode": "write-behind"}, BadInput, "says nothing without --cross-job-store"),
-        ({"store": "file:///tmp", "compression": "rar"}, BadInput, "is none of none, lz4, zstd"),
+        ({"store": "file:///tmp", "compression": "rar"}, BadInput, "must be one of none, lz4, zstd"),
     ],
 )
 def test_a_store_that_cannot_be_is_an_error_at_once(driver, job_id, settings, kind, said):

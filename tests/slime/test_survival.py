@@ -158,7 +158,7 @@ def test_a_train_job_that_was_killed_while_the_rollout_behind_its_checkpoint_was
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait(60) == "FAILED", "the fault did not happen"
     second = run.train_job(load=saved)
-    while_they_move(lambda: f"is to stand behind rollout {KILLED_AT - 1}" in second.logs, second)
+    while_they_move(lambda: f"is to go on after rollout {KILLED_AT - 1}" in second.logs, second)
     hold.unlink()
     end_well(rollout, second)
     assert run.steps(*FIGURES) == single(pin)
@@ -218,7 +218,7 @@ def test_a_train_job_that_goes_back_to_an_older_checkpoint(pin, new_run, single,
     assert [step[0] for step in steps] == [0, 1, 2, 1, 2, 3, 4]
     assert steps[:3] == expected[:3]
     assert steps[3:] == expected[1:]
-    assert "acked before and wanted again: [1, 2]" in second.logs
+    assert "acked before and wanted again: rollouts 1 to 2" in second.logs
     assert [*(tmp_path / "store" / run.name / "journal").iterdir()], "nothing was kept durably"
     for rollout_id in range(ROLLOUTS):
         assert times_published(rollout, rollout_id) == 1, "it was generated again"
@@ -268,7 +268,7 @@ def test_a_train_job_that_is_started_again_with_other_resources(pin, run, tmp_pa
     assert both[1] == pytest.approx(both[0], rel=1e-3, abs=1e-6)  # the loss is one of normalised rewards: nearly 0
     assert both[1][1] == both[0][1]
     assert times_published(rollout, 2) == 1, "it was generated again"
-    assert ("rollout 2 was split for a layout of before" in second.logs) == (pin in IN_PARTS)
+    assert ("rollout 2 was split for an earlier layout" in second.logs) == (pin in IN_PARTS)
 
 
 @at_pins(also=("v0.3.1", "main"))

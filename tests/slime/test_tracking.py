@@ -32,7 +32,7 @@ def tracked(slime: Path, folder: Path, *run: str) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "said once" not in done.stderr, done.stderr
+    assert "logged once" not in done.stderr, done.stderr
     return folder
 
 

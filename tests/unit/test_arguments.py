@@ -104,7 +104,7 @@ def test_actor_and_critic_go_on_behind_the_same_rollout(monkeypatch, tmp_path):
         (tmp_path / name / "latest_checkpointed_iteration.txt").write_text(last)
     actor, critic = str(tmp_path / "actor"), str(tmp_path / "critic")
     own, of_critic = {"actor": {"save": actor, "load": actor}}, {"save": critic, "load": critic}
-    with pytest.raises(BadInput, match=r"actor .* behind rollout 3 .*critic .* behind rollout 1 .*--ckpt-step"):
+    with pytest.raises(BadInput, match=r"actor .* after rollout 3 .*critic .* after rollout 1 .*--ckpt-step"):
         check_arguments(ppo(monkeypatch, "train", own, **of_critic))
     check_arguments(ppo(monkeypatch, "train", own, **of_critic, ckpt_step=1))
     check_arguments(ppo(monkeypatch, "train", {"actor": {"save": actor, "load": "/sft"}}, **of_critic))

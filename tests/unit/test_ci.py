@@ -51,7 +51,7 @@ def test_silence_ends_a_suite_and_so_does_far_too_long_a_time_and_the_end_of_all
     limits = {"limit_s": 1000, "silence_s": 300}
     assert stop(ran_s=999, silent_s=299, left_s=1, **limits) == ""
     assert stop(ran_s=999, silent_s=301, left_s=1, **limits) == "no output for 300 s"
-    assert stop(ran_s=1001, silent_s=1, left_s=1, **limits) == "not through after 1000 s"
+    assert stop(ran_s=1001, silent_s=1, left_s=1, **limits) == "not finished after 1000 s"
     assert stop(ran_s=999, silent_s=299, left_s=0, **limits) == OVER
     assert stop(ran_s=999, silent_s=301, left_s=0, **limits) != OVER, "it hung: the clock is no excuse"
 

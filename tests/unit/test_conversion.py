@@ -119,7 +119,7 @@ def test_a_source_is_kept_and_no_metadata_at_all_stays_none():
         (whole(truncated=None, sample_indices=None), "this training data has no truncated, sample_indices"),
         (whole(temperature=1.0), "training data has temperature"),
         (whole(rollout_mask_sums=[1.0] * 8, rollout_ids=[*range(8)]), "rollout_mask_sums are not the sums"),
-        (whole(loss_masks=[[1]] * 7), "training data has 8 samples, but another number of loss_masks"),
+        (whole(loss_masks=[[1]] * 7), "training data has 8 samples, but columns of another length: loss_masks"),
     ],
 )
 def test_what_samples_cannot_say_is_refused(data, said):

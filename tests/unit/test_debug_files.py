@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_nothing_of_a_file_is_executed(tmp_path):
     path, trap = tmp_path / "0.pt", tmp_path / "trap"
     torch.save({"rollout_id": 0, "samples": [{**SAMPLE, "metadata": {"x": Bomb(trap)}}]}, path)
-    with pytest.raises(BadInput, match="reading that would execute code of the file, which is not done here"):
+    with pytest.raises(BadInput, match="reading it would execute code in the file, which is not done here"):
         debug_files.read(path, 0)
     assert not trap.exists()
 
@@ -55,7 +55,7 @@ def test_nothing_of_a_file_is_executed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([1, 2], "is none of slime's debug rollout files: it has no list of samples"),
+        ([1, 2], "is not one of slime's debug rollout files: it has no list of samples"),
         ({"rollout_id": 0, "samples": []}, "no list of samples"),
         ({"rollout_id": 0, "samples": [SAMPLE, 5]}, "no list of samples"),
         ({"rollout_id": 4, "samples": [SAMPLE]}, "is named for rollout 0, and holds rollout 4"),
@@ -82,7 +82,7 @@ def test_a_file_that_is_torn_or_foreign_is_damaged(content, tmp_path):
 def test_a_file_that_is_cut_off_is_damaged(tmp_path):
     path = debug_files.write(debug_files.make_folder(tmp_path / "out"), 0, [SAMPLE])
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(PayloadDamaged, match="cannot be read as a file of torch"):
+    with pytest.raises(PayloadDamaged, match="cannot be read as a torch file"):
         debug_files.read(path, 0)
 
 

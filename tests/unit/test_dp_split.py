@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from slime.cross_job.adapter.dp_split import layout, split, together
+from slime.cross_job.adapter.dp_split import differences, layout, split, together
 
 HOW = {
     "whole": ["raw_reward", "total_lengths"],
@@ -61,3 +61,11 @@ def test_what_the_split_depends_on_is_of_the_layout():
         "balance_by_flops": None,
         "dp_size": 4,
     }
+
+
+def test_layouts_that_differ_are_told_in_words():
+    args = SimpleNamespace(global_batch_size=8)
+    before = {"global_batch_size": 16, "dp_size": 2, "balance_data": True}
+    assert differences(before, args, {"dp_size": 2}) == (
+        "global_batch_size was 16, now 8; balance_data was True, now not set"
+    )

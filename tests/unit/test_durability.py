@@ -376,7 +376,7 @@ async def test_a_store_that_is_emptied_is_filled_again_and_what_is_lost_is_named
     assert status["events"]["store emptied"] == 1
     (event,) = [e for e in broker._ledger.jobs["exp"].events.values() if e.kind == "store emptied"]
     assert event.text.startswith(f"{uri} lost what it had of this job: was it emptied?")
-    assert event.text.endswith("2 payloads are stored again by their vaults; lost are rollout 0 version 1")
+    assert event.text.endswith("2 payloads are stored again by their vaults; lost: rollout 0 version 1")
     found = Journal(store, "exp").load()
     assert found is not None
     assert sorted(found[0].lost) == [0]

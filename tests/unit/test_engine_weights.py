@@ -102,7 +102,7 @@ def test_an_engine_that_somebody_else_started_on_our_port_is_refused(server):
     engine_weights.check_new("exp", own, [engine_weights.claim(Engine(), own)])
     for strange in (stamp("exp2", 4), stamp("exp", NEW), "12"):
         server.version = strange
-        with pytest.raises(WrongWeights, match=f"serves weights {strange}, .* as {own}"):
+        with pytest.raises(WrongWeights, match=f"serves weights {strange}, .* with {own}"):
             engine_weights.check_new("exp", own, [engine_weights.claim(Engine(), own)])
         assert server.version == strange, "it is not ours, and is left as it is"
 

@@ -9,7 +9,7 @@ import pytest
 
 from slime.cross_job.adapter.handshake import differences, others, terms, warn_of
 from slime.cross_job.errors import Refused
-from slime.cross_job.types import MOST_META_BYTES, check_facts
+from slime.cross_job.types import MOST_META_BYTES, check_facts, in_words
 from tests.support.ledger import attach
 
 TOKENIZER = "the tokenizer in --hf-checkpoint"
@@ -72,7 +72,9 @@ def test_what_rollouts_or_the_way_of_the_weights_depend_on_is_refused(ledger, na
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(Refused) as refused:
         attach(ledger, "c", terms=terms(SimpleNamespace(**{name: theirs}), False))
-    assert f"disagree: {flag} is {theirs!r} here and {mine!r} there. Give both the same" in str(refused.value)
+    assert f"disagree: {flag} is {in_words(theirs)} here and {in_words(mine)} there. Give both the same" in str(
+        refused.value
+    )
     assert flag in ledger.heartbeat("p", "generating")["notice"], "the job that was there hears of it, too"
     assert "notice" not in ledger.heartbeat("p", "generating"), "once"
     assert [event.kind for event in ledger.jobs["exp"].events.values()][-1] == "refused"
@@ -96,7 +98,7 @@ def test_what_is_neither_of_one_job_nor_of_the_rollouts_is_warned_about(caplog):
     theirs = {"lr": 2e-6, "eval_interval": None, "seed": 1, "actor_num_nodes": 2, "wandb_key": "other", "rank": 3}
     one, other = (others(SimpleNamespace(rollout_batch_size=8, **args), True) for args in (mine, theirs))
     found = differences(one, other)
-    assert found == ["--eval-interval is 5 here and None there", "--lr is 1e-06 here and 2e-06 there"]
+    assert found == ["--eval-interval is 5 here and not set there", "--lr is 1e-06 here and 2e-06 there"]
     warn_of("exp", "train", found)
     assert "--lr is 1e-06 here and 2e-06 there" in caplog.text
 

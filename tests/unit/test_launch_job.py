@@ -264,4 +264,6 @@ def test_a_job_is_stopped_and_its_end_waited_for(client, jobs, capsys, monkeypat
     monkeypatch.setattr(client, "stop_job", lambda name: client.jobs.insert(0, job("j", "STOPPED", message="done")))
     assert jobs.stop(60) == 0
     told = capsys.readouterr().out
-    assert re.search(r"j: STOPPED done \(\d+\.\d s after it was asked\)\. Its last words:\n    one\n    two\n", told)
+    assert re.search(
+        r"j: STOPPED done \(\d+\.\d s after it was asked\)\. The end of its log:\n    one\n    two\n", told
+    )

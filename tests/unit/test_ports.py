@@ -52,7 +52,7 @@ def test_ports_in_a_row_are_free_all_of_them():
 
 
 def test_ports_end_somewhere():
-    with pytest.raises(BadInput, match="no 3 free ports from 65534 on"):
+    with pytest.raises(BadInput, match="no 3 free ports in a row from 65534 on"):
         ports.take(65534, 3)
 
 

@@ -90,7 +90,7 @@ def test_what_is_exported_is_in_slimes_files_and_what_they_lack_is_said(uri, tmp
         (["export", "--recording", "none", "{new}"], RolloutNotFound, "has no recording 'none'"),
         (["list", "--recording", "none"], RolloutNotFound, "it has kept"),
         (["list", "--", "--lr", "1"], BadInput, "list takes none of slime's arguments"),
-        (["import", "--recording", "new", "{out}/{{rollout_id}}.pt"], BadInput, "give slime's arguments behind --"),
+        (["import", "--recording", "new", "{out}/{{rollout_id}}.pt"], BadInput, "give slime's arguments after --"),
         (["import", "--recording", "x", "{out}/0.pt", "--", "--lr", "1"], BadInput, "is no template"),
         (["import", "--recording", "kept", "{out}/{{rollout_id}}.pt", "--", "--lr", "1"], BadInput, "has a recording"),
         (
@@ -132,7 +132,7 @@ def test_a_recording_is_served_under_the_terms_of_its_run():
     recording = SimpleNamespace(name="kept", terms=TERMS)
     assert terms_of(recording) == TERMS
     assert terms_of(recording, 2, ("--global-batch-size",)) == {"--num-rollout": 2, PIN: "abc"}
-    with pytest.raises(BadInput, match="'--lr' is no term of recording 'kept'; they are: --global-batch-size"):
+    with pytest.raises(BadInput, match="'--lr' is no term of recording 'kept'; its terms are: --global-batch-size"):
         terms_of(recording, free=("--lr",))
 
 

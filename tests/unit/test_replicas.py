@@ -188,7 +188,7 @@ async def test_where_no_vault_answers_in_time_nobody_is_answered(replicas, vault
         await replicas.keep("exp")
     assert loop.time() == pytest.approx(1020)
     assert f"vault {VAULT} is silent, and does not keep the state of a job" in caplog.text
-    assert f"vault {OTHER} is silent, and does not keep the state of a job" in caplog.text
+    assert f"vault {OTHER} is silent, and does not keep the state of a job: TimeoutError" in caplog.text
     await replicas.keep("exp")
     assert newest(one)[0].serial == 2
 

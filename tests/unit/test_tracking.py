@@ -100,7 +100,7 @@ def test_a_failure_is_said_once_and_hurts_nobody(pair, wandb, caplog):
     for rollout_id in range(3):
         tracking.published(rollout_id)
     assert [record.getMessage() for record in caplog.records] == [
-        "job exp: its figures are not in wandb or TensorBoard (said once): OSError: disk full"
+        "job exp: its figures are not in wandb or TensorBoard (logged once): OSError: disk full"
     ]
 
 

@@ -89,7 +89,7 @@ class ProtocolMismatch(Refused):
 
 
 class Poisoned(Refused):
-    """A rollout is set aside, because it ended its train jobs, or cannot be published for what it holds."""
+    """A rollout is set aside, because it ended its train jobs, or cannot be published because of what it holds."""
 
 
 class StoreRefused(Refused):

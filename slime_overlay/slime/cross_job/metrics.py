@@ -225,5 +225,5 @@ class Latencies:
                 self._sink.record(METRICS[name], (self._labels.of(job_id), *labels), max(0.0, seconds))
         except Exception as error:  # figures are for people: whoever did the work must not fail for them
             if not self._failed:
-                logger.warning("latencies cannot be exported (said once): %s", error)
+                logger.warning("latencies cannot be exported (logged once): %s", error)
             self._failed = True

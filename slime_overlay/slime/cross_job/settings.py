@@ -36,9 +36,9 @@ class Settings(Table):
                 object.__setattr__(self, one.name, check_setting(one.name, value))
         for name in ("store_mode", "compression"):
             if getattr(self, name) is not None and self.store is None:
-                raise BadInput(f"{flag(name)} {getattr(self, name)} says nothing without {flag('store')}")
+                raise BadInput(f"{flag(name)} {getattr(self, name)} has no effect without {flag('store')}")
         if self.on_stale is not None and self.max_staleness is None:
-            raise BadInput(f"{flag('on_stale')} {self.on_stale} says nothing without {flag('max_staleness')}")
+            raise BadInput(f"{flag('on_stale')} {self.on_stale} has no effect without {flag('max_staleness')}")
         if not self.dead_after_s >= 3 * self.heartbeat_s:
             raise BadInput(
                 f"{flag('dead_after_s')} {self.dead_after_s:g} must be at least 3 times {flag('heartbeat_s')} "
@@ -65,12 +65,12 @@ def check_setting(name: str, value: Any) -> Any:
     if name == "namespace" and not (isinstance(value, str) and value.strip()):
         raise BadInput(f"{shown} must be a name, the same in both jobs")
     if choices and value not in choices:
-        raise BadInput(f"{shown} is none of {', '.join(choices)}")
+        raise BadInput(f"{shown} must be one of {', '.join(choices)}")
     if kind is int:
         return check_number(value, flag(name), int(least))
     if kind is str:
         if not isinstance(value, str):
-            raise BadInput(f"{shown} is a {type(value).__name__}: it must be a str")
+            raise BadInput(f"{shown} must be a str, not {type(value).__name__}")
         return value
     seconds = check_seconds(value, flag(name))
     if not least <= seconds < math.inf or value < 0:

@@ -199,6 +199,13 @@ def shortened(text: Any, most: int) -> str:
     return f"{head}... ({len(text) - len(head):,} more characters)"
 
 
+def in_words(value: Any) -> str:
+    """A value that JSON has, as a message shows it: what is not given is "not set", a text is quoted."""
+    if value is None:
+        return "not set"
+    return json.dumps(value) if isinstance(value, (dict, list)) else repr(value)
+
+
 def _brief(value: Any) -> str:
     """A value as an error message shows it."""
     try:
@@ -268,6 +275,16 @@ class Ids:
     def last(self) -> int:
         """The greatest; -1 where there is none."""
         return self._ranges[-1][1] - 1 if self._ranges else -1
+
+
+def ids_text(ids: Iterable[int]) -> str:
+    """Rollouts in words: "rollouts 0 to 4, 7"."""
+    ranges = [(first, end - 1) for first, end in (ids if isinstance(ids, Ids) else Ids(ids)).ranges()]
+    if not ranges:
+        return "no rollouts"
+    alone = len(ranges) == 1 and ranges[0][0] == ranges[0][1]
+    words = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in ranges)
+    return f"rollout {words}" if alone else f"rollouts {words}"
 
 
 @dataclass(frozen=True, slots=True)

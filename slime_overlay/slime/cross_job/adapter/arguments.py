@@ -38,8 +38,8 @@ def staleness_adds_up(script: str, max_ahead: int) -> str | None:
         return None
     return (
         f"train_async.py demands each rollout one step ahead, and --cross-job-max-ahead {max_ahead} goes further: "
-        f"weights train on rollouts that are up to {max_ahead + 1} versions behind. Use train.py with "
-        "--cross-job-max-ahead 1, or train_async.py with 0, for one"
+        f"weights train on rollouts that are up to {max_ahead + 1} versions behind. To be at most one version behind, "
+        "use train.py with --cross-job-max-ahead 1, or train_async.py with 0"
     )
 
 
@@ -58,9 +58,9 @@ def check(args: Any, given: list[str]) -> None:
             raise BadInput(f"{flag} does not go with --cross-job-role {args.cross_job_role}: {why}")
     if getattr(args, "update_weight_mode", "full") != "full":
         raise BadInput(
-            f"--update-weight-mode {args.update_weight_mode} does not go with --cross-job-role: its first update only "
-            "notes what later ones differ from, and the engines would generate with whatever weights they have: "
-            "take --update-weight-mode full"
+            f"--update-weight-mode {args.update_weight_mode} does not go with --cross-job-role: its first update "
+            "only records the weights that later ones are compared with, and the engines would generate with whatever "
+            "weights they have: use --update-weight-mode full"
         )
     if getattr(args, "ci_test", False) and getattr(args, "update_weight_transport", "") == "disk":
         raise BadInput(
@@ -69,8 +69,8 @@ def check(args: Any, given: list[str]) -> None:
         )
     if getattr(args, "rollout_data_transport", "object-store") != "object-store":
         raise BadInput(
-            f"--rollout-data-transport {args.rollout_data_transport} ends with the rollout job's process: "
-            "leave it out, vaults keep the rollouts in the object store"
+            f"--rollout-data-transport {args.rollout_data_transport}: its data ends with the rollout job's process. "
+            "Leave it out: vaults keep the rollouts in the object store"
         )
     function = str(getattr(args, "rollout_function_path", None) or "")
     if "fully_async" in function:
@@ -102,9 +102,9 @@ def _check_critic(args: Any) -> None:
     actor_trains = args.num_rollout is None or args.num_critic_only_steps < args.num_rollout
     if actor.save is not None and actor.save == critic.save and actor_trains:
         raise BadInput(
-            f"PPO's critic would write its checkpoints over the actor's, in {actor.save}, and nothing could go on "
-            "from them: give the actor a `save` and a `load` of its own in --megatron-config-path. --save and "
-            "--load are the critic's then, which alone is saved in the first --num-critic-only-steps"
+            f"PPO's critic would write its checkpoints over the actor's, in {actor.save}, and no job could go on "
+            "from them: give the actor a `save` and a `load` of its own in --megatron-config-path. Then --save and "
+            "--load are those of the critic, which alone is saved in the first --num-critic-only-steps"
         )
     if critic.save != args.save and actor_trains and args.num_critic_only_steps > 0:
         logger.warning(
@@ -117,9 +117,9 @@ def _check_critic(args: Any) -> None:
         last, last_of_critic = (_checkpoint(role) for role in roles)
         if None not in (last, last_of_critic) and last != last_of_critic:
             raise BadInput(
-                f"the actor would go on from a checkpoint behind rollout {last} ({actor.load}), the critic from one "
-                f"behind rollout {last_of_critic} ({critic.load}), as after a job that ended between the two: give "
-                "--ckpt-step the last one that both have"
+                f"the actor would go on from a checkpoint after rollout {last} ({actor.load}), the critic from one "
+                f"after rollout {last_of_critic} ({critic.load}): an earlier job ended between saving the two. Give "
+                "--ckpt-step the last rollout for which both have a checkpoint"
             )
 
 

@@ -53,7 +53,8 @@ class CrossJobBoxes(list[CrossJobBox]):
         """slime's `process_rollout_data`, reading this rank's part."""
         if len(self) != dp_size:
             raise BadInput(
-                f"rollout {self[0].rollout_id} was split for {len(self)} training ranks, and one of {dp_size} reads it"
+                f"rollout {self[0].rollout_id} was split for {len(self)} training ranks, but the train job has "
+                f"{dp_size}"
             )
         mine = with_globals(read, ray=_Reader(lambda ref: unpack(self[dp_rank].get())))
         return mine(args, [Box(box.inner) for box in self], dp_rank, dp_size)

@@ -19,9 +19,9 @@ from . import dp_split
 from .training_data import pack, unpack
 
 MISSING = (
-    "prompt, response and label (texts); metadata but for round_number, raw_reward and source_name; group_index; the "
-    "status of what was aborted or failed (it is completed or truncated); weight_versions, spec_info, other figures "
-    "of the engines"
+    "prompt, response and label (texts); metadata except round_number, raw_reward and source_name; group_index; the "
+    "status of what was aborted or failed (it becomes completed or truncated); weight_versions, spec_info, other "
+    "figures of the engines"
 )
 """What no training data has, and what samples made of it therefore lack. slime trains on none of it."""
 
@@ -56,13 +56,15 @@ def to_samples(batches: Sequence[Batch], meta: Mapping[str, Any]) -> list[dict[s
     """
     data = _data(batches, meta)
     if missing := [key for key in _NEEDED if key not in data]:
-        raise BadInput(f"this training data has no {', '.join(missing)}: slime made it by a custom function")
+        raise BadInput(f"this training data has no {', '.join(missing)}: slime made it with a custom function")
     known = {*_AS_IT_IS, *_AS_LISTS, *_TOLD_APART, *_MADE}
     if unknown := sorted(set(data) - known):
         raise BadInput(f"training data has {', '.join(unknown)}, for which slime's samples have no field")
     length = len(data["tokens"])
     if wrong := [key for key, values in data.items() if len(values) != length]:
-        raise BadInput(f"training data has {length} samples, but another number of {', '.join(sorted(wrong))}")
+        raise BadInput(
+            f"training data has {length} samples, but columns of another length: {', '.join(sorted(wrong))}"
+        )
     rewards = _rewards(data)
     samples = []
     for row in range(length):
@@ -139,8 +141,9 @@ def _data(batches: Sequence[Batch], meta: Mapping[str, Any]) -> dict[str, Any]:
     data, left_out = dp_split.together(dicts, meta["split"])
     if left_out:
         raise BadInput(
-            f"slime left {len(left_out)} samples out when it split this rollout (they fill no --global-batch-size): "
-            "what they were is not recorded, and slime would normalise the rewards of the others without them"
+            f"slime left {len(left_out)} samples out when it split this rollout (they did not fill a "
+            "--global-batch-size): what they were is not recorded, and slime would normalise the rewards of the rest "
+            "without them"
         )
     return data
 

@@ -69,8 +69,8 @@ def state(manager: Any) -> Batch:
             return Batch.pack({name: _marked(values) for name, values in columns.items()}, marked)
     except BatchError as error:
         raise ContentRefused(
-            f"where the data source stands cannot be kept for a new rollout job: {error}. The columns are fields of "
-            "the samples in its buffer, by their place there; attrs are the data source's own"
+            f"the state of the data source cannot be kept for a new rollout job: {error}. Here a column is a field of "
+            "the samples in its buffer, a sample is named by its place there, and attrs are the data source's own"
         ) from None
 
 
@@ -119,7 +119,7 @@ def load(manager: Any, rollout_id: int, folder: str | None) -> Batch:
     found = state(manager)
     if found.ipc == before.ipc:
         logger.warning(
-            "load(%d) of the data source changed nothing: %s has no state of it, or it stands there",
+            "load(%d) of the data source changed nothing: %s holds no state of it, or the state that it has already",
             rollout_id,
             folder,
         )
@@ -183,8 +183,8 @@ def _saved(manager: Any, rollout_id: int) -> dict[str, Any]:
             raise BadInput(
                 f"the data source {_name(source)} wrote nothing under args.save when save({rollout_id}) was called: "
                 "what it needs to go on in a new rollout job cannot be kept. Let save write its state to a file under "
-                "self.args.save, as that is when it is called, and load read it from under self.args.load; a source "
-                "without any state writes an empty file"
+                "self.args.save, as it is at the time of the call, and load read it from under self.args.load; a "
+                "source without any state writes an empty file"
             )
         return {str(path.relative_to(folder)): np.frombuffer(path.read_bytes(), np.uint8) for path in files}
 
@@ -201,8 +201,9 @@ def _load_saved(manager: Any, rollout_id: int, files: dict[str, Any]) -> None:
     after = _saved(manager, rollout_id)
     if _same(before, after) and not _same(files, after):
         raise BadInput(
-            f"load({rollout_id}) of the data source {_name(source)} changed nothing, though save wrote {[*files]} "
-            "under args.save: let load read them from under self.args.load, as that is when it is called"
+            f"load({rollout_id}) of the data source {_name(source)} changed nothing, though save wrote "
+            f"{', '.join(files)} under args.save: let load read them from under self.args.load, as it is at the time "
+            "of the call"
         )
 
 

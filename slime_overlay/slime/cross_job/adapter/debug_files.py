@@ -50,15 +50,17 @@ def read(path: Path, rollout_id: int) -> list[dict[str, Any]]:
         reason = shortened(" ".join(str(error).split()), 300)
         if "weights_only" in reason.lower() or "unsupported" in reason.lower():
             raise BadInput(
-                f"{path} holds more than numbers, texts, tensors, lists and dicts: reading that would execute code of "
+                f"{path} holds more than numbers, texts, tensors, lists and dicts: reading it would execute code in "
                 f"the file, which is not done here: {reason}"
             ) from None
-        raise PayloadDamaged(f"{path} cannot be read as a file of torch: {reason}") from None
+        raise PayloadDamaged(f"{path} cannot be read as a torch file: {reason}") from None
     samples = found.get("samples") if isinstance(found, dict) else None
     if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
-        raise BadInput(f"{path} is none of slime's debug rollout files: it has no list of samples")
+        raise BadInput(f"{path} is not one of slime's debug rollout files: it has no list of samples")
     if found.get("rollout_id", rollout_id) != rollout_id:
-        raise BadInput(f"{path} is named for rollout {rollout_id}, and holds rollout {found['rollout_id']!r:.20}")
+        raise BadInput(
+            f"{path} is named for rollout {rollout_id}, and holds rollout {shortened(found['rollout_id'], 20)}"
+        )
     for number, sample in enumerate(samples):
         if missing := [name for name in ("tokens", "response_length", "reward", "status") if name not in sample]:
             raise BadInput(f"{path}: sample {number} has no {', '.join(missing)}")
@@ -68,7 +70,9 @@ def read(path: Path, rollout_id: int) -> list[dict[str, Any]]:
 def make_folder(folder: Path) -> str:
     """Make a new folder for such files; slime's path template for it. Raises BadInput: it exists already."""
     if FIELD in str(folder) or "{" in str(folder) or "}" in str(folder):
-        raise BadInput(f"{folder}: slime would take the braces for a field of its path template")
+        raise BadInput(
+            f"{folder}: slime would take the braces for a field of its path template: choose a name without them"
+        )
     try:
         folder.mkdir()
     except FileExistsError:

@@ -11,6 +11,7 @@ from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from ..errors import BadInput
+from ..types import in_words
 
 ARGUMENTS = (
     *("global_batch_size", "micro_batch_size", "use_dynamic_batch_size", "max_tokens_per_gpu"),
@@ -44,6 +45,13 @@ def layout(args: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: getattr(args, name, None) for name in ARGUMENTS}, **config}
 
 
+def differences(found: Mapping[str, Any], args: Any, config: Mapping[str, Any]) -> str:
+    """In words, how the layout that a rollout was split for differs from this one."""
+    now = layout(args, config)
+    differs = [name for name in now if found.get(name) != now[name]]
+    return "; ".join(f"{name} was {in_words(found.get(name))}, now {in_words(now[name])}" for name in differs)
+
+
 def anew(
     parts: Sequence[Mapping[str, Any]], how: Mapping[str, Any], args: Any, config: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
@@ -59,8 +67,9 @@ def anew(
     made = _split(type(RolloutManager)._split_train_data_by_dp, stand_in, data)
     if left_out.intersection(index for part in made for index in part["partition"]):
         raise BadInput(
-            f"a rollout was split for {how['layout']}, and {len(left_out)} samples of it were left out, which are "
-            f"needed to split it for {layout(args, config)}: start both jobs with the --global-batch-size of before"
+            f"a rollout was split for another layout ({differences(how['layout'], args, config)}), and "
+            f"{len(left_out)} samples of it were left out, which this layout needs: start both jobs with the "
+            "--global-batch-size that they had before"
         )
     return made
 

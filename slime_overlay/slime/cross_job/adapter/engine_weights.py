@@ -272,8 +272,8 @@ def check_new(job_id: str, own: str, answers: Sequence[Said]) -> None:
             )
             continue
         raise WrongWeights(
-            f"the engine at {answer.url} serves weights {answer.version}, and this job started its own there as "
-            f"{own}: another process answers on that port. Stop it, or start this rollout job again"
+            f"the engine at {answer.url} serves weights {answer.version}, but this job started its own engine there "
+            f"with {own}: another process answers on that port. Stop it, or start this rollout job again"
         )
 
 

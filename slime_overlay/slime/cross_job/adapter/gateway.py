@@ -90,10 +90,9 @@ class Gateway:
         wanted, found = dp_split.layout(self._args, self._config), rollout.meta["split"]["layout"]
         if found == wanted:
             return boxes_of(rollout)
-        differs = {name: (found.get(name), value) for name, value in wanted.items() if found.get(name) != value}
         logger.info(
-            "job %s: rollout %d was split for a layout of before, and is split anew: %s",
-            *(self._args.job_id, rollout_id, differs),
+            "job %s: rollout %d was split for an earlier layout, and is split anew: %s",
+            *(self._args.job_id, rollout_id, dp_split.differences(found, self._args, self._config)),
         )
         return boxes_anew(rollout, self._args, self._config)
 
@@ -107,13 +106,14 @@ class Gateway:
         ahead = self._consumer.rollout_ids()
         if rollout_id is not None and any(published > rollout_id for published in ahead):
             logger.info(
-                "job %s: rollouts up to %d are published: the data source stays behind them, where it is",
+                "job %s: rollouts up to %d are published: the data source stays where it is, after them",
                 *(self._args.job_id, max(ahead)),
             )
             return None
-        logger.info("job %s: the data source is to stand behind rollout %s", self._args.job_id, rollout_id)
         if rollout_id is None or rollout_id < 0:
+            logger.info("job %s: the data source is to go on without a checkpoint", self._args.job_id)
             return self._ask("load", rollout_id)
+        logger.info("job %s: the data source is to go on after rollout %d", self._args.job_id, rollout_id)
         self._source = self._ask("__ray_call__", data_source.load, rollout_id, self._args.load)  # for `resume`
         return None
 
@@ -181,8 +181,8 @@ class Gateway:
         engine_weights.check_loaded(self._stamp, answers, f"after the update to weights {version}")
         if silent := engine_weights.silent(answers):
             logger.warning(
-                "job %s: the engines at %s do not say which weights they serve: that they have loaded weights %d is "
-                "what slime says; use an SGLang that reports its weight_version",
+                "job %s: the engines at %s do not say which weights they serve: only slime says that they have loaded "
+                "weights %d; use an SGLang that reports its weight_version",
                 *(self._args.job_id, ", ".join(silent), version),
             )
         if len(silent) == len(answers) and (answers or not engines):  # else all are dead, and will have to say it
@@ -327,7 +327,7 @@ class Gateway:
         if unseen := [folder for folder in found if folder.newest is None]:
             raise BadInput(
                 f"--update-weight-local-checkpoint-dir {unseen[0].path} lies on hosts of external engines, which this "
-                "job cannot look into: which update they have come to, nobody can tell. Leave it out"
+                "job cannot read: it cannot tell which update they hold. Leave the flag out"
             )
         self._folders |= {(folder.host, folder.path) for folder in found}
         return [folder.newest or 0 for folder in found]
@@ -363,7 +363,7 @@ class Gateway:
         if now == epoch:
             now, answer = self._ask_with_epoch("get_updatable_engines_and_lock")
         if now != epoch:
-            raise NotOwner("the rollout job ended in a weight update: the next one's engines get the weights")
+            raise NotOwner("the rollout job ended during a weight update: the engines of the next one get the weights")
         return list(answer[0])
 
     def _ask_engines(self, epoch: int, engines: list[Any], what: Any, *args: Any) -> list[Any]:
@@ -385,9 +385,9 @@ class Gateway:
             raise cause
         if self._is_over(epoch):
             raise NotOwner(
-                "the rollout job ended in a weight update: the next one's engines get the weights"
+                "the rollout job ended during a weight update: the engines of the next one get the weights"
             ) from None
-        raise CrossJobError(f"an engine does not say which weights it serves: {error}") from None
+        raise CrossJobError(f"an engine does not say which weights it serves, see its log: {error}") from None
 
     def _evaluate(self, method: str, rollout_id: int, **kwargs: Any) -> Any:
         while True:
@@ -413,13 +413,13 @@ class Gateway:
             self._consumer.doing(f"{method} in the rollout job")
             try:
                 ref = getattr(facts["manager"], method).remote(*args, **kwargs)
-                return epoch, self._consumer.answer(ref, f"{method}, asked of the rollout job,")
+                return epoch, self._consumer.answer(ref, f"the call of {method} in the rollout job")
             except ray.exceptions.RayActorError as error:
-                logger.warning("job %s: the rollout job died in %s: %s", self._args.job_id, method, error)
+                logger.warning("job %s: the rollout job died during %s: %s", self._args.job_id, method, error)
                 self._known = 0, None
                 if not self._is_over(epoch):
                     raise CrossJobError(
-                        f"the rollout job lives, but its {type(facts['manager']).__name__} died in {method}: {error}"
+                        f"the rollout job lives, but its rollout manager died during {method}, see its log: {error}"
                     ) from None
 
     def _is_over(self, epoch: int, wait_s: float = 60.0) -> bool:

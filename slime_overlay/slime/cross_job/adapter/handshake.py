@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..redaction import without_password
-from ..types import shortened
+from ..types import in_words, shortened
 from . import dp_split
 
 logger = logging.getLogger(__name__)
@@ -123,14 +123,14 @@ def others(args: Any, in_parts: bool) -> dict[str, Any]:
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """One line for each of the `others` that both jobs have, with different values."""
     both = sorted(name for name in mine if name in theirs and mine[name] != theirs[name])
-    return [f"{name} is {mine[name]!r} here and {theirs[name]!r} there" for name in both]
+    return [f"{name} is {in_words(mine[name])} here and {in_words(theirs[name])} there" for name in both]
 
 
 def warn_of(job_id: str, peer: str, found: list[str]) -> None:
     """Say in this job's log which arguments differ from those of the `peer` job (rollout or train)."""
     logger.warning(
-        "job %s: %d arguments differ from those of the %s job. Rollouts do not depend on them: give both the same "
-        "where that is not meant:\n  %s",
+        "job %s: %d arguments differ from those of the %s job. Rollouts do not depend on them. Unless the "
+        "difference is intended, give both jobs the same:\n  %s",
         *(job_id, len(found), peer, "\n  ".join(found)),
     )
 

@@ -41,7 +41,7 @@ def take(start_port: int = 10000, consecutive: int = 1) -> int:
         for lock in locks:
             lock.close()
         first = port + 1
-    raise BadInput(f"no {consecutive} free ports from {start_port} on: stop what holds them")
+    raise BadInput(f"no {consecutive} free ports in a row from {start_port} on: stop what holds them")
 
 
 def take_this(port: int) -> bool:

@@ -21,7 +21,8 @@ from ..errors import BadInput, EndOfStream, PayloadLost, Refused, RolloutNotFoun
 from ..ledger.verdicts import patience_left_s
 from ..settings import Settings
 from ..storage import Store
-from ..storage.recording import RECORDED, Header, Recording, ids_text
+from ..storage.recording import RECORDED, Header, Recording
+from ..types import ids_text
 from .handshake import OF_THE_DATA, PIN, of_a_recording
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class _Recorder:
             except EndOfStream as end:
                 self._keep_newer_versions()
                 self.recording.end(str(end))
-                logger.info("recording %s: whole, %s: %s", self.recording.name, ids_text(self.recording.ids), end)
+                logger.info("recording %s: complete, %s: %s", self.recording.name, ids_text(self.recording.ids), end)
                 return
             waited_s = 0.0
             self._keep(rollout)
@@ -99,7 +100,7 @@ class _Recorder:
         )
         logger.info(
             "recording %s: rollout %d version %d %s: %d samples, %d bytes",
-            *(self.recording.name, rollout.rollout_id, rollout.version, "kept" if kept else "was there"),
+            *(self.recording.name, rollout.rollout_id, rollout.version, "kept" if kept else "already there"),
             *(rollout.num_samples, rollout.nbytes),
         )
 
@@ -112,8 +113,8 @@ class _Recorder:
             f"{name} was {before[name]!r}, and is {told[name]!r}" for name in both if told[name] != before[name]
         ]:
             raise Refused(
-                f"recording {self.recording.name!r} is of a job on other terms: {'; '.join(differ)}. Choose another "
-                "--recording"
+                f"recording {self.recording.name!r} holds rollouts of other terms than those of job "
+                f"{self._consumer.job_id} now: {'; '.join(differ)}. Choose another --recording"
             )
         if told and told != before:
             self.recording.set_terms(told)
@@ -133,7 +134,7 @@ def terms_of(recording: Recording, num_rollout: int | None = None, free: tuple[s
     for name in free:
         if name not in recording.terms:
             known = ", ".join(sorted(terms)) or "none"
-            raise BadInput(f"{name!r} is no term of recording {recording.name!r}; they are: {known}")
+            raise BadInput(f"{name!r} is no term of recording {recording.name!r}; its terms are: {known}")
         terms.pop(name, None)
     if num_rollout is not None:
         terms[NUM_ROLLOUT] = num_rollout
@@ -174,7 +175,9 @@ def _answer(producer: Producer, recording: Recording, limits: dict[str, Any]) ->
     served = 0
     while (rollout_id := producer.patient_demand(**limits)) is not None:
         if rollout_id > recording.ids.last():
-            logger.warning("job %s: rollout %d is wanted, and is not recorded", producer.job_id, rollout_id)
+            logger.warning(
+                "job %s: rollout %d is demanded, and is not recorded: the stream ends", producer.job_id, rollout_id
+            )
             return served
         entry = recording.find(rollout_id)
         parts = recording.load(entry)
@@ -199,7 +202,7 @@ class NoEngines:
         return [], None, 0, [], [], []
 
     def get_num_rollout_per_epoch(self) -> int:
-        raise BadInput("a recording does not know how long an epoch is: give the train job --num-rollout")
+        raise BadInput("a recording does not say how long an epoch is: give the train job --num-rollout")
 
     def check_weights(self, *args: Any, **kwargs: Any) -> list[Any]:
         return []

@@ -100,7 +100,7 @@ class _Server:
             self._beginning = self._in_manager(data_source.state)
         if self._at != position - 1:
             self._in_manager(data_source.restore, self._beginning if source is None else source)
-            logger.info("job %s: rollout %d begins where the data source belongs", self._args.job_id, rollout_id)
+            logger.info("job %s: the data source is set to where rollout %d begins", self._args.job_id, rollout_id)
         elif not self._skipping and source is not None and not self._in_manager(data_source.stands_at, source):
             raise BadInput(
                 f"job {self._args.job_id}: prompts were drawn since the last rollout was published, and would be "

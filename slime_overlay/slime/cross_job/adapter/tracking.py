@@ -63,7 +63,7 @@ class Tracking:
         except Exception as error:  # whatever wandb, TensorBoard or a broker that restarts make of it
             if not self._failed:
                 logger.warning(
-                    "job %s: its figures are not in wandb or TensorBoard (said once): %s: %s",
+                    "job %s: its figures are not in wandb or TensorBoard (logged once): %s: %s",
                     *(self._producer.job_id, type(error).__name__, error),
                 )
             self._failed = True

@@ -141,7 +141,7 @@ class Updates:
     def _within(self, timeout_s: float) -> Iterator[None]:
         """slime awaits an update without end: if ranks or engines hang in it, this process ends."""
         late = WaitTimeout(
-            f"a weight update did not come to its end within {timeout_s:g} s (--cross-job-update-timeout-s): training "
+            f"a weight update did not end within {timeout_s:g} s (--cross-job-update-timeout-s): training "
             "ranks or engines hang; look at their logs, and start the job again, from its last checkpoint"
         )
         timer = threading.Timer(timeout_s, self.side.die, [late])

@@ -69,7 +69,7 @@ def local(engine: Any, job_id: str, gone: str = "") -> Folder:
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{sync}/state.json on {host} does not say which update lies there ({error}): remove {folder} on that "
-            "host, it is a copy, then start both jobs again"
+            "host (it is only a copy), then start both jobs again"
         ) from None
     return Folder(str(folder), host, newest, _marked(sync / _MARK, job_id, gone))
 

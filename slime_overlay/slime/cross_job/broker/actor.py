@@ -21,12 +21,12 @@ from ..errors import BadInput, BrokerLost, CrossJobError, JobIdTaken, PayloadLos
 from ..ledger import Ledger
 from ..ledger.operations import Operation
 from ..ledger.state import DEAD, SILENT, Client
-from ..types import PROTOCOL, VAULT_NAME, ClientInfo, Located, LocatedValue
+from ..types import PROTOCOL, VAULT_NAME, ClientInfo, Located, LocatedValue, ids_text
 from ..vault.protocol import Durably
 from .durability import BEAT_S, COLLECT_S, REPLACED, Durability
 from .exporter import Exporter
 from .liveness import JOB_IS, ask_ray, is_over, job_words, over_reason
-from .replicas import Replicas, alive_nodes, answer_of
+from .replicas import Replicas, alive_nodes, answer_of, in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,9 @@ class Broker:
         except (ValueError, ray.exceptions.ActorDiedError, PayloadLost):
             lost = True
         except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            logger.warning("%s is silent (%s): nobody can tell whether it holds rollout %d", vault, error, rollout_id)
+            logger.warning(
+                "%s is silent (%s): nobody can tell whether it holds rollout %d", vault, in_a_line(error), rollout_id
+            )
         if lost:
             job_id = self._ledger.clients[client_id].info.job_id
             if what := self._ledger.rollouts.payload_lost(job_id, token):
@@ -247,11 +249,12 @@ class Broker:
             )
         silent = self._silent_vaults()
         if not silent:
-            return f"{words}, and reads what {len(self._replicas.waits_for())} vaults remember"
+            return f"{words}, and reads what {len(self._replicas.waits_for())} vaults keep"
         who = ", ".join(f"{v['vault']} on node {v['node_id']} (silent for {v['silent_s']:.0f} s)" for v in silent)
         return (
-            f"{words}, and waits for what {who} remembers: Ray calls it alive. It goes on as soon as that answers. If "
-            f"it never will, end its process, or go on without it: slime-cross-job give-up {silent[0]['vault']}"
+            f"{words}, and waits for what is kept by {who}: Ray calls it alive. The broker goes on as soon as the "
+            "vault answers. If it never will, end the process of the vault, or go on without it: slime-cross-job "
+            f"give-up {silent[0]['vault']}"
         )
 
     async def _begin(self) -> None:
@@ -272,7 +275,7 @@ class Broker:
         await self._know_the_cluster()
         missing = await self._replicas.restore()
         for job_id, rollouts in missing.items():
-            logger.error("job %s: no vault holds rollouts %s any more: they are lost", job_id, rollouts)
+            logger.error("job %s: lost, because no vault holds them any more: %s", job_id, ids_text(rollouts))
         exporter = Exporter(self._ledger)  # what happened until now was exported before
         for job_id in self._ledger.jobs:
             self._ledger.history.note_event(job_id, "restarted", "the broker was restarted, and goes on where it was")
@@ -373,9 +376,11 @@ class Broker:
                 handle = await asyncio.to_thread(ray.get_actor, vault, namespace=self._namespace)
                 await answer_of(handle.drop.remote(tokens), 30)
             except (ValueError, ray.exceptions.ActorDiedError):
-                logger.info("vault %s is gone, and %d payloads that were to be freed with it", vault, len(tokens))
+                logger.info("vault %s is gone, and with it %d payloads that were to be freed", vault, len(tokens))
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("vault %s is silent (%s): %d payloads are freed later", vault, error, len(tokens))
+                logger.warning(
+                    "vault %s is silent (%s): %d payloads are freed later", vault, in_a_line(error), len(tokens)
+                )
                 self._drops[vault].extend(tokens)
 
     async def _are_over(self, clients: list[Client | None]) -> bool:
@@ -436,7 +441,7 @@ class Broker:
         self._ticked_at = now
         if late_s < _STOOD_STILL_S:
             return 0.0
-        logger.warning("this broker stood still for %.1f s: nobody's lease ends for that", late_s)
+        logger.warning("this broker stood still for %.1f s: no lease ends because of that", late_s)
         return late_s
 
     async def _watch_silence(self) -> None:
@@ -478,7 +483,7 @@ class Broker:
             if await self._replicas.retire(name, _IDLE_S, lambda: self._is_needed(name)):
                 logger.info("vault %s has ended: it held nothing, and no client is on its node", name)
         except (CrossJobError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            logger.warning("vault %s, which holds nothing, does not end yet: %r", name, error)
+            logger.warning("vault %s, which holds nothing, does not end yet: %s", name, in_a_line(error))
 
     async def _have_a_vault_here(self) -> None:
         """On the broker's node, which stays, its memory may lie as well."""
@@ -502,7 +507,7 @@ class Broker:
                     for job_id in self._ledger.jobs:
                         self._spawn(self._keep_and_wake(job_id))
             except Exception:  # whatever Ray answers; the next round tries again
-                logger.exception("vault %s, which was given up", name)
+                logger.exception("cannot tell whether vault %s, which was given up, answers again", name)
                 await asyncio.sleep(_VAULTS_EVERY_S)
 
     async def _watch_stores(self) -> None:
@@ -560,7 +565,9 @@ class Broker:
                 handle = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
                 await answer_of(handle.store_again.remote(durably, records), 30)
             except (ValueError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("job %s: %s does not store %d payloads again: %s", job_id, name, len(records), error)
+                logger.warning(
+                    "job %s: %s does not store %d payloads again: %s", job_id, name, len(records), in_a_line(error)
+                )
 
     async def _collect(self) -> None:
         await asyncio.sleep(COLLECT_S)
@@ -575,7 +582,7 @@ class Broker:
             except (ValueError, ray.exceptions.ActorDiedError):
                 pass
             except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-                logger.warning("vault %s is silent, but Ray calls it alive: %s", name, error)
+                logger.warning("vault %s is silent, but Ray calls it alive: %s", name, in_a_line(error))
                 return
         if not incarnation:
             self._replicas.vault_gone(name)
@@ -594,7 +601,7 @@ class Broker:
             try:
                 await watch()
             except Exception:  # the watch must outlive whatever Ray answers; the next round tries again
-                logger.exception("watch")
+                logger.exception("a watch of the broker failed, and goes on")
 
 
 async def _job_of(ray_job_id: str) -> str:

@@ -26,7 +26,7 @@ from ..storage.calls import Calls
 from ..storage.payloads import Archive, marked, sealed
 from ..storage.recording import is_recording
 from ..storage.wal import OWNER, Entry, Journal, Outdated, Torn, owner_of
-from ..types import Located, LocatedValue, source_name
+from ..types import Located, LocatedValue, ids_text, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -336,8 +336,8 @@ class Durability:
             if client.attached and client.info.client_id not in here and not was_ours:
                 self._ledger.membership.end(client.info.client_id, DEAD, REPLACED)
         logger.warning(
-            "job %s goes on as its journal says: revision %d, %d rollouts are there, lost are %s",
-            *(job.job_id, job.revision, len(job.rollouts), missing or "none"),
+            "job %s goes on as its journal says: revision %d, %d rollouts are there, lost: %s",
+            *(job.job_id, job.revision, len(job.rollouts), ids_text(missing)),
         )
 
     async def _still_ours(self, job_id: str) -> bool:
@@ -405,7 +405,7 @@ class Durability:
         words = ", ".join(lost[:20]) + (", ..." if len(lost) > 20 else "")
         text = (
             f"{store.shown} lost what it had of this job: was it emptied? The broker writes down again how the job "
-            f"stands. {len(held)} payloads are stored again by their vaults; lost are {words or 'none'}"
+            f"stands. {len(held)} payloads are stored again by their vaults; lost: {words or 'none'}"
         )
         logger.critical("job %s: %s", job_id, text)
         self._ledger.history.note_event(job_id, "store emptied", text)

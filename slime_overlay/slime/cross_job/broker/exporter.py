@@ -88,7 +88,7 @@ class Exporter:
 
     def _complain(self, error: Exception) -> None:
         if not self._failed:
-            logger.error("figures cannot be exported (said once)", exc_info=error)
+            logger.error("figures cannot be exported (logged once)", exc_info=error)
         self._failed = True
 
     def _export(self, job_id: str, of_others: dict[Figure, float]) -> bool:

@@ -122,7 +122,7 @@ class Replicas:
         self._tell_who_is_given_up()
         if self._ledger.jobs:
             logger.warning(
-                "broker %d goes on with %d jobs and %d payloads that %d vaults remember",
+                "broker %d goes on with %d jobs and %d payloads that %d vaults keep",
                 *(self._broker, len(self._ledger.jobs), len(records), len(self._vaults)),
             )
         keeping = {asyncio.create_task(self._keep_again(job_id)) for job_id in self._ledger.jobs}
@@ -192,7 +192,7 @@ class Replicas:
             if record.store is not None and not record.closed and not self.durability.is_open(job_id):
                 await self.durability.open(job_id, record.store)
                 if self._ledger.jobs.get(job_id) is not record:
-                    raise StoreUnreachable(f"the journal of job {job_id} knew more than this broker: ask it again")
+                    raise StoreUnreachable(f"the journal of job {job_id} held more than this broker knew: call again")
             before, job.kept = job.kept, job.asked
             try:
                 await self._keep(job_id, record)
@@ -273,7 +273,7 @@ class Replicas:
                 self.vault_gone(name)
                 return False
             if name not in self._avoided:
-                logger.warning("vault %s is silent, and does not keep the state of a job: %r", name, error)
+                logger.warning("vault %s is silent, and does not keep the state of a job: %s", name, in_a_line(error))
             self._avoided[name] = asyncio.get_running_loop().time() + _AVOIDED_S
             return False
         self._avoided.pop(name, None)
@@ -385,7 +385,7 @@ class Replicas:
         again = {pair[0].job.job_id for pair in unknown}
         restore(self._ledger, unknown, [record for record in found.records if record.job_id in again])
         for job_id in again:
-            logger.warning("job %s: it goes on as vault %s remembers, which nobody else did", job_id, name)
+            logger.warning("job %s: it goes on from what only vault %s kept", job_id, name)
         others = [record for record in found.records if record.job_id not in again]
         over = [record for record in others if not self._ledger.rollouts.take_back(record)]
         over = [r for r in over if r.job_id in known or not r.payload.stored]  # else its store has it
@@ -430,7 +430,7 @@ class Replicas:
         answers = await asyncio.gather(*map(answer_of, asked.values()), return_exceptions=True)
         for name, answer in zip(asked, answers, strict=True):
             if isinstance(answer, Exception) and not isinstance(answer, ray.exceptions.ActorDiedError):
-                logger.warning("vault %s has not heard that job %s is forgotten: %r", name, job_id, answer)
+                logger.warning("vault %s has not heard that job %s is forgotten: %s", name, job_id, in_a_line(answer))
                 self._to_forget.add((name, job_id))
 
     async def _keep_again(self, job_id: str) -> None:
@@ -512,7 +512,7 @@ class Replicas:
                     _end_as_replaced(error.cause)
                 raise error.cause from None
             except ray.exceptions.RayError as error:
-                logger.warning("vault %s does not say what it holds, and is asked again: %r", name, error)
+                logger.warning("vault %s does not say what it holds, and is asked again: %s", name, in_a_line(error))
                 await asyncio.sleep(0.5)
                 if await _is_node_gone(name):
                     raise _Gone from None
@@ -542,6 +542,12 @@ def _end_as_replaced(error: Exception) -> None:
 async def alive_nodes() -> set[str]:
     """Ids of the nodes that Ray counts as alive."""
     return {node["NodeID"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]}
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says, or its name where it says nothing, as a timeout does; without Ray's traceback."""
+    found = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayTaskError) else None
+    return " ".join(str(found or error).split()) or type(error).__name__
 
 
 async def answer_of(ref: Any, within_s: float | None = _ANSWER_S) -> Any:

@@ -37,6 +37,7 @@ from ..types import (
     VAULT_NAME,
     ClientInfo,
     Payload,
+    shortened,
     source_name,
     split_address,
 )
@@ -195,12 +196,15 @@ def probe(address: str, timeout_s: float, silent_s: float) -> None:
             connection.sendall(_GRPC)
             said = connection.recv(64)
         except TimeoutError:
-            raise TimeoutError(f"somebody listens at {address} and says nothing for {silent_s:g} s") from None
+            raise TimeoutError(f"what listens at {address} says nothing for {silent_s:g} s") from None
         except OSError as error:
-            raise ClusterUnreachable(f"no Ray cluster at {address}: who listens there hangs up ({error})") from None
+            raise ClusterUnreachable(
+                f"no Ray cluster at {address}: what listens there closes the connection ({error})"
+            ) from None
     if len(said) < 4 or said[3] != 4:  # a frame of settings, with which every gRPC server begins
-        what = f"it says {said[:40]!r}" if said else "it hangs up at once"
-        what = f"somebody listens there who is no Ray: {what}"
+        line = said.decode("ascii", "replace").partition("\n")[0].strip()
+        what = f"it says {shortened(line, 40)!r}" if said else "it closes the connection at once"
+        what = f"what listens there is not Ray: {what}"
         raise ClusterUnreachable(f"no Ray cluster at {address}: {what}; {do}. If it uses TLS, set RAY_USE_TLS=1")
 
 
@@ -277,7 +281,9 @@ class Connection:
             try:
                 self._vaults[name] = ray.get_actor(name, namespace=self.namespace)
             except ValueError:
-                raise PayloadLost(f"{name} is gone, and what it held: its node died or left the cluster") from None
+                raise PayloadLost(
+                    f"{name} is gone, and with it what it held: its node died or left the cluster"
+                ) from None
         return self._vaults[name]
 
     def open_refs(self, payload: Payload, suffix: str = "", deadline: Deadline | None = None) -> list[Any]:
@@ -428,7 +434,7 @@ class Connection:
                 if gone is None:
                     gone = Deadline(min(self._grace_s, deadline.left()))
                 if not gone:
-                    raise BrokerLost(f"{what} is gone for {gone.timeout_s:.0f} s: {error}") from None
+                    raise BrokerLost(f"{what} has been gone for {gone.timeout_s:.0f} s: {error}") from None
                 if isinstance(error, ray.exceptions.ActorDiedError):  # for good, as by ray.kill: another one is made
                     with contextlib.suppress(*_AWAY):
                         self._broker = self._broker_handle()

@@ -26,7 +26,16 @@ from ..errors import (
     WaitTimeout,
 )
 from ..metrics import Latencies
-from ..types import Located, check_name, check_names, check_number, check_rollout_id, check_stamp, check_version
+from ..types import (
+    Located,
+    check_name,
+    check_names,
+    check_number,
+    check_rollout_id,
+    check_stamp,
+    check_version,
+    ids_text,
+)
 from .connection import START_S
 from .session import Session, get_parts, read_source, small_or_apart
 from .weights import KEY, pack_weights
@@ -170,7 +179,7 @@ class Consumer(Session):
         if found["again"] or found["acked"]:
             logger.info(
                 "job %s: resumed at rollout %d: acked before and wanted again: %s; acked now: %s",
-                *(self.job_id, rollout_id, found["again"], found["acked"]),
+                *(self.job_id, rollout_id, ids_text(found["again"]), ids_text(found["acked"])),
             )
 
     def be_first(self) -> None:
@@ -293,7 +302,7 @@ class Consumer(Session):
             until: the number of rollouts of the run: nothing from here on is still to be generated.
         """
         limits = {"until": check_version(until, "until"), "grace_s": self.settings.peer_grace_s}
-        return self._wait(timeout_s, "moment for new weights", "begin_update", **limits)
+        return self._wait(timeout_s, "permission to update weights", "begin_update", **limits)
 
     def end_update(self, version: int, epoch: int, stamp: str = "") -> None:
         """All engines of that producer have the weights `version`.

@@ -11,7 +11,7 @@ import ray
 from ..batch import Batch
 from ..deadline import Deadline
 from ..errors import BadInput, EndOfStream, NoResources, PayloadLost, WaitTimeout
-from ..types import PROTOCOL, Located, check_facts, check_number, check_rollout_id, check_version
+from ..types import PROTOCOL, Located, check_facts, check_number, check_rollout_id, check_version, shortened
 from ..vault.protocol import HEADER, FromMethod, FromRefs, Target
 from .connection import get
 from .placement import Limits, shortage
@@ -111,9 +111,11 @@ class Producer(Session):
         """
         rollout_id, parts = check_rollout_id(rollout_id), check_number(parts, "parts", 1)
         if not isinstance(actor, ray.actor.ActorHandle):
-            raise BadInput(f"{actor!r:.100} is no handle of an actor: give what ACTOR_CLASS.remote(...) returned")
+            raise BadInput(
+                f"a {type(actor).__name__} is no handle of an actor: give what ACTOR_CLASS.remote(...) returned"
+            )
         if not isinstance(method, str) or not hasattr(getattr(actor, method, None), "remote"):
-            raise BadInput(f"the actor has no method {method!r:.100}")
+            raise BadInput(f"the actor has no method {shortened(method, 100)}")
         source = FromMethod(actor, method, args, kwargs, parts)
         timeout_s = self.settings.rollout_timeout_s if timeout_s is None else timeout_s
         return self._publish(
@@ -250,7 +252,7 @@ class Producer(Session):
             self._stores[node_id] = nbytes
             logger.warning(
                 "job %s: a rollout of %d bytes is larger than its node's object store (%d): Ray keeps it on disk, "
-                "which is slow; start the nodes with a greater --object-store-memory",
+                "which is slow; start the nodes with a larger --object-store-memory",
                 *(self.job_id, nbytes, room),
             )
 

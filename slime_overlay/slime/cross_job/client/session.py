@@ -108,7 +108,7 @@ class Session:
         stated = check_facts(terms, "terms")
         names = {"lasting": [*check_names(lasting, "lasting")], "columns": [*check_names(columns, "columns")]}
         if unknown := set(overrides) - {f.name for f in fields(Settings)}:
-            raise BadInput(f"no setting: {', '.join(sorted(unknown))}; see Settings")
+            raise BadInput(f"unknown settings: {', '.join(sorted(unknown))}; see Settings")
         if not isinstance(settings, (Settings, type(None))):
             raise BadInput(f"settings= must be a Settings, not a {type(settings).__name__}")
         if settings is not None and overrides:
@@ -318,7 +318,7 @@ class Session:
         waited_s = deadline.timeout_s
         left_s = patience_left_s(verdict, waited_s, self.settings.peer_grace_s)
         if deadline.bounds_silence and left_s > 0:
-            logger.warning("%s yet, and it is waited for: %s", missing, verdict["message"])
+            logger.warning("%s yet, still waiting: %s", missing, verdict["message"])
             deadline.renew(left_s)
             return
         kind = HeldBack if verdict["kind"] in ("paused", "full") else WaitTimeout
@@ -401,7 +401,12 @@ class Session:
                         ) from None
                     if not repeatable:
                         source = None  # if the vault lives, its call goes on, which is never made twice
-                    logger.warning("job %s: %s is handed over again: the vault's answer: %s", self.job_id, what, error)
+                    logger.warning(
+                        "job %s: %s is handed over again, because the vault did not answer: %s",
+                        self.job_id,
+                        what,
+                        error,
+                    )
                     deadline.pause()
                     continue
                 self.check()
@@ -500,7 +505,9 @@ class Session:
                     logger.error("job %s: %s must stop: %s", self.job_id, self.role, error)
                 return
             except Exception as error:  # a lost heartbeat is no failure: the next one counts
-                logger.warning("job %s: heartbeat of %s: %s", self.job_id, self.role, error)
+                logger.warning(
+                    "job %s: a heartbeat of %s failed, the next one follows: %s", self.job_id, self.role, error
+                )
 
     def _lost_cluster(self, error: ClusterUnreachable) -> bool:
         try:

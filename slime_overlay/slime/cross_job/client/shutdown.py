@@ -69,7 +69,7 @@ def while_waiting() -> Iterator[None]:
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     if not requested.is_set():
-        logger.warning("asked to stop (SIGTERM): finishing what is out")
+        logger.warning("asked to stop (SIGTERM): finishing what was begun")
         requested.set()
         if _then is not None:
             _then()

@@ -21,6 +21,7 @@ from ..types import (
     check_name,
     check_names,
     check_seconds,
+    in_words,
     shortened,
 )
 from .history import History
@@ -381,7 +382,7 @@ class Membership:
 
 def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return [
-        f"{name} is {value!r} here and {theirs[name]!r} there"
+        f"{name} is {in_words(value)} here and {in_words(theirs[name])} there"
         for name, value in sorted(mine.items())
         if theirs.get(name, value) != value
     ]

@@ -100,7 +100,7 @@ def explained(store: Store, what: str, error: OSError) -> CrossJobError:
     if error.errno == errno.ENAMETOOLONG:
         return BadInput(f"{what} is too long for {store.shown} ({said})")
     if error.errno in _FULL:
-        return StoreFull(f"no room for {what} in {store.shown} ({said}): free some, or keep less")
+        return StoreFull(f"no room for {what} in {store.shown} ({said}): make room, or keep less")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StoreRefused(f"{store.shown} does not let us write or read {what} ({said})")
     return StoreUnreachable(f"{store.shown} fails at {what}: {said}")
@@ -134,5 +134,5 @@ def parts_of(uri: str) -> SplitResult:
         raise BadInput(f"{without_password(uri)!r} is no URI: {_QUOTE}") from None
     beyond = uri.partition("://")[2].removeprefix(parts.netloc)
     if "@" in beyond and parts.netloc and (parts.scheme in REDIS or ":" in parts.netloc) and parts.scheme != "file":
-        raise BadInput(f"{without_password(uri)!r} has an @ behind the name of its host: {_QUOTE}")
+        raise BadInput(f"{without_password(uri)!r} has an @ after the name of its host: {_QUOTE}")
     return parts

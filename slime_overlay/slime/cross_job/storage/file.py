@@ -77,7 +77,9 @@ class FileStore(Store):
         self._root = Path(unquote(parts.path))
         self._disk = disk or Disk()
         if not self._root.parent.is_dir():
-            raise BadInput(f"{self._root.parent} is no folder here: it must be there on every node, shared")
+            raise BadInput(
+                f"{self._root.parent} is no folder here: it must be a shared folder, at this path on every node"
+            )
         if make:
             self._do("the store", self._make_folders, self._root)
         elif not self._root.is_dir():
@@ -142,7 +144,7 @@ class FileStore(Store):
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         if free < nbytes + min(_RESERVE_BYTES, total // 20):
             raise StoreFull(
-                f"no room for {nbytes} bytes in {self.shown}: {free} of {total} are free; free some, or keep less"
+                f"no room for {nbytes} bytes in {self.shown}: {free} of {total} are free; make room, or keep less"
             )
 
     def drafts(self, prefix: str) -> dict[str, str]:
@@ -236,7 +238,7 @@ def _stat_of_mounted(folder: Path, shown: str) -> os.stat_result:
     try:
         return folder.stat()
     except FileNotFoundError:
-        raise StoreUnreachable(f"{folder} is not there any more, in which {shown} was: is it not mounted?") from None
+        raise StoreUnreachable(f"{folder}, in which {shown} was, is not there any more: is it not mounted?") from None
 
 
 def _unless_absent(error: OSError) -> None:

@@ -45,9 +45,9 @@ _UPLOAD_S = _PARTS_AT_ONCE * _PART_BYTES / 500_000  # for what is on its way at 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _WRITER = "writer"
 _HOPELESS = {
-    "InvalidCertificate(": "its certificate is not trusted: tls_ca_file_path=FILE of the URI names an authority",
+    "InvalidCertificate(": "its certificate is not trusted: name its authority by tls_ca_file_path=FILE in the URI",
     "builder error": "is its endpoint one of http://? Name it in the URI: endpoint=http://HOST:PORT",
-    "BareRedirect": "its bucket is in another region: region=NAME of the URI names it",
+    "BareRedirect": "its bucket is in another region: name that by region=NAME in the URI",
 }
 """Errors that no waiting helps, by the name of their type in obstore, where Python gets that of any trouble."""
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
@@ -202,7 +202,7 @@ class ObjectStore(Store):
                 return act()
             except FileNotFoundError as error:
                 if writes:
-                    raise StoreRefused(f"{self.shown} is not there, at {what}: {self._said(error)}") from None
+                    raise StoreRefused(f"{self.shown} does not exist ({what}): {self._said(error)}") from None
                 raise NotStored(f"{self.shown} has no {what}") from None
             except _REFUSED as error:
                 said = self._said(error)

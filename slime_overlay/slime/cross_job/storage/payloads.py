@@ -23,6 +23,7 @@ import pyarrow as pa
 from ..batch import Batch
 from ..errors import BadInput, BatchError, CrossJobError, NotStored, PayloadDamaged, StoreUnreachable
 from ..settings import COMPRESSIONS
+from ..types import shortened
 from . import Store
 from .calls import progress
 
@@ -45,7 +46,7 @@ class Archive:
 
     def __init__(self, store: Store, job_id: str, compression: str = "none"):
         if compression not in COMPRESSIONS:
-            raise BadInput(f"compression {compression!r} is none of {', '.join(COMPRESSIONS)}")
+            raise BadInput(f"compression {compression!r} must be one of {', '.join(COMPRESSIONS)}")
         self._store, self._job_id, self._compression = store, job_id, compression
 
     def save(self, name: str, parts: Sequence[Batch], about: Mapping[str, Any]) -> None:
@@ -278,7 +279,7 @@ def opened(data: Any) -> Any:
         raise PayloadDamaged(f"its manifest is not readable: {type(error).__name__}: {error}") from None
     if version != FORMAT:
         raise PayloadDamaged(
-            f"it has format {version!r:.20}, this version reads format {FORMAT}: upgrade slime cross-job"
+            f"it has format {shortened(version, 20)}, this version reads format {FORMAT}: upgrade slime cross-job"
         )
     if checksum(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()) != seal:
         raise PayloadDamaged("its manifest has another checksum than when it was written")

@@ -14,13 +14,13 @@ consumer would have got.
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..batch import Batch
 from ..errors import BadInput, NotStored, PayloadDamaged, RecordingNotFound, RolloutNotFound, StoreRefused
-from ..types import Ids, check_job_id
+from ..types import Ids, check_job_id, ids_text
 from . import Store
 from .payloads import Archive, new_name, opened, sealed
 from .wal import Journal
@@ -224,16 +224,6 @@ def recordings(store: Store) -> list[str]:
 def is_recording(store: Store, name: str) -> bool:
     """Whether the store has a recording of this name."""
     return store.exists(_key(name))
-
-
-def ids_text(ids: Iterable[int]) -> str:
-    """Rollouts in words: "rollouts 0 to 4, 7"."""
-    ranges = [(first, end - 1) for first, end in (ids if isinstance(ids, Ids) else Ids(ids)).ranges()]
-    if not ranges:
-        return "no rollouts"
-    alone = len(ranges) == 1 and ranges[0][0] == ranges[0][1]
-    words = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in ranges)
-    return f"rollout {words}" if alone else f"rollouts {words}"
 
 
 def _entry(name: str, about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], number: int) -> Recorded:

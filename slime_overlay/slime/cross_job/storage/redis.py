@@ -79,7 +79,7 @@ end
 """
 
 
-_UNTRUSTED = "{} and we do not trust each other: {}; check the certificates, and ssl_ca_certs of the URI"
+_UNTRUSTED = "{} and this process do not trust each other: {}; check the certificates, and ssl_ca_certs of the URI"
 
 
 class RedisStore(Store):

@@ -74,7 +74,7 @@ class Journal:
             except (PayloadDamaged, BadInput, NotStored, KeyError, AttributeError, TypeError, ValueError) as error:
                 raise self._unreadable(key, str(error)) from None
             if deltas and number != expected:
-                raise self._torn(key, f"the entry behind it, {expected}, is missing", found)
+                raise self._torn(key, f"the entry after it, {expected}, is missing", found)
             expected = number - 1
             if found is None:
                 found, self.written_by = state, str(body.get("broker", ""))

@@ -162,7 +162,9 @@ class Vault:
         try:
             self._held[f"{token}.source"] = [await _copy(ref) for ref in source.refs]
         except _FULL as error:
-            raise StoreFull(f"no room for where the source of prompts stood: {error}") from None
+            raise StoreFull(
+                f"no room in the object store for the position of the source of prompts: {error}"
+            ) from None
         return f"{self._name}/{self._incarnation}"
 
     async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:

@@ -113,7 +113,9 @@ class StoreAccess:
                 how.job_id, lambda: self._archive(how.uri, how.job_id, how.compression).delete(names)
             )
         except CrossJobError as error:
-            logger.warning("job %s: %s, freed meanwhile, are left in its durable store: %s", how.job_id, names, error)
+            logger.warning(
+                "job %s: %s, freed meanwhile, are left in its durable store: %s", how.job_id, ", ".join(names), error
+            )
 
     async def load(self, uri: str, job_id: str, name: str, observed: bool = False) -> list[Any]:
         """Refs to the parts of a payload, read from the store, verified, and owned by this process; `observed` as in
