@@ -111,7 +111,7 @@ def test_a_method_that_fails_or_dies_publishes_nothing_and_the_job_goes_on(pair)
         producer.publish_from(0, generator, "broken")
     with pytest.raises(ActorLost, match=r"died in die\(\)"):
         producer.publish_from(0, generator, "die")
-    with pytest.raises(BadInput, match="no method 'genrate'"):
+    with pytest.raises(BadInput, match="has no method genrate"):
         producer.publish_from(0, Generator.remote(), "genrate")
     assert consumer.catalog() == []
     assert producer.publish_from(0, Generator.remote(), "generate", 0).version == 1

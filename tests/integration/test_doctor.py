@@ -356,7 +356,7 @@ def test_a_head_that_hangs(sick, sickness, monkeypatch):
     (gcs,) = [pid for pid in sick.pids() if "gcs_server" in command_of(pid)[0]]
     with within(20), stopped(gcs):
         found = diagnose(sick.address, "ns", timeout_s=20)
-    assert "and says nothing" in worst(found, "cluster").what, shown(found)
+    assert "says nothing for" in worst(found, "cluster").what, shown(found)
 
 
 # ------------------------------------------------------------------ durable stores

@@ -229,7 +229,7 @@ def test_what_is_damaged_in_the_store_is_named_and_generated_again(driver, job_i
     ("settings", "kind", "said"),
     [
         ({"store": "file:///no/such/folder/at/all"}, BadInput, "is no folder here"),
-        ({"store_mode": "write-behind"}, BadInput, "says nothing without --cross-job-store"),
+        ({"store_mode": "write-behind"}, BadInput, "has no effect without --cross-job-store"),
         ({"store": "file:///tmp", "compression": "rar"}, BadInput, "must be one of none, lz4, zstd"),
     ],
 )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.slime.single_job import PINS
+from tests.support.parsing import parsed
 
 TESTS = Path(__file__).resolve().parents[1]
 OUTCOMES = Path(__file__).with_name("outcomes.json")
@@ -376,7 +377,7 @@ def cases(test: str) -> dict[str, int]:
     """
     file, _, rest = test.partition("::")
     name, _, case = rest.rstrip("]").partition("[")
-    body = ast.parse((TESTS / file).read_text()).body if (TESTS / file).is_file() else []
+    body = parsed((TESTS / file).read_text()).body if (TESTS / file).is_file() else []
     is_it = (node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name)
     if (function := next(is_it, None)) is None:
         return {}

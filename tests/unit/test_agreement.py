@@ -17,7 +17,7 @@ def test_terms_of_the_data_hold_as_long_as_rollouts_are_left_of_who_ended(ledger
     ledger.end("c", "stopped")
     for name in ("c2", "p2"):
         with pytest.raises(
-            Refused, match=r"rollouts 0 to 0 are left, disagree: tokenizer is 'xyz' here and 'abc' there"
+            Refused, match=r"which has left rollout 0, disagree: tokenizer is 'xyz' here and 'abc' there"
         ):
             attach(ledger, name, terms={"tokenizer": "xyz", "seed": 2}, lasting=["tokenizer"])
     attach(ledger, "c3", terms={"tokenizer": "abc", "seed": 2}, lasting=["tokenizer"])
@@ -33,7 +33,7 @@ def test_terms_hold_for_what_is_left_of_a_producer_that_would_be_ended_for_whom_
     if ray_job != "r-p":
         clock.now += 31
         ledger.membership.tick()
-    with pytest.raises(Refused, match=r"rollouts 0 to 0 are left, disagree: tokenizer is 'xyz' here and 'abc' there"):
+    with pytest.raises(Refused, match=r"which has left rollout 0, disagree: tokenizer is 'xyz' here and 'abc' there"):
         attach(ledger, comes, ray_job=ray_job, terms={"tokenizer": "xyz"}, lasting=["tokenizer"])
     assert ledger.clients["p"].attached
     attach(ledger, comes, ray_job=ray_job, terms={"tokenizer": "abc", "seed": 2}, lasting=["tokenizer"])

@@ -1,7 +1,6 @@
 """What may import what, so that the ledger needs no Ray, reading a batch no torch, and nothing Ray's private parts."""
 
 import ast
-import functools
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.parsing import parsed
 from tests.support.patience import patient
 
 ROOT = Path(__file__).parents[2]
@@ -20,16 +20,6 @@ PACKAGE = OVERLAY / "slime" / "cross_job"
 ROOMS = ("batch", "ledger", "storage", "vault", "broker", "client", "proposal", "adapter", "ops")
 LAZY_ONLY = ("torch", "redis", "sglang", "megatron")
 NOT_IMPORTED = ("ray", *LAZY_ONLY)
-
-
-@functools.cache
-def parsed(source: str) -> ast.Module:
-    """`ast.parse`, of each source once. CPython 3.11 counts the depth of a tree for all threads together and takes
-    another thread that parses for an error: then once more."""
-    try:
-        return ast.parse(source)
-    except SystemError:
-        return ast.parse(source)
 
 
 def outside_imports(source: str, lazy_too: bool) -> set[str]:

@@ -335,6 +335,9 @@ def test_a_job_that_both_sides_finished_holds_nothing_and_its_name_begins_anew(p
     assert sorted(token for _, token in pair.garbage.take_drops()) == ["t0", "t1", "w0"]
     assert pair.status("exp")["exp"]["complete"]
     assert pair.catalog() == []
+    for rollout_id, words in ((0, "was acked and freed"), (1, "was freed without an ack, when its consumers had fin")):
+        with pytest.raises(RolloutNotFound, match=words):
+            pair.versions("exp", rollout_id)
     attach(pair, "p2")
     assert publish(pair, 0, producer="p2").version == 1
 

@@ -149,7 +149,7 @@ def test_the_producer_waits_for_room_and_says_for_whom(ledger):
     for name in ("p", "c"):
         found = ledger.peer_verdict(name)
         assert found["kind"] == "full"
-        assert "rollouts 0 to 1, 20 bytes, are not acked by train" in found["message"]
+        assert "20 bytes of rollouts 0 to 1 are not acked by train" in found["message"]
         assert "--cross-job-max-bytes 25" in found["message"]
     train(ledger, 0)
     assert ledger.next_demand("p") == 2

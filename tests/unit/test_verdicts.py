@@ -41,7 +41,7 @@ WHO = "producer of job exp (epoch 3, Ray job 02000000 (raysubmit_1), pid 4711 on
         (
             described(DEAD, "its Ray job is FAILED"),
             "dead",
-            "Start the rollout job again: what it had published is still",
+            "Start the rollout job again: the rollouts that were published are",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from ..types import (
     check_name,
     check_names,
     check_seconds,
+    ids_text,
     in_words,
     shortened,
 )
@@ -322,7 +323,7 @@ class Membership:
             return
         if found := _differences({name: terms[name] for name in lasting if name in terms}, author.terms):
             raise Refused(
-                f"this job and the {who(author)}, of which rollouts {left[0]} to {left[-1]} are left, disagree: "
+                f"this job and the {who(author)}, which has left {ids_text(left)}, disagree: "
                 f"{'; '.join(found)}. Give it the same, or begin anew under another --job-id"
             )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EndOfStream, Poisoned, RolloutNotFound
-from ..types import MOST_REASON, check_rollout_id, shortened
+from ..types import MOST_REASON, check_rollout_id, ids_text, shortened
 from .history import History
 from .membership import Membership
 from .operations import writes
@@ -160,7 +160,7 @@ class Pacing:
             held = sorted(set(job.rollouts) - set(job.done))
             behind = [g.name for g in job.groups.values() if not g.closed and any(r not in g.acked for r in held)]
             waiting = ", ".join(behind)
-            what = f"rollouts {held[0]} to {held[-1]}, {job.held_bytes} bytes, are not acked by {waiting or 'anybody'}"
+            what = f"{job.held_bytes} bytes of {ids_text(held)} are not acked by {waiting or 'anybody'}"
             cure = f"save checkpoints more often, or raise --cross-job-max-bytes {job.max_bytes}"
             return _verdict("full", f"the producer waits for room: {what}: {cure}")
         return None

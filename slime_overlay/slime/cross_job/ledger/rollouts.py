@@ -463,7 +463,9 @@ class Rollouts:
 
 def _why_freed(job: Job, rollout_id: int) -> str:
     if rollout_id not in job.skipped:
-        return "acked and freed"
+        known = job.progress.get(rollout_id)
+        unread = known is not None and not known.acked
+        return "freed without an ack, when its consumers had finished" if unread else "acked and freed"
     return "freed, as its retention says" if job.retain_from == PUBLICATION else "dropped, too stale"
 
 

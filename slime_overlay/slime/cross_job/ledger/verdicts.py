@@ -112,7 +112,7 @@ def verdict(client: Client | None, role: str, job_id: str, now: float) -> dict[s
         kind = "dead"
         text = (
             f"the {who(client)} is dead: {client.reason}; it was last heard {ago}, doing: {client.activity}. "
-            f"Start the {name} again: what it had published is still there"
+            f"Start the {name} again: the rollouts that were published are still there"
         )
     return {"kind": kind, "message": text, **facts}
 
