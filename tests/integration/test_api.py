@@ -127,7 +127,8 @@ def test_a_slow_method_ends_with_a_verdict_and_is_published_when_it_returns(pair
 @pytest.mark.ci
 def test_work_longer_than_the_limit_on_silence_is_waited_for_by_both_sides(job_id):
     limit_s, work_s = 1.0, 5.0
-    with Producer(job_id, timeout_s=limit_s) as producer, Consumer(job_id, timeout_s=limit_s) as consumer:
+    given: dict[str, float] = {"timeout_s": limit_s, "heartbeat_s": 0.2}  # heard from well within the limit
+    with Producer(job_id, **given) as producer, Consumer(job_id, **given) as consumer:
         began = time.monotonic()
         work = threading.Thread(target=lambda: producer.publish_from(0, Generator.remote(), "slow", work_s))
         work.start()
