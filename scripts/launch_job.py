@@ -7,6 +7,7 @@ Uses SIGALRM, hence the main thread.
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ LOST_S = 120.0  # how long `follow` and `stop` bear a cluster that does not answ
 SILENT_S = 30.0  # a log that is silent for so long: is the job over?
 AGAIN_S = 1.0  # between two questions
 LINES = 20
+_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 
 
 class Unanswered(Exception):
@@ -262,7 +264,18 @@ def _message(job: JobDetails) -> str:
 
 
 def _words(job: JobDetails) -> str:
-    return f"{job.submission_id}: {job.status.value} {_message(job)}".rstrip()
+    return f"{job.submission_id}: {job.status.value} {_message(job)}".rstrip() + _import_advice(job.message or "")
+
+
+def _import_advice(message: str) -> str:
+    """What to do where the driver's Python lacks a module; empty where its last line says something else."""
+    found = _NO_MODULE.fullmatch(message.rstrip().rpartition("\n")[2].strip())
+    if found is None:
+        return ""
+    return (
+        f"; the driver's Python has no {found[1]}: start the nodes in the environment that slime runs in, or say where "
+        "it is with --env PYTHONPATH=FOLDER"
+    )
 
 
 def _when(milliseconds: int | None) -> str | None:

@@ -175,7 +175,10 @@ def apply(checkout: Checkout, patchset: Patchset, pin_name: str | None, dry: boo
 def verify(checkout: Checkout, patchset: Patchset, pin_name: str | None) -> str:
     """Say that the checkout is exactly patched; PatchsetError names what is not."""
     manifest, files = target = _make_target(checkout, patchset, pin_name)
-    changes, wrong = _plan(checkout, checkout.manifest(), target)
+    before = checkout.manifest()
+    if before is None and not checkout.changed():
+        raise Refused(f"not patched: the checkout is upstream's; scripts/apply.sh {checkout.top} patches it")
+    changes, wrong = _plan(checkout, before, target)
     for path, after in changes.items():
         how = "is from an older overlay" if after is None else "is not as applied"
         wrong.append(f"{path} {how if checkout.read(path) else 'is missing'}")

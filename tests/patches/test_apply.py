@@ -16,6 +16,7 @@ def test_apply_verify_reverse(toy: Toy, capfd: pytest.CaptureFixture[str]) -> No
     before, tree = snapshot(toy.slime), whole_tree(toy.slime)
     assert tree == toy.tree("one")
     assert toy.apply("--verify") == 1
+    assert "not patched: the checkout is upstream's" in capfd.readouterr().err
     assert toy.apply() == 0
     assert toy.apply("--verify") == 0
     lines = (toy.slime / "pkg/a.py").read_text().splitlines()

@@ -380,3 +380,25 @@ def test_a_thread_that_asks_after_its_process_left_starts_no_cluster_of_its_own(
     monkeypatch.setattr(connection.ray, "get", lambda *_, **__: pytest.fail("Ray was asked"))
     with pytest.raises(ClusterUnreachable, match="has left its Ray cluster"):
         get("answer", Deadline(3600.0), "the gateway")
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "error", "missing"),
+    [
+        ("the broker of namespace 'x'", "ModuleNotFoundError: No module named 'slime.cross_job'", BrokerLost, "slime"),
+        ("the actor", "No module named 'slime'\nModuleNotFoundError: No module named 'envs'", Unreachable, "envs"),
+        ("the actor", "ImportError: cannot import name 'x'", Unreachable, "slime.cross_job"),
+    ],
+)
+def test_the_module_that_an_actor_could_not_import_is_named(monkeypatch, what, said, error, missing):
+    class Unimported(ray.exceptions.ActorDiedError):
+        def __str__(self) -> str:
+            return f"The actor with name Gen failed to import on the worker.\n{said}"
+
+    def raised(*_: Any) -> None:
+        raise Unimported
+
+    monkeypatch.setattr(connection, "_silence_borne", raised)
+    with pytest.raises(Unreachable, match=f"{what} could not start, .* cannot import {missing}.*: put it on") as found:
+        get(None, Deadline(1.0), what)
+    assert type(found.value) is error

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from slime.cross_job.errors import BadInput, StoreRefused
+from slime.cross_job.errors import BadInput, NoBroker, StoreRefused
 from slime.cross_job.ledger.state import Event, Progress
 from slime.cross_job.ops.doctor import CHECKS, SEVERITIES, Finding, complete, diagnose, jobs, nodes, stores, versions
 from slime.cross_job.ops.doctor.__main__ import within
@@ -346,13 +346,18 @@ def test_what_fails_or_hangs_is_an_error_of_its_check_and_ends_no_other(capsys):
     def refused(words: str) -> None:
         raise BadInput(words)
 
+    def nobody() -> None:
+        raise NoBroker("namespace 'x' has no broker")
+
     assert within("broker", 60.0, refused, "no such namespace") is None
+    assert within("broker", 60.0, nobody) is None
     assert within("cluster", 60.0, refused, "Version mismatch: 2.53.0") is None
     assert within("cluster", 60.0, refused, "Token authentication is enabled") is None
     release = threading.Event()
     assert within("vaults", 0.0, release.wait) is None
     release.set()
-    broker, other, token, vaults = map(only, told(capsys))
+    broker, none, other, token, vaults = told(capsys)
+    assert "start a job there" in none.do
     assert (broker.severity, "BadInput: no such namespace" in broker.what) == ("error", True)
     assert "the cluster's interpreter" in other.do
     assert "RAY_AUTH_TOKEN" in token.do

@@ -137,6 +137,21 @@ def test_a_log_is_followed_through_lost_connections(client, jobs, capsys):
     assert capsys.readouterr().out == "hello\nworld\nj: FAILED failed\n"
 
 
+@pytest.mark.parametrize(
+    ("end", "advised"),
+    [
+        ("ModuleNotFoundError: No module named 'sglang'\n", "the driver's Python has no sglang: "),
+        ("ModuleNotFoundError: No module named 'sglang'\nNoResources: none", ""),
+    ],
+)
+def test_a_driver_without_slimes_packages_is_told_where_they_belong(client, jobs, capsys, end, advised):
+    client.jobs = [job("j", "FAILED", driver_exit_code=1, message=f"exit code 1, last available logs (...):\n{end}")]
+    client.logs = [[]] * 9
+    assert jobs.follow("j") == 1
+    said = capsys.readouterr().out.removeprefix("j: FAILED exit code 1")
+    assert advised in said and bool(said.strip()) == bool(advised)
+
+
 def test_a_log_that_is_gone_does_not_hold_up_the_end(client, jobs, capsys):
     client.jobs = [job("j", "STOPPED")]
     client.logs = [[RuntimeError("closed")]] * 9

@@ -6,6 +6,7 @@ Names and namespace are given explicitly on create and on get, so that any Ray j
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ _LOAD_S = 600.0  # for a payload to be read from a durable store
 _LEFT = "this process has left its Ray cluster (ray.shutdown): nothing can be asked"
 _LOOKS_S = (3.0, 10.0)  # after which one asks how an actor that does not answer stands: first, and then
 _SAID_S = 30.0  # between two log lines on that
+_MISSING = re.compile(r"No module named '([^']+)'")  # in what Ray says of an actor that it cannot import
 POLL_S = 2.0
 """Longest single long poll; a dead broker is noticed within one."""
 _SILENT_S = 60.0  # for a head to say its first word: it may be busy
@@ -485,8 +487,9 @@ def get(ref: Any, deadline: Deadline, what: str, stands: Callable[[], str] | Non
         ) from None
     except ray.exceptions.ActorDiedError as error:
         if "failed to import" in str(error):
-            raise BrokerLost(
-                f"{what} could not start, because Ray's workers cannot import slime.cross_job: put it on their "
+            missing = (_MISSING.findall(str(error)) or ["slime.cross_job"])[-1]
+            raise (BrokerLost if what.startswith("the broker") else Unreachable)(
+                f"{what} could not start, because Ray's workers cannot import {missing}: put it on their "
                 "PYTHONPATH (runtime_env env_vars), or pass a working_dir that holds it"
             ) from None
         raise

@@ -92,7 +92,10 @@ def drop(
     job = viewer.the_job(job_id)
     how = "the same prompts" if same_prompts else "new prompts"
     nbytes = viewer.foresee("discard", job, rollout, same_prompts)
-    sure(f"rollout {rollout} of job {job} ({bytes_text(nbytes)}) is freed, and generated anew from {how}", yes)
+    words = f"rollout {rollout} of job {job} ({bytes_text(nbytes)}) is freed, and generated anew from {how}"
+    if (viewer.status(job)["producer"] or {}).get("state") == "finished":
+        words += ", once its rollout job is started again: it has finished"
+    sure(words, yes)
     say(f"{bytes_text(viewer.steer('discard', job, rollout, same_prompts))} freed")
 
 

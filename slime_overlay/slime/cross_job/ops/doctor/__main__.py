@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
+from ...errors import NoBroker, ProtocolMismatch
 from ...types import shortened
 from . import Finding
 from .versions import find_slime, look_at_slime, look_at_versions
@@ -28,6 +29,11 @@ _CURES = {
     "": "correct the address, HOST:PORT (port 6379 by default); see whether the head hangs: its load, its gcs_server",
 }
 """Of a cluster that cannot be joined: what to do, by a word of what was said; the first that fits."""
+_DO: dict[type[Exception], str] = {
+    NoBroker: "start a job there; where one runs already, name its namespace (--namespace)",
+    ProtocolMismatch: "run this with the slime cross-job that the jobs have; see that both jobs have the same",
+}
+"""What to do after an error of another check."""
 _told: TextIO | None = None  # where findings go, if not to stdout
 
 
@@ -95,7 +101,7 @@ def within(check: str, seconds: float, act: Callable[..., Any], *args: Any) -> A
     except Exception as error:  # whatever it is, the other checks go on
         said = str(error) if result.done() else f"no answer within {seconds:g} s. {_last_line()}"
         words = f"{type(error).__name__}: {' '.join(said.split())}"
-        do = "look at its log, and at its machine"
+        do = _DO.get(type(error), "look at its log, and at its machine")
         if check == "cluster":
             do = next(cure for word, cure in _CURES.items() if word in words.lower())
         tell([Finding(check, "error", shortened(words, _MOST), do=do)])
