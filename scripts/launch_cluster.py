@@ -102,8 +102,10 @@ def start_local(options: argparse.Namespace) -> None:
     if (record := _record()) and _processes(record):
         fail(f"it runs already, at {record['api']}: end it first, with --stop")
     if not Path(sys.executable).with_name("ray").exists():
-        fail(f"no ray beside {sys.executable}: activate the environment that slime runs in, or, to try "
-            "things out without slime: . scripts/env.sh")
+        fail(
+            f"no ray beside {sys.executable}: activate the environment that slime runs in, or, to try "
+            "things out without slime: . scripts/env.sh"
+        )
     if find_spec("psutil") is None:
         fail("it needs psutil, which slime's environment has: pip install psutil")
     wanted = {name: value for name, value in os.environ.items() if name.startswith(CREDENTIALS)}
@@ -124,7 +126,7 @@ def start_local(options: argparse.Namespace) -> None:
     RECORD.write_text(json.dumps(facts))
     print(f"a Ray cluster on this machine, with its dashboard at {cluster.api}")
     print(f"    export RAY_API_SERVER_ADDRESS={cluster.api}    # for launch_rollout.sh and launch_train.sh")
-    print(f"    scripts/slime-cross-job jobs --address {cluster.address}    # and status, top ... or export RAY_ADDRESS")
+    print(f"    scripts/slime-cross-job jobs --address {cluster.address}    # or export RAY_ADDRESS")
     print("    scripts/launch_cluster.sh local --stop             # ends it, and everything that runs in it")
 
 

@@ -273,8 +273,8 @@ def _import_advice(message: str) -> str:
     if found is None:
         return ""
     return (
-        f"; the driver's Python has no {found[1]}: start the nodes in the environment that slime runs in, or say where "
-        "it is with --env PYTHONPATH=FOLDER"
+        f"; the driver's Python has no {found[1]}: start the nodes in the environment that slime runs in, or name its "
+        "folder with --env PYTHONPATH=FOLDER"
     )
 
 

@@ -30,7 +30,7 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 MOST_LINES = 150
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
-NOT_OURS = {"export", "git", "docker", "openssl", "helm", "kubectl", "$EDITOR"}
+NOT_OURS = {"export", "git", "ray", "docker", "openssl", "helm", "kubectl", "$EDITOR"}
 
 
 def of_page(path: Path) -> str:
@@ -135,6 +135,9 @@ def check_ours(words: list[str], known: set[str]) -> None:
 def check_line(line: str) -> None:
     words = shlex.split(line, comments=True)
     if not words or words[0] in NOT_OURS or re.match(r"\w+=", words[0]):
+        return
+    if words[0] == ".":
+        assert (ROOT / words[1]).is_file(), line
         return
     if words[0] in ("python", "python3") and words[1] == "-m":
         assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), line
