@@ -196,20 +196,6 @@ def test_what_was_lost_is_no_end_of_the_stream(pair):
         pair.claim("c", 1)
 
 
-@pytest.mark.parametrize("which", [0, None])
-def test_what_an_operator_dropped_is_no_end_of_the_stream(pair, which):
-    publish(pair, 0)
-    pair.demand("c", 1)
-    pair.end("p", "finished")
-    pair.discard("exp", 0)
-    with pytest.raises(Refused, match=r"rollouts \[0\] of job exp were dropped .* start both jobs again"):
-        pair.claim("c", which)
-    with pytest.raises(EndOfStream):
-        pair.claim("c", 1)
-    attach(pair, "p2")
-    assert pair.next_demand("p2") == 0
-
-
 def test_a_rollout_that_was_skipped_keeps_nobody_from_going_back(ledger):
     attach(ledger, "p", max_staleness=0, on_stale="drop", retain=5)
     attach(ledger, "c")
