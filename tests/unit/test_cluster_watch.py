@@ -57,7 +57,8 @@ def watched():
         assert not thread.is_alive()
 
 
-def test_a_gcs_that_does_not_come_back_is_missed_at_once(watched):
+def test_a_gcs_that_does_not_come_back_is_missed_at_once(watched, monkeypatch):
+    monkeypatch.setattr(cluster_watch, "_TRIES_S", 2 * BORNE_S)  # `ray start --block` ends the raylet within 1 s
     gcs, told, lost, _ = watched(False)
     gcs.end()
     assert lost.wait(BORNE_S)

@@ -1,9 +1,10 @@
 """Notice at once that the Ray cluster is gone: its control service (GCS) ended, and does not come back.
 
-Ray itself gives up after RAY_gcs_rpc_server_reconnect_timeout_s (60 s) and then ends the process without a word that
-names the job. A connection to the GCS's port that nobody uses tells it in the moment in which the process is gone. One
-that is only silent keeps its connections. A GCS with fault tolerance (Redis) is given nearly as long as Ray gives it,
-and so is one whose port does not refuse: then the network may be at fault.
+Ray itself gives up after RAY_gcs_rpc_server_reconnect_timeout_s (60 s), or as soon as the raylet ends, which
+`ray start --block` ends within a second; then it ends the process, exit code 1, without a word that names the job.
+A connection to the GCS's port that nobody uses tells it in the moment in which the process is gone. One that is only
+silent keeps its connections. A GCS with fault tolerance (Redis) is given nearly as long as Ray gives it, and so is one
+whose port does not refuse: then the network may be at fault.
 """
 
 import logging
@@ -56,17 +57,17 @@ class ClusterWatch:
     def run(self) -> None:
         """Return when `ended`, or when the GCS is gone."""
         while not self._ended.is_set():
-            if self._until_it_hangs_up():
-                self._ended.wait(_TRIES_S)
-                continue
+            self._until_it_hangs_up()
             gone = self._until_it_is_back()
             if gone is None:
+                self._ended.wait(_TRIES_S)
                 continue
             gone_s, why = gone
+            after = f" after {gone_s:.1f} s" if gone_s >= _TRIES_S else ""
             error = ClusterUnreachable(
-                f"the control service (GCS) of the Ray cluster at {self._address} ended and is not back after "
-                f"{gone_s:.1f} s ({why}): the cluster is lost, and with it all that is not in a durable store. Start "
-                "the cluster, then both jobs again"
+                f"the control service (GCS) of the Ray cluster at {self._address} ended and is not back{after} ({why}): "
+                "the cluster is lost, and with it all that is not in a durable store. Start the cluster, then both "
+                "jobs again"
             )
             if self._lost(error):
                 logger.critical("%s", error)
@@ -77,8 +78,8 @@ class ClusterWatch:
                     os._exit(error.exit_code)
             return
 
-    def _until_it_hangs_up(self) -> bool:
-        """Wait at a connection until it ends. False: none was made."""
+    def _until_it_hangs_up(self) -> None:
+        """Wait at a connection until it ends, where one can be made."""
         try:
             with socket.create_connection(self._where, _CONNECT_S) as connection:
                 connection.settimeout(1.0)
@@ -89,27 +90,25 @@ class ClusterWatch:
                 while not self._ended.is_set():
                     try:
                         if not connection.recv(4096):
-                            return True
+                            return
                     except TimeoutError:
                         continue
-                    except OSError:
-                        return True
         except OSError:
-            return False
-        return True
+            return
 
     def _until_it_is_back(self) -> tuple[float, OSError] | None:
         """For how long it was gone, and how its port answers, where that is too long; None: it is back, or nobody asks
         any more. A port that refuses has no process; whatever else goes wrong may pass (a network that drops packets,
         this process without a free file descriptor)."""
         began = time.monotonic()
-        while not self._ended.wait(_TRIES_S):
+        while not self._ended.is_set():
             try:
                 socket.create_connection(self._where, _CONNECT_S).close()
             except OSError as error:
                 patience_s = self._patience_s if isinstance(error, ConnectionRefusedError) else self._silence_s
                 if time.monotonic() - began >= patience_s:
                     return time.monotonic() - began, error
+                self._ended.wait(_TRIES_S)
             else:
                 return None
         return None
