@@ -271,7 +271,7 @@ def main() -> None:
         stack.callback(ray.shutdown)
         print(f"Ray cluster at {address}, dashboard {api}; output in {args.out}", flush=True)
         end_on_signals()  # ray.init has put a handler of its own in place, which ends without cleaning up
-        connection = Connection()
+        connection = Connection(patience_s=300)  # a machine that has just started Ray may be slow
         before = store_bytes()
         jobs = {role: f"demo-{role}-{uuid.uuid4().hex[:12]}" for role in ("rollout", "train")}
         stack.callback(stop, client, jobs.values())  # where we are interrupted

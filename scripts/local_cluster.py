@@ -135,14 +135,7 @@ class LocalCluster:
     def start(self) -> None:
         """Start, and wait until jobs can be submitted. Leaves nothing behind where that fails."""
         try:
-            for left in reversed(range(_TRIES)):
-                try:
-                    self._start()
-                    return
-                except NotStarted as error:
-                    if not left or "timed out during startup" not in str(error):
-                        raise
-                    self._end()  # Ray gives its node 30 s to come up, which cannot be changed
+            tried(self._start, self._end)
         except BaseException:
             self.stop()
             raise
@@ -249,6 +242,19 @@ def command_of(pid: int) -> list[str]:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).cmdline() or [""]
     return [""]
+
+
+def tried(start: Callable[[], object], end: Callable[[], object]) -> None:
+    """Let `start` start a node of Ray, and `end` it and start it again, _TRIES times in all, where the machine was too
+    slow for the 30 s that Ray gives a node to come up, which cannot be changed. Raises NotStarted, as `start`."""
+    for left in reversed(range(_TRIES)):
+        try:
+            start()
+            return
+        except NotStarted as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            end()
 
 
 def wait_started(

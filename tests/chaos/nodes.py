@@ -11,7 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-from local_cluster import LocalCluster, command_of, end_with_parent, free_ports, is_alive, processes_of, wait_started
+from local_cluster import (
+    LocalCluster,
+    command_of,
+    end_with_parent,
+    free_ports,
+    is_alive,
+    processes_of,
+    tried,
+    wait_started,
+)
 from tests.chaos.gcs import Head
 from tests.support.patience import patient
 
@@ -34,6 +43,9 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        tried(self._start, self.end)
+
+    def _start(self) -> None:
         agent_port, metrics_port = free_ports(2)  # else all nodes of a machine choose the same
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={self._cluster.address}"),

@@ -15,11 +15,13 @@ from ray.job_submission import JobDetails, JobStatus
 from slime.cross_job.client.connection import Connection
 from slime.cross_job.errors import CrossJobError
 from slime.cross_job_settings import flag
+from tests.support.patience import patient
 
 JOBS = Path(__file__).parent / "jobs"
 JOB_ID = "chaos"
 NAMESPACE = "chaos"
-LEASE_S = 4.0
+LEASE_S = patient(4.0)
+WORK_S = patient(8.0)  # a job that gets no answer from its actors for so long fails
 PENDING_S = 60.0  # a job whose head is killed while it starts stays "pending" for 15 min, with no actor behind it
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 SETTINGS = {
@@ -116,7 +118,7 @@ class Supervisor:
     def _submit(self, role: str) -> None:
         options = [f"{flag(name)}={value}" for name, value in self._settings.items()]
         command = [self.python, str(JOBS / f"chaos_{role}.py"), "--job-id", JOB_ID, *options]
-        command += ["--seed", str(self._seed), "--folder", str(self._folder)]
+        command += ["--seed", str(self._seed), "--folder", str(self._folder), "--work-s", str(WORK_S)]
         number = sum(job.role == role for job in self.jobs)
         submission_id = f"{role}-{number}-{uuid.uuid4().hex[:6]}"
         self._client.submit_job(

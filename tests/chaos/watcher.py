@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,14 @@ def begin(watch: Watch, namespace: str) -> Viewer:
 def ask_the_page(url: str, job_id: str, page: dict[str, Any]) -> None:
     """What a browser that stays open is told; its server must always answer."""
     asked = f"{url}api/look?job={job_id}&run={page.get('run', '')}&since={page.get('seq', -1)}"
-    with urllib.request.urlopen(f"{asked}&events_since={page.get('number', 0)}", timeout=20) as answer:
-        found = json.loads(answer.read())
     page["asked"] += 1
+    try:
+        with urllib.request.urlopen(f"{asked}&events_since={page.get('number', 0)}", timeout=120) as answer:
+            found = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code != 503:  # it has not heard from the broker yet
+            raise
+        return
     if found.get("status") is None:
         return
     if found["anew"]:

@@ -98,17 +98,20 @@ def test_nobody_who_publishes_at_once_loses_a_message(place):
             channels[me].publish({"from": me, "number": number})
 
     over, read = threading.Event(), []
-    giving_up = threading.Timer(60, over.set)
+    giving_up = threading.Timer(patient(60), over.set)
+    giving_up.daemon = True
     giving_up.start()
-    with ThreadPoolExecutor(4) as pool:
-        publishing = pool.map(publish, range(4))
-        for number, message in Channel(place.open(), "events").follow(0, over):
-            assert number == len(read)
-            read.append((message["from"], message["number"]))
-            if len(read) == 100:
-                break
-        assert [*publishing] == [None] * 4
-    giving_up.cancel()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            publishing = pool.map(publish, range(4))
+            for number, message in Channel(place.open(), "events").follow(0, over):
+                assert number == len(read)
+                read.append((message["from"], message["number"]))
+                if len(read) == 100:
+                    break
+            assert [*publishing] == [None] * 4
+    finally:
+        giving_up.cancel()
     assert sorted(read) == [(me, number) for me in range(4) for number in range(25)]
     for me in range(4):
         assert [number for who, number in read if who == me] == [*range(25)], "out of order"

@@ -45,6 +45,7 @@ def test_a_server_that_is_away_is_waited_for_and_nothing_is_lost(own_redis):
     for _ in range(3):
         before = len(done)
         while len(done) < before + 20:
+            assert thread.is_alive(), "a write failed while its server was away"
             time.sleep(0.01)
         server.kill()  # in the middle of a write
         time.sleep(0.3)

@@ -16,7 +16,7 @@ from tests.support.ray_jobs import PYTHONPATH, Job
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(env={"PYTHONPATH": PYTHONPATH}) as cluster:
+    with LocalCluster(env={"PYTHONPATH": PYTHONPATH, "RAY_JOB_STOP_WAIT_TIME_S": "30"}) as cluster:
         yield cluster
 
 

@@ -26,6 +26,7 @@ from slime.cross_job.errors import (
 from slime.cross_job.types import BROKER_NAME
 from slime.utils.cross_job_utils import DataProducer, setup_cross_job_communication
 from tests.integration.jobs.speak import columns
+from tests.support.patience import patient
 from tests.support.ray_jobs import wait_for
 
 pytestmark = pytest.mark.usefixtures("driver")
@@ -280,5 +281,5 @@ def test_a_broker_of_another_protocol_is_refused(job_id):
     options = {"name": BROKER_NAME, "namespace": job_id, "num_cpus": 0}
     broker = ray.remote(Broker).options(**options).remote(job_id, protocol=999)
     with pytest.raises(ProtocolMismatch, match=r"speaks protocol 999, this client \d+: give both jobs the same"):
-        Connection(job_id)
+        Connection(job_id, patience_s=patient(60))
     ray.kill(broker)

@@ -36,7 +36,7 @@ class Generator:
 def pair(job_id):
     """In a namespace of their own, whose broker and vault may be killed."""
     names = {"namespace": job_id}
-    with Producer(job_id, retain=2, **names) as producer, Consumer(job_id, timeout_s=20, **names) as consumer:
+    with Producer(job_id, retain=2, **names) as producer, Consumer(job_id, timeout_s=patient(20), **names) as consumer:
         yield producer, consumer
 
 
@@ -132,13 +132,13 @@ def test_what_a_consumer_cannot_read_is_demanded_by_itself(pair, job_id, caplog)
 def test_a_consumer_that_was_killed_loses_its_lease_within_5_s(submit, job_id):
     with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as second:
         producer.publish(0, columns(0))
-        first = submit("hold.py", job_id, job_id, 30)
+        first = submit("hold.py", job_id, job_id, 30, patient(10))
         pid = first.said()["pid"]
         with pytest.raises(WaitTimeout, match="it is leased"):
             second.claim(0, timeout_s=0.1)
         os.kill(pid, signal.SIGKILL)
         with within(5):
-            second.claim(0, timeout_s=20)
+            second.claim(0, timeout_s=patient(20))
         second.ack(0)
 
 
@@ -147,12 +147,12 @@ def test_a_consumer_that_stalls_loses_its_lease_and_is_fenced_when_it_wakes(subm
     lease_s = 3.0
     with Producer(job_id, namespace=job_id) as producer, Consumer(job_id, namespace=job_id) as second:
         producer.publish(0, columns(0))
-        first = submit("hold.py", job_id, job_id, lease_s)
+        first = submit("hold.py", job_id, job_id, lease_s, patient(10))
         pid = first.said()["pid"]
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
-        second.claim(0, timeout_s=30)
-        assert lease_s - 1.5 < time.monotonic() - stopped < lease_s + patient(3)
+        second.claim(0, timeout_s=patient(30))
+        assert lease_s - patient(1.5) < time.monotonic() - stopped < lease_s + patient(3)
         os.kill(pid, signal.SIGCONT)
         assert first.wait() == "FAILED"
         assert "Fenced" in first.logs
@@ -165,7 +165,7 @@ def test_a_consumer_that_stalls_loses_its_lease_and_is_fenced_when_it_wakes(subm
 def test_a_job_that_is_asked_to_stop_ends_well_and_keeps_what_it_has(submit, job_id):
     with Producer(job_id, namespace=job_id) as producer:
         producer.publish(0, columns(0))
-        first = submit("hold.py", job_id, job_id, 30)
+        first = submit("hold.py", job_id, job_id, 30, 0)
         first.all_said(2)  # it has acked, and waits for what nobody publishes
         first.client.stop_job(first.id)
         assert first.wait() == "STOPPED"

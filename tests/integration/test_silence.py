@@ -122,7 +122,7 @@ def test_a_cluster_whose_gcs_dies_ends_both_jobs_with_one_verdict(tmp_path):
         with stopped(block):  # it looks once a second and ends the raylet, and with that Ray ends the jobs: a race
             os.kill(gcs, signal.SIGKILL)
             killed = time.monotonic()
-            codes = [job.wait(60) for job in jobs]
+            codes = [job.wait(patient(60)) for job in jobs]
             took_s = time.monotonic() - killed
         told = [log.read_text() for log in logs]
         assert codes == [4, 4], told

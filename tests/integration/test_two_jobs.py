@@ -54,7 +54,7 @@ def test_another_job_that_waits_reads_everything_and_learns_the_end(submit, job_
     ],
 )
 def test_a_crashed_rollout_job_fails_the_train_job_within_15_s(submit, job_id, end, verdict):
-    consumer = submit("consume.py", job_id, "--timeout", 120)
+    consumer = submit("consume.py", job_id, "--timeout", 240)
     consumer.said()
     producer = submit("produce.py", job_id, "--end", end)
     assert producer.wait() == ("SUCCEEDED" if end == "silent" else "FAILED")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from local_cluster import end_with_parent
+from local_cluster import NotStarted, end_with_parent, tried
 from tests.support.node_cluster import ROOT, UP_S, WORKERS, Failed, NodeCluster, answers, output, role_of, wait_until
 from tests.support.patience import patient
 from tests.support.redis_server import program
@@ -103,8 +103,7 @@ class NamespaceCluster(NodeCluster):
         self.begin("head")
         wait_until(lambda: answers(f"{self.api}/api/gcs_healthz"), UP_S, "the head has not come up")
         for name in self.workers:  # one after the other: Ray gives each 30 s
-            self.begin(name)
-            wait_until(functools.partial(self._started, name), UP_S, f"{name} has not come up")
+            tried(functools.partial(self._begin_worker, name), functools.partial(self.kill, name))
         self.wait_for_jobs()
 
     def stop(self) -> None:
@@ -194,8 +193,12 @@ class NamespaceCluster(NodeCluster):
 
     def _started(self, name: str) -> bool:
         if self.ended(name):
-            raise RuntimeError(f"{name} ended: {(self.folder / f'{name}.log').read_text(errors='replace')[-1500:]}")
+            raise NotStarted(f"{name} ended: {(self.folder / f'{name}.log').read_text(errors='replace')[-1500:]}")
         return "Ray runtime started" in (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _begin_worker(self, name: str) -> None:
+        self.begin(name)
+        wait_until(functools.partial(self._started, name), UP_S, f"{name} has not come up")
 
     def _plug_in(self, name: str) -> None:
         space, hub = self._name(name), self._name("hub")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from slime.cross_job.ops import app as common
+from tests.support.patience import patient
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -34,7 +35,7 @@ def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """scripts/slime-cross-job, in this Python."""
     given = {**os.environ, "PYTHON": sys.executable, "RAY_ADDRESS": "127.0.0.1:1", "COLUMNS": "120", **env}
     command = [str(ROOT / "scripts" / "slime-cross-job"), *words]
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=patient(60))
 
 
 def test_help_names_every_command_and_the_exit_codes():
@@ -61,7 +62,9 @@ SCRIPTS = sorted(
 def test_help_needs_no_environment(script, tmp_path):
     bare = Path(sys.base_prefix, "bin")
     env = {"HOME": str(tmp_path), "PATH": f"{bare}:/usr/bin:/bin", "PYTHON": str(bare / "python3")}
-    done = subprocess.run([*script.split(), "--help"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*script.split(), "--help"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=patient(60)
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) > 10
     assert [path for path in tmp_path.rglob("*") if path.is_dir() and (path / "bin").exists()] == []

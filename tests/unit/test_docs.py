@@ -17,6 +17,7 @@ from slime.cross_job.ops import cli, export, steer  # noqa: F401  they add their
 from slime.cross_job.ops.app import app
 from slime.cross_job_arguments import add_arguments
 from tests.slime import features
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "slime_overlay"
@@ -115,7 +116,7 @@ def lines_of(text: str) -> Iterator[str]:
 def help_of(script: str, *words: str) -> str:
     command = [sys.executable] if script.endswith(".py") else []
     command += [str(ROOT / script), *words, "--help"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=patient(60), cwd=ROOT, check=True).stdout
 
 
 def cross_job_flags() -> set[str]:

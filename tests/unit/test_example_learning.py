@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.patience import patient
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "slime_overlay" / "examples" / "cross_job_cpu"
 sys.path.insert(0, str(EXAMPLE))
 
@@ -249,7 +251,7 @@ def test_two_processes_learn_the_same_bit_for_bit() -> None:
     command = [sys.executable, "-c", _TWO_STEPS]
     env = {"PYTHONPATH": str(EXAMPLE), "PYTHONHASHSEED": "random"}
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    digests = [process.communicate(timeout=120)[0] for process in both]
+    digests = [process.communicate(timeout=patient(120))[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert digests[0] == digests[1]
     assert len(digests[0].strip()) == 64

@@ -38,6 +38,7 @@ from slime.cross_job.types import (
     shortened,
 )
 from tests.support.ledger import attach, figures, publish, train, weights
+from tests.support.patience import patient
 
 PAYLOAD = Payload("t", "v1/a", 10)
 
@@ -384,7 +385,9 @@ def test_checking_imports_neither_numpy_nor_torch():
         "import sys, slime.cross_job.types as t; t.check_payload(t.Payload('t', 'v', 1, meta={'a': (1, 2)})); "
         "assert not {'numpy', 'torch', 'ray'} & {*sys.modules}, sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)}, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)}, timeout=patient(60)
+    )
 
 
 def test_a_record_that_was_checked_is_sound():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slime.cross_job import errors
+from tests.support.patience import patient
 
 OVERLAY = Path(__file__).parents[2] / "slime_overlay"
 SCRIPT = """
@@ -26,7 +27,7 @@ print("after")
 def run_job(body: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(OVERLAY), **env}
     command = [sys.executable, "-c", SCRIPT.format(body=body)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patient(60))
 
 
 @pytest.mark.parametrize(

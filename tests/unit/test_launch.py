@@ -9,6 +9,7 @@ import pytest
 
 import launch
 import launch_environment
+from tests.support.patience import patient
 
 SCRIPTS = Path(launch.__file__).parent
 
@@ -186,7 +187,7 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path):
     slime = checkout(tmp_path, "train.py", "cross_job_rollout.py")
     command = [SCRIPTS / "launch_rollout.sh", "--job-id", "exp", "--slime", slime, "--no-verify"]
     command += ["--address", "http://127.0.0.1:9", "--"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient(120))
     assert done.returncode == 4
     assert "error: no Ray job API at http://127.0.0.1:9" in done.stderr
 

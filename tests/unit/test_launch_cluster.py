@@ -13,6 +13,7 @@ import pytest
 
 import launch_cluster
 from local_cluster import free_ports
+from tests.support.patience import patient
 
 SCRIPTS = Path(launch_cluster.__file__).parent
 COMMANDS = "commands --head 10.0.0.1 "
@@ -112,7 +113,7 @@ def run_slurm(capsys, tmp_path: Path, port: int, *command: str, broken: str = ""
     words = ["bash", "-s", "--", *command]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, env=env, start_new_session=True, text=True, **out)
     try:
-        process.communicate(script, timeout=60)
+        process.communicate(script, timeout=patient(60))
     finally:
         with contextlib.suppress(ProcessLookupError):  # not the program `kill`: of -12345 procps 4.0.2 reads -1, all
             os.killpg(process.pid, signal.SIGKILL)  # as Slurm would

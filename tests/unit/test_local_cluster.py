@@ -11,6 +11,7 @@ import pytest
 import job_api
 import local_cluster
 from local_cluster import CREDENTIALS, LocalCluster, NotStarted, begin_without, forget_ray, says_why
+from tests.support.patience import patient
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
@@ -126,7 +127,7 @@ def start(monkeypatch, tmp_path, what: str) -> LocalCluster:
 
 
 def test_a_start_may_take_long_while_its_processes_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(local_cluster, "SILENT_S", 1.0)
+    monkeypatch.setattr(local_cluster, "SILENT_S", patient(1.0))
     cluster = start(monkeypatch, tmp_path, WORKS + READY)
     assert (cluster.address, cluster.api) == ("127.0.0.2:7", "http://127.0.0.1:8")
     cluster.stop()

@@ -11,6 +11,7 @@ from slime.cross_job.ledger import Ledger
 from slime.cross_job.ledger.snapshot import Snapshot, Tables, restore, snapshot
 from slime.cross_job.types import Located, LocatedValue
 from tests.support.ledger import Clock, attach, ends_at, figures, publish, remembered, train, weights
+from tests.support.patience import patient
 
 Remembered = tuple[Snapshot, Tables]
 
@@ -283,7 +284,7 @@ def test_a_thousand_rollouts_and_fifty_consumers_are_there_at_once(pair, clock):
     again = Ledger(clock, wall=clock)
     restore(again, kept, pickle.loads(records))
     took_s = time.perf_counter() - began
-    assert took_s < 1.0
+    assert took_s < patient(1.0)
     assert without_clocks(again.status()) == without_clocks(pair.status())
     assert again.claim("c").rollout_id == 1
 

@@ -4,7 +4,7 @@ import pickle
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from slime.cross_job.ledger import tables
 from slime.cross_job.ledger.tables import Mark, Table
@@ -26,6 +26,7 @@ def short_log():
         yield
 
 
+@settings(deadline=None)
 @given(st.lists(STEPS, max_size=100))
 def test_copies_that_are_told_now_and_then_stay_equal(steps):
     table: Table[int] = Table()

@@ -52,9 +52,11 @@ def main() -> None:
     parser = add_arguments(argparse.ArgumentParser(description=__doc__))
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--work-s", type=float, required=True)
     args = parser.parse_args()
     with Producer(args.job_id, settings=Settings.from_args(args)) as producer:
         sampler = Sampler.remote(str(args.folder), args.seed)  # type: ignore[attr-defined]
+        ray.get(sampler.__ray_ready__.remote(), timeout=60)
         for rollout_id in producer.demands():
             weights = producer.weights(timeout_s=30)
             if weights is None:
@@ -64,7 +66,7 @@ def main() -> None:
             threading.Timer(0.06, point, (args.folder, "mid-publish")).start()
             published = producer.publish_from(
                 *(rollout_id, sampler, "generate", rollout_id, weights.version, [weights.ref], first_prompt),
-                timeout_s=8,
+                timeout_s=args.work_s,
                 repeatable=True,
             )
             line = {**published.meta, "version": published.version, "at": time.monotonic()}

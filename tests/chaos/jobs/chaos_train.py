@@ -24,7 +24,6 @@ from slime.cross_job.errors import EndOfStream, Stopped, ValueLost
 from slime.cross_job.settings import Settings, add_arguments
 
 _KEPT = 3  # checkpoints
-_STEP_S = 8.0  # deadline of the ranks
 
 
 @ray.remote(num_cpus=0, resources={"train": 0.01})
@@ -76,6 +75,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--save-every", type=int, default=2)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--work-s", type=float, required=True)
     args = parser.parse_args()
     training = Training(args.folder, args.seed, args.save_every)
     with Consumer(args.job_id, settings=Settings.from_args(args)) as consumer:
@@ -85,14 +85,14 @@ def main() -> None:
         consumer.publish_weights(training.next, {"w": training.weights})
         try:
             while not (args.folder / "finish").exists():
-                train_on(consumer, training, ranks)
+                train_on(consumer, training, ranks, args.work_s)
         except (Stopped, EndOfStream):
             save_and_ack(consumer, training)
             raise
         save_and_ack(consumer, training)
 
 
-def train_on(consumer: Consumer, training: Training, ranks: list[Any]) -> None:
+def train_on(consumer: Consumer, training: Training, ranks: list[Any], work_s: float) -> None:
     began, rollout_id = time.monotonic(), training.next
     consumer.demand(rollout_id)
     try:
@@ -104,7 +104,7 @@ def train_on(consumer: Consumer, training: Training, ranks: list[Any]) -> None:
     rewards = batch["reward"].tolist()
     baseline = sum(rewards) / len(rewards)
     parts = ray.get(
-        [rank.gradient.remote([rollout.refs[0]], training.weights, baseline) for rank in ranks], timeout=_STEP_S
+        [rank.gradient.remote([rollout.refs[0]], training.weights, baseline) for rank in ranks], timeout=work_s
     )
     loss, training.weights = step(training.weights, parts, len(rewards))
     training.next += 1

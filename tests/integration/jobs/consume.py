@@ -12,7 +12,7 @@ from slime.cross_job import Consumer
 parser = argparse.ArgumentParser()
 parser.add_argument("job_id")
 parser.add_argument("--samples", type=int, default=8)
-parser.add_argument("--timeout", type=float, default=60)
+parser.add_argument("--timeout", type=float, default=240)
 parser.add_argument("--demand", type=int, default=0)
 parser.add_argument("--end", choices=["finish", "raise", "sigkill"], default="finish")
 args = parser.parse_args()

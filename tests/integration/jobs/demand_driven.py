@@ -14,7 +14,7 @@ if __name__ == "__main__":
     published = []
     with Producer(sys.argv[1]) as producer:
         try:
-            for rollout_id in producer.demands(60):
+            for rollout_id in producer.demands(240):
                 producer.publish(rollout_id, columns(rollout_id))
                 published.append(rollout_id)
         finally:

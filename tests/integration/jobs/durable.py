@@ -46,7 +46,7 @@ def main() -> None:
 def produce(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     with Producer(args.job_id, **settings) as producer:
         generator = Generator.remote()
-        for rollout_id in producer.demands(timeout_s=60, until=args.until):
+        for rollout_id in producer.demands(timeout_s=240, until=args.until):
             position, source = producer.source_before(rollout_id)
             first = source["next"] if source else 0
             published = producer.publish_from(rollout_id, generator, "generate", rollout_id=rollout_id, first=first)
@@ -56,7 +56,7 @@ def produce(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def consume(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     checkpoint = args.until - 2
-    with Consumer(args.job_id, timeout_s=60, **settings) as consumer:
+    with Consumer(args.job_id, timeout_s=240, **settings) as consumer:
         if args.role == "resumed":
             checkpoint -= 2
             consumer.resume(checkpoint)

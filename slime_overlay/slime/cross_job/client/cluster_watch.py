@@ -65,9 +65,9 @@ class ClusterWatch:
             gone_s, why = gone
             after = f" after {gone_s:.1f} s" if gone_s >= _TRIES_S else ""
             error = ClusterUnreachable(
-                f"the control service (GCS) of the Ray cluster at {self._address} ended and is not back{after} ({why}): "
-                "the cluster is lost, and with it all that is not in a durable store. Start the cluster, then both "
-                "jobs again"
+                f"the control service (GCS) of the Ray cluster at {self._address} ended and is not back{after} "
+                f"({why}): the cluster is lost, and with it all that is not in a durable store. Start the cluster, "
+                "then both jobs again"
             )
             if self._lost(error):
                 logger.critical("%s", error)
