@@ -230,7 +230,7 @@ class Life:
             failed = [since for state, since in left if state != "finished"]
             if not failed:
                 return EndOfStream, None
-            if now - failed[-1] >= grace_s:
+            if now - max(failed) >= grace_s:
                 return PeerFailed, None
         return None, None
 
@@ -253,7 +253,7 @@ class Life:
                 self.give_up(untouched, again=self.settings["on_stale"] == "regenerate")
             others = [owner for (g, _), (owner, _) in self.leases.items() if g == group and owner != person.name]
             held = {r for g, r in self.leases if g == group} | {r for g, r in self.acked if g == group}
-            told = self.value_lost(person) or self.lost_for_good(self.lost - held)
+            told = self.value_lost(person) or self.lost_for_good((self.lost | self.wanted) - held)
             return told or (None if others else self.producer_over(now, grace_s)), None
         if (group, rollout_id) in self.acked or rollout_id in self.freed or rollout_id < self.starts.get(group, 0):
             return RolloutNotFound, None
@@ -290,9 +290,11 @@ class Life:
         return None
 
     def lost_for_good(self, wanted: Iterable[int]) -> Error:
-        """Nobody is there who would generate again what is lost."""
-        through = bool(self.producers) and self.producers[-1].state == "finished"
-        return PayloadLost if through and self.lost.intersection(wanted) else None
+        """Nobody is there who would generate again what is lost, or was given up after its publication."""
+        if not self.producers or self.producers[-1].state != "finished":
+            return None
+        given_up = self.wanted.intersection(wanted, self.numbers)
+        return PayloadLost if self.lost.intersection(wanted) else Refused if given_up else None
 
     def value_lost(self, person: Someone) -> Error:
         """Who waits for what its own lost value may hold up is told."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, PayloadLost, Refused
+from slime.cross_job.errors import BadInput, EndOfStream, JobIdTaken, PayloadLost, PeerFailed, Refused
 from slime.cross_job.types import ClientInfo, Payload
 from tests.support.ledger import attach, figures, publish, restarted, train, weights
 
@@ -50,6 +50,21 @@ def test_a_member_that_finishes_the_work_of_a_newer_one_that_died_ends_the_strea
     ledger.end("c-older", "finished")
     with pytest.raises(EndOfStream):
         ledger.next_demand("p")
+
+
+@pytest.mark.parametrize("order", [("train", "archive"), ("archive", "train")])
+def test_a_producer_waits_as_long_as_the_last_group_that_died_is_missed(ledger, clock, order):
+    attach(ledger, "p")
+    for group in order:  # a broker that restarts may know them in another order
+        attach(ledger, f"c-{group}", group=group)
+    ledger.end("c-archive", "dead", "killed")
+    clock.now += 8
+    ledger.end("c-train", "dead", "killed")
+    clock.now += 8
+    assert ledger.next_demand("p", grace_s=10) is None
+    clock.now += 2
+    with pytest.raises(PeerFailed):
+        ledger.next_demand("p", grace_s=10)
 
 
 def test_a_producer_hears_of_a_live_consumer_though_a_newer_one_died(ledger):
@@ -194,6 +209,20 @@ def test_what_was_lost_is_no_end_of_the_stream(pair):
             pair.claim("c", rollout_id)
     with pytest.raises(EndOfStream):
         pair.claim("c", 1)
+
+
+@pytest.mark.parametrize("which", [0, None])
+def test_what_an_operator_dropped_is_no_end_of_the_stream(pair, which):
+    publish(pair, 0)
+    pair.demand("c", 1)
+    pair.end("p", "finished")
+    pair.discard("exp", 0)
+    with pytest.raises(Refused, match=r"rollouts \[0\] of job exp were dropped .* start both jobs again"):
+        pair.claim("c", which)
+    with pytest.raises(EndOfStream):
+        pair.claim("c", 1)
+    attach(pair, "p2")
+    assert pair.next_demand("p2") == 0
 
 
 def test_a_rollout_that_was_skipped_keeps_nobody_from_going_back(ledger):

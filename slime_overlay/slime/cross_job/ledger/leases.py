@@ -327,13 +327,17 @@ class Leases:
                 )
 
     def _raise_if_lost_for_good(self, job: Job, wanted: list[int]) -> None:
-        """What is lost is generated again, but not by a producer that is through: and that is no end of stream."""
-        lost = [rollout_id for rollout_id in wanted if rollout_id in job.lost]
-        if lost and job.producer is not None and job.producer.state == FINISHED:
+        """What is lost or dropped is generated again, but not by a producer that is through: no end of stream."""
+        if job.producer is None or job.producer.state != FINISHED:
+            return
+        then = f"the {who(job.producer)} finished: start both jobs again, and they are generated again"
+        if lost := [rollout_id for rollout_id in wanted if rollout_id in job.lost]:
             raise PayloadLost(
-                f"rollouts {lost} of job {job.job_id} were published and are lost with their vault, and the "
-                f"{who(job.producer)} finished: start both jobs again, and they are generated again"
+                f"rollouts {lost} of job {job.job_id} were published and are lost with their vault, and {then}"
             )
+        gone = [r for r in wanted if r in job.demands and r in job.ever]
+        if gone:
+            raise Refused(f"rollouts {gone} of job {job.job_id} were dropped after their publication, and {then}")
 
     def _claim_next(self, job: Job, group: Group, client: Client, grace_s: float, token: str) -> Located | None:
         put_aside: list[int] = []
@@ -361,7 +365,8 @@ class Leases:
             for rollout_id in put_aside:
                 heapq.heappush(group.ready, rollout_id)
         self._raise_if_value_lost(job, client)
-        open_here = [r for r in sorted(job.lost) if r not in group.acked and r not in group.leases]
+        unpublished = sorted({*job.lost, *job.demands})
+        open_here = [r for r in unpublished if r not in group.acked and r not in group.leases]
         self._raise_if_lost_for_good(job, open_here)
         if all(owner == client.info.client_id for owner, _ in group.leases.values()):  # else one may still come back
             if put_aside and job.producer is not None and not job.producer.attached:

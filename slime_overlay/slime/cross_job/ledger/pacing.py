@@ -122,7 +122,7 @@ class Pacing:
             broken = [member for member in left if member is not None and member.state != FINISHED]
             if not broken:
                 raise EndOfStream(f"job {job.job_id}: the consumers finished, nothing more is wanted")
-            self.membership.raise_peer(broken[-1], grace_s)
+            self.membership.raise_peer(max(broken, key=self.registry.ended_at), grace_s)
         return None
 
     @writes()
