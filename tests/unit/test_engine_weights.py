@@ -145,7 +145,8 @@ class Manager:
 @pytest.fixture
 def told(monkeypatch):
     """told(manager, samples' versions...): what is said of a rollout whose engines now say exp/4/a."""
-    monkeypatch.setattr(engine_weights, "ask", lambda engines, what: [Said(URL, version) for version in engines])
+    monkeypatch.setattr(engine_weights, "asked", lambda engines, what: engines)
+    monkeypatch.setattr(engine_weights, "get", lambda version, *_: Said(URL, version))
     monkeypatch.setattr(engine_weights.data_source, "buffer_of", lambda manager: [])
 
     def tell(manager: Manager, *versions: list[str], engines: Any = ("exp/4/a", "exp/4/a")) -> dict[str, Any]:
@@ -190,12 +191,13 @@ def test_a_model_that_is_not_trained_keeps_the_stamp_it_was_started_with(told):
 
 
 def test_an_engine_that_died_says_nothing_while_others_do(monkeypatch):
-    def ask(engines: list[str], what: Any) -> list[Said]:
-        if engines[0] == "dead":
+    def get(engine: str, *_: Any) -> Said:
+        if engine == "dead":
             raise WaitTimeout("an engine did not answer")
-        return [Said(URL, engines[0])]
+        return Said(URL, engine)
 
-    monkeypatch.setattr(engine_weights, "ask", ask)
+    monkeypatch.setattr(engine_weights, "asked", lambda engines, what: engines)
+    monkeypatch.setattr(engine_weights, "get", get)
     manager = Manager()
     engine_weights.watch(manager, ["dead", "exp/4/a"])
     assert engine_weights.of_rollout(manager) == {"weights_said": ["exp/4/a"]}

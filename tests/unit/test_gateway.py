@@ -39,7 +39,7 @@ class Consumer:
 
 
 class Engines:
-    """Stands for the engines behind `ask`: each takes what an update carries, but for those that ignore it."""
+    """Stands for the engines behind `asked`: each takes what an update carries, but for those that ignore it."""
 
     def __init__(self) -> None:
         self.versions = {"a": stamp("exp", "new"), "b": stamp("exp", "new")}
@@ -47,20 +47,25 @@ class Engines:
         self.dead: set[str] = set()
         self.asked: list[tuple[str, str]] = []
 
-    def __call__(self, engines: list[str], what: Any, *args: Any) -> list[Said]:
-        if self.dead & {*engines}:
+    def __call__(self, engines: list[str], what: Any, *args: Any) -> list[Any]:
+        return [(engine, what, *args) for engine in engines]
+
+    def answer(self, ref: Any, *_: Any) -> Said:
+        engine, what, *args = ref
+        if engine in self.dead:
             raise engine_weights.ray.exceptions.RayActorError()
-        said = [Said(URL, self.versions[engine]) for engine in engines]
-        self.asked += [(what.__name__, engine) for engine in engines]
-        if what is engine_weights.carry:
-            self.versions |= {engine: args[0] for engine in engines if engine not in self.ignores}
+        said = Said(URL, self.versions[engine])
+        self.asked.append((what.__name__, engine))
+        if what is engine_weights.carry and engine not in self.ignores:
+            self.versions[engine] = args[0]
         return said
 
 
 @pytest.fixture
 def engines(monkeypatch):
     made = Engines()
-    monkeypatch.setattr(engine_weights, "ask", made)
+    monkeypatch.setattr(engine_weights, "asked", made)
+    monkeypatch.setattr(engine_weights, "get", made.answer)
     monkeypatch.setattr(update_groups, "unlock", lambda lock: None)
     return made
 

@@ -44,7 +44,11 @@ class Side:
         self.spans.append((what, rollout_id))
 
     def ask(self, method: str, rollout_id: int) -> None:
-        {"saved": self.acked, "training": self.began}[method].append(rollout_id)
+        {"saved": self.acked, "noted": self.began}[method].append(rollout_id)
+
+    def send(self, method: str, rollout_id: int) -> Any:
+        assert method == "training"
+        return lambda: self.ask("noted", rollout_id)
 
 
 @pytest.fixture
@@ -83,6 +87,15 @@ def test_what_the_critic_alone_saved_is_acked(train_group):
     assert side.acked == [0, 1, 2, 3], "each once both have saved it"
     assert [side.trained, side.saved] == [3, 3]
     assert side.began == [0, 1, 2, 3], "once, though both groups train on it"
+
+
+def test_the_ranks_begin_while_the_broker_notes_what_they_train_on(train_group):
+    side, did = Side(use_critic=False), list[str]()
+    side.send = lambda method, rollout_id: did.append("told") or (lambda: did.append("noted"))
+    actor = Group("actor", did)
+    train_group.adopt(actor, side)
+    actor.async_train(0, "data")
+    assert did == ["told", "actor trains 0", "noted"]
 
 
 def test_an_asynchronous_checkpoint_is_acked_once_the_next_one_begins(train_group):

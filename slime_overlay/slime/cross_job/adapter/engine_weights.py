@@ -234,17 +234,21 @@ def ask(engines: Sequence[Any], what: Any, *args: Any) -> list[Any]:
         ray.exceptions.RayActorError: an engine died. RayTaskError: its server does not answer. WaitTimeout.
     """
     deadline = Deadline(_ENGINES_S)
-    refs = [engine.__ray_call__.remote(what, *args) for engine in engines if engine is not None]
-    return [get(ref, deadline, "an engine") for ref in refs]
+    return [get(ref, deadline, "an engine") for ref in asked(engines, what, *args)]
+
+
+def asked(engines: Sequence[Any], what: Any, *args: Any) -> list[Any]:
+    """Refs of what they answer; all of them are at it at the same time."""
+    return [engine.__ray_call__.remote(what, *args) for engine in engines if engine is not None]
 
 
 def ask_the_living(job_id: str, engines: Sequence[Any]) -> tuple[list[Said], Exception | None]:
     """(what those say that answer, the error of the last one that does not): slime may go on without an engine."""
     answers: list[Said] = []
     died: Exception | None = None
-    for engine in engines:
+    for ref in asked(engines, said):
         try:
-            answers += ask([engine], said)
+            answers.append(get(ref, Deadline(_ENGINES_S), "an engine"))
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError, WaitTimeout) as error:
             logger.warning("job %s: an engine does not say which weights it serves: %s", job_id, error)
             died = error

@@ -94,8 +94,13 @@ class TrainDriver:
         """Call the gateway; `wait`: it may wait for the rollout job, which may be at work for any time, and it says
         itself when that is silent. It waits for a silent broker or vault as long as it may, and its error says which:
         it is given a little more."""
+        return self.send(method, *args, wait=wait)()
+
+    def send(self, method: str, *args: Any, wait: bool = False) -> Callable[[], Any]:
+        """`ask` in two: the gateway is at it from here on, and what is returned waits for its answer."""
         deadline = Deadline(math.inf if wait else max(_QUICK_S, self.settings.timeout_s + START_S))
-        return get(getattr(self.gateway, method).remote(*args), deadline, "the gateway")
+        ref = getattr(self.gateway, method).remote(*args)
+        return lambda: get(ref, deadline, "the gateway")
 
     @property
     def weight_version(self) -> int:

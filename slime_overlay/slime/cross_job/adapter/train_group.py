@@ -128,14 +128,20 @@ class Updates:
             self._watch = threading.Thread(target=self._serve, args=(connect, push), daemon=True)
             self._watch.start()
 
-    def training(self, rollout_id: int) -> None:
-        """The ranks are about to train on this rollout; with a critic, those of both groups, one after the other."""
-        if rollout_id != self.side.trained:  # what one group has begun, the other ends
+    @contextmanager
+    def training(self, rollout_id: int) -> Iterator[None]:
+        """Around the call that lets the ranks begin to train on this rollout; with a critic, those of both groups, one
+        after the other. The broker hears of it meanwhile, and has noted it when this ends."""
+        side, noted = self.side, None
+        if rollout_id != side.trained:  # what one group has begun, the other ends
             shutdown.check()
-            self.side.ask("training", rollout_id)
-        self.side.trained = max(self.side.trained, rollout_id)
+            noted = side.send("training", rollout_id)
+        side.trained = max(side.trained, rollout_id)
         self.phase("train", rollout_id)
-        self.side.gateway.doing.remote(f"training on rollout {rollout_id}")
+        side.gateway.doing.remote(f"training on rollout {rollout_id}")
+        yield
+        if noted is not None:
+            noted()
 
     @contextmanager
     def _within(self, timeout_s: float) -> Iterator[None]:
@@ -198,8 +204,8 @@ class _BufferEra:
 
     def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
         with self.cross_job.side.lock:
-            self.cross_job.training(rollout_id)
-            refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+            with self.cross_job.training(rollout_id):
+                refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
             self.cross_job.step(refs)
         return refs
 
@@ -230,8 +236,8 @@ class _InParts:
 
     def async_train(self, rollout_id: int, *args: Any, **kwargs: Any) -> list[Any]:
         with self.cross_job.side.lock:
-            self.cross_job.training(rollout_id)
-            refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
+            with self.cross_job.training(rollout_id):
+                refs = super().async_train(rollout_id, *args, **kwargs)  # type: ignore[misc]
             self.cross_job.step(refs)
         return refs
 
